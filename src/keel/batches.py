@@ -1,0 +1,97 @@
+"""Tensors that travel together. Index t of every per-token tensor is about token t."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["PairBatch", "Rollout", "TokenBatch"]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded rows of tokens.
+
+    Attributes:
+        ids: token ids; what lies under a False attention mask is meaningless.
+        attention_mask: True where the token is real, on whichever side the padding is.
+        response_mask: True where the assistant wrote the token, end-of-sequence included.
+        record_ids: one per row, for error messages.
+    """
+
+    ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    response_mask: Bool[Tensor, "B T"]
+    record_ids: tuple[str, ...]
+
+    @property
+    def n_response_tokens(self) -> int:
+        return int(self.response_mask.sum())
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return replace(self, ids=self.ids.to(device), attention_mask=self.attention_mask.to(device),
+                       response_mask=self.response_mask.to(device))
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Preference pairs. `tokens` holds 2B rows: all chosen responses first, then all rejected ones in the same order.
+
+    Attributes:
+        margin: gap asked of the scores, inside the log-sigmoid; 0 where none.
+        label_prob: probability that chosen is really the better one.
+        weight: share of the pair in the loss; 0 drops it.
+    """
+
+    tokens: TokenBatch
+    margin: Float[Tensor, " B"]
+    label_prob: Float[Tensor, " B"]
+    weight: Float[Tensor, " B"]
+
+    @property
+    def n_pairs(self) -> int:
+        return self.margin.shape[0]
+
+    def to(self, device: torch.device | str) -> "PairBatch":
+        return PairBatch(self.tokens.to(device), self.margin.to(device), self.label_prob.to(device),
+                         self.weight.to(device))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses sampled for prompts, right-padded, with what each model says about them.
+
+    Attributes:
+        tokens: prompt + response per row.
+        logprobs: nats, of each response token under the policy that sampled it, in the log-prob convention of the run.
+        ended: True where the response ended by itself (end-of-sequence written), False where it was cut.
+        prompt_indices: which prompt of the sampled list each row answers.
+        ref_logprobs, values, scores: under the reference, the critic and the reward model; None until measured.
+        advantages, returns: None until credit is assigned.
+    """
+
+    tokens: TokenBatch
+    logprobs: Float[Tensor, "B T"]
+    ended: Bool[Tensor, " B"]
+    prompt_indices: Int[Tensor, " B"]
+    ref_logprobs: Float[Tensor, "B T"] | None = None
+    values: Float[Tensor, "B T"] | None = None
+    scores: Float[Tensor, " B"] | None = None
+    advantages: Float[Tensor, "B T"] | None = None
+    returns: Float[Tensor, "B T"] | None = None
+
+    def rows(self, index: list[int]) -> "Rollout":
+        """Those rows, in that order, without the columns that none of them needs."""
+        picked = torch.as_tensor(index)
+        width = int(self.tokens.attention_mask[picked].sum(1).max())
+        changed: dict[str, object] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                part = value[picked]
+                changed[field.name] = part[:, :width] if part.ndim == 2 else part
+        tokens = TokenBatch(
+            self.tokens.ids[picked, :width], self.tokens.attention_mask[picked, :width],
+            self.tokens.response_mask[picked, :width], tuple(self.tokens.record_ids[i] for i in index))
+        return replace(self, tokens=tokens, **changed)  # type: ignore[arg-type]
