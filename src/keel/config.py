@@ -1,0 +1,166 @@
+"""Typed settings: TOML file plus `--field value`, resolved into one frozen model, with errors that name the field."""
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from keel.errors import ConfigError
+
+__all__ = ["Config", "FieldHelp", "describe", "nearest"]
+
+
+class Config(BaseModel):
+    """Base of every recipe's settings: frozen, unknown fields refused, numbers must be finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def resolve(cls, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Defaults, then the file, then the overrides (`"sampling.top_p": "0.9"`), checked together.
+
+        Raises:
+            ConfigError: the file cannot be read, a field is unknown, or a value is out of range.
+        """
+        values = read_toml(Path(file)) if file is not None else {}
+        for dotted, value in (overrides or {}).items():
+            _assign(cls, values, dotted, value)
+        return cls.checked(values, where=str(file) if file is not None else None)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
+        """Build from a plain mapping; pydantic's complaints become one ConfigError that lists them all."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            names = [field.name for field in describe(cls)]
+            complaints = [_complaint(problem, names) for problem in error.errors()]
+            raise ConfigError("; ".join(complaints), where=where,
+                              remedy="`--help` lists every field with its range and default.") from error
+
+    def to_toml(self) -> str:
+        """The complete settings as a TOML file; a field that is off (None) is left out, which means the same."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+class FieldHelp(typing.NamedTuple):
+    """One line of `--help`: a field's dotted name, type, allowed values, default and meaning."""
+
+    name: str
+    kind: str
+    limits: str
+    default: str
+    description: str
+
+
+def describe(config: type[Config], prefix: str = "") -> Iterator[FieldHelp]:
+    """Every field of a config, nested ones by their dotted names."""
+    for name, field in config.model_fields.items():
+        nested = _nested(field)
+        if nested is not None:
+            yield from describe(nested, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        yield FieldHelp(prefix + name, _kind(field.annotation), _limits(field), default, field.description or "")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`, or nothing when no known name is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    tails = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == name]
+    found = tails or close
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file as a dict.
+
+    Raises:
+        ConfigError: no such file, not TOML, or not text.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file: {error.strerror}", where=str(file),
+                          remedy="Give the path of a TOML file, or a preset's name; see configs/.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a TOML file: {error}", where=str(file),
+                          remedy='TOML is `field = value` per line; text values are quoted: policy = "models/mine".') from error
+
+
+def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: Any) -> None:
+    known = [field.name for field in describe(config)]
+    if dotted not in known:
+        raise ConfigError(f"unknown field {dotted!r}{nearest(dotted, known)}",
+                          remedy="`--help` lists every field with its range and default.")
+    *path, last = dotted.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+    values[last] = _parsed(value)
+
+
+def _parsed(value: Any) -> Any:
+    """Text of the command line: lists and tables as TOML, `none` as off, anything else for pydantic to convert."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() == "none":
+        return None
+    if value[:1] in "[{" and value:
+        try:
+            return tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            return value
+    return value
+
+
+def _complaint(problem: Any, names: list[str]) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {name!r}{nearest(name, names)}"
+    if problem["type"] == "missing":
+        return f"field {name!r} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    return f"{name} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+
+
+def _nested(field: FieldInfo) -> type[Config] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
+
+
+def _kind(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(annotation))
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join(_kind(part) for part in typing.get_args(annotation))
+    if origin is not None:
+        inner = ", ".join(_kind(part) for part in typing.get_args(annotation))
+        return f"{origin.__name__}[{inner}]"
+    if annotation is type(None):
+        return "none"
+    return "..." if annotation is Ellipsis else getattr(annotation, "__name__", str(annotation))
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [f"{sign} {getattr(rule, name)}" for rule in field.metadata for name, sign in signs.items()
+             if getattr(rule, name, None) is not None]
+    return ", ".join(found)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
