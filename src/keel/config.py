@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from keel.errors import ConfigError
@@ -46,8 +46,13 @@ class Config(BaseModel):
                               remedy="`--help` lists every field with its range and default.") from error
 
     def to_toml(self) -> str:
-        """The complete settings as a TOML file; a field that is off (None) is left out, which means the same."""
-        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+        """The complete settings as a TOML file. TOML has no null: a field that is off reads `"none"`."""
+        return tomli_w.dumps(_spelled_none(self.model_dump(mode="json")))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        return {k: None if v == "none" else v for k, v in values.items()} if isinstance(values, dict) else values
 
 
 class FieldHelp(typing.NamedTuple):
@@ -92,7 +97,7 @@ def read_toml(file: Path) -> dict[str, Any]:
                           remedy="Give the path of a TOML file, or a preset's name; see configs/.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a TOML file: {error}", where=str(file),
-                          remedy='TOML is `field = value` per line; text values are quoted: policy = "models/mine".') from error
+                          remedy='TOML is `field = value` per line; text is quoted: policy = "models/mine".') from error
 
 
 def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -107,11 +112,9 @@ def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: An
 
 
 def _parsed(value: Any) -> Any:
-    """Text of the command line: lists and tables as TOML, `none` as off, anything else for pydantic to convert."""
+    """Text of the command line: lists and tables as TOML, anything else for pydantic to convert."""
     if not isinstance(value, str):
         return value
-    if value.lower() == "none":
-        return None
     if value[:1] in "[{" and value:
         try:
             return tomllib.loads(f"value = {value}")["value"]
@@ -132,8 +135,8 @@ def _complaint(problem: Any, names: list[str]) -> str:
     return f"{name} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+def _spelled_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _spelled_none(v) if isinstance(v, dict) else "none" if v is None else v for k, v in values.items()}
 
 
 def _nested(field: FieldInfo) -> type[Config] | None:

@@ -1,0 +1,1 @@
+"""The arithmetic: tensors in, tensors out. Imports nothing else of keel."""

@@ -1,0 +1,60 @@
+"""Sums, means and moments over the True part of a mask. What lies under False is invisible, even NaN."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["Moments", "Stats", "masked_mean", "masked_sum", "merge_moments", "no_moments", "whiten", "wide"]
+
+Stats = dict[str, Tensor]
+Moments = Float[Tensor, "3"]
+"""Count, mean and sum of squared deviations of everything seen so far, in float64."""
+
+
+def wide(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """At least float32, whatever the model computes in. Source: arXiv:2307.04964; section 14, item 11 of our spec."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def masked_sum(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:
+    """Sum of x where mask is True. Source: Zheng et al. 2023, arXiv:2307.04964, section 7 of our spec (token means)."""
+    return torch.where(mask, x, 0.0).sum()
+
+
+def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:
+    """Mean of x where mask is True; 0 where nothing is. Source: arXiv:2307.04964, token means of section 5."""
+    return masked_sum(x, mask) / mask.sum().clamp_min(1)
+
+
+def whiten(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, center: bool = True) -> Float[Tensor, "*S"]:
+    """Scale to unit (biased) variance over the mask and, with `center`, subtract the mean; zero outside the mask.
+
+        y = (x - mean) / sqrt(var + 1e-6)
+
+    Source: arXiv:2307.04964, section 5.2.3 (advantage normalisation); epsilon and biased variance as in MOSS-RLHF.
+    """
+    x = wide(x.detach())
+    mean = masked_mean(x, mask)
+    scale = (masked_mean((x - mean).square(), mask) + 1e-6).rsqrt()
+    return torch.where(mask, (x - mean) * scale if center else x * scale, 0.0)
+
+
+def no_moments() -> Moments:
+    """The moments of nothing. Source: Chan, Golub, LeVeque 1983, Eq. 2.1."""
+    return torch.zeros(3, dtype=torch.float64)
+
+
+def merge_moments(seen: Moments, x: Float[Tensor, " N"]) -> Moments:
+    """Moments of everything seen before and of x together.
+
+    Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", Eq. 2.1; used for the running
+    score statistics of arXiv:2307.04964, section 5.2.3.
+    """
+    x = x.detach().to(torch.float64)
+    if x.numel() == 0:
+        return seen.clone()
+    n_old, mean_old, m2_old = seen.unbind()
+    n_new, mean_new = torch.tensor(float(x.numel()), dtype=torch.float64), x.mean()
+    n, gap = n_old + n_new, mean_new - mean_old
+    m2 = m2_old + (x - mean_new).square().sum() + gap.square() * n_old * n_new / n
+    return torch.stack([n, mean_old + gap * n_new / n, m2])

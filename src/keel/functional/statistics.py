@@ -1,0 +1,64 @@
+"""Numbers for people: shares with intervals, calibration, how much of the returns a critic explains."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from keel.functional.masked import masked_mean
+
+__all__ = ["bootstrap_interval", "expected_calibration_error", "explained_variance", "repeated_share"]
+
+
+def bootstrap_interval(
+    values: Float[Tensor, " N"], *, generator: torch.Generator, n_resamples: int = 1000, confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """Mean, lower and upper end of its percentile bootstrap interval.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
+    Raises:
+        ValueError: there are no values.
+    """
+    if values.numel() == 0:
+        raise ValueError("no values: a mean over nothing has no interval")
+    x = values.detach().to(torch.float64)
+    picks = torch.randint(x.numel(), (n_resamples, x.numel()), generator=generator)
+    means = x[picks].mean(1)
+    tail = (1 - confidence) / 2
+    ends = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    return float(x.mean()), float(ends[0]), float(ends[1])
+
+
+def expected_calibration_error(margins: Float[Tensor, " N"], *, n_bins: int = 10) -> Float[Tensor, ""]:
+    """Mean gap between stated and actual accuracy over equal-width bins of the winner's probability.
+
+    The stated probability of the higher-scored side is sigmoid(|margin|); it is right where the margin is positive.
+    Source: Guo et al. 2017, arXiv:1706.04599, Eq. 3.
+    """
+    probability = torch.sigmoid(margins.detach().abs().double())
+    right = (margins.detach() > 0).double()
+    bins = ((probability - 0.5) * 2 * n_bins).long().clamp(0, n_bins - 1)
+    gap = torch.zeros(n_bins, dtype=torch.float64).index_add_(0, bins, probability - right)
+    return gap.abs().sum() / max(margins.numel(), 1)
+
+
+def explained_variance(
+    values: Float[Tensor, "B T"], returns: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, ""]:
+    """1 - Var(R - V) / Var(R) over the mask: 1 for a perfect critic, 0 for one that knows only the mean.
+
+    Source: Schulman et al. 2016, arXiv:1506.02438, section 6 (value function fit); 0 where the returns do not vary.
+    """
+    target = torch.where(mask, returns.detach().double(), 0.0)
+    error = torch.where(mask, target - values.detach().double(), 0.0)
+    spread = masked_mean((target - masked_mean(target, mask)).square(), mask)
+    left = masked_mean((error - masked_mean(error, mask)).square(), mask)
+    return torch.where(spread > 1e-12, 1 - left / spread.clamp_min(1e-12), 0.0)
+
+
+def repeated_share(ids: list[int], *, n: int = 4) -> float:
+    """Share of a response's n-grams that occurred earlier in it; 0 for fewer than n tokens.
+
+    Source: Welleck et al. 2020, arXiv:1908.04319, section 4.2 (seq-rep-n).
+    """
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
