@@ -102,12 +102,15 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: Any) -> None:
     known = [field.name for field in describe(config)]
+    dotted = f"{dotted}.path" if f"{dotted}.path" in known else dotted  # --policy DIR is --policy.path DIR
     if dotted not in known:
         raise ConfigError(f"unknown field {dotted!r}{nearest(dotted, known)}",
                           remedy="`--help` lists every field with its range and default.")
     *path, last = dotted.split(".")
     for part in path:
-        values = values.setdefault(part, {})
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
     values[last] = _parsed(value)
 
 
@@ -140,8 +143,9 @@ def _spelled_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(field: FieldInfo) -> type[Config] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
+    kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    only = kinds[0] if len(kinds) == 1 else None
+    return only if isinstance(only, type) and issubclass(only, Config) else None
 
 
 def _kind(annotation: Any) -> str:

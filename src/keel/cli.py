@@ -1,0 +1,151 @@
+"""The command line: `keel COMMAND [config.toml] [--field value ...]`, built from each command's config."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from keel import __version__
+from keel.config import Config, describe, nearest, read_toml
+from keel.errors import ConfigError, KeelError
+from keel.recipes import COMMANDS
+
+__all__ = ["main"]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit code is 0, or that of the error (2 config, 3 data, 4 model, 5 numerics, 6 run)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _dispatch(words)
+    except KeelError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; a run continues with --resume from its last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"keel {__version__}")
+        return 0
+    name, rest = _command(words)
+    module_name, config_name, line = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    config_class: type[Config] = getattr(module, config_name)
+    if "--help" in rest or "-h" in rest:
+        print(_help(name, line, config_class))
+        return 0
+    return _run(name, module, config_class, rest)
+
+
+def _run(name: str, module: Any, config_class: type[Config], rest: list[str]) -> int:
+    file, overrides, flags = _parse(rest, config_class)
+    if "resume" in flags:
+        from keel.runs import saved_config
+
+        folder = Path(flags["resume"])
+        if file or overrides:
+            raise ConfigError("--resume takes its settings from the run", remedy="Give --resume RUN alone.")
+        config = config_class.checked(saved_config(folder, name.replace("-", "_")) | {"out": str(folder)})
+        module.run(config, resume=True)
+        return 0
+    config = config_class.resolve(_preset(file), overrides)
+    if "print-config" in flags:
+        print(config.to_toml(), end="")
+        return 0
+    result = module.run(config)
+    if hasattr(result, "folder"):
+        print(f"{name}: done, see {result.folder}")
+    return 0
+
+
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    for size in (2, 1):
+        name = " ".join(words[:size])
+        if len(words) >= size and name in COMMANDS:
+            return name, words[size:]
+    family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if family:
+        raise ConfigError(f"`keel {words[0]}` needs one more word", remedy="One of: " + ", ".join(family))
+    raise ConfigError(f"unknown command {words[0]!r}{nearest(words[0], list(COMMANDS))}",
+                      remedy="`keel --help` lists the commands.")
+
+
+def _parse(rest: list[str], config_class: type[Config]) -> tuple[str | None, dict[str, Any], dict[str, str]]:
+    """Config file, `field -> text`, and the flags every command has."""
+    positional = [field.name for field in describe(config_class) if field.kind.startswith("list")][:1]
+    file: str | None = None
+    overrides: dict[str, Any] = {}
+    flags: dict[str, str] = {}
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            if positional and not word.endswith(".toml"):
+                overrides.setdefault(positional[0], []).append(word)
+            elif file is not None:
+                raise ConfigError(f"two config files: {file!r} and {word!r}", remedy="Options are --field value.")
+            else:
+                file = word
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name == "print-config":
+            flags[name] = ""
+            continue
+        if not equals:
+            if not words or (words[0].startswith("--") and len(words[0]) > 2):
+                raise ConfigError(f"--{name} has no value", remedy=f"Write --{name} VALUE.")
+            value = words.pop(0)
+        if name == "resume":
+            flags[name] = value
+        else:
+            overrides[name.replace("-", "_")] = value
+    return file, overrides, flags
+
+
+def _preset(file: str | None) -> str | None:
+    """A config file, or the name of one that comes with keel."""
+    if file is None or file.endswith(".toml") or Path(file).exists():
+        return file
+    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if file not in known:
+        raise ConfigError(f"no config file or preset {file!r}{nearest(file, known)}",
+                          remedy=f"Presets: {', '.join(known)}; or give a path that ends in .toml.")
+    return str(PRESETS / f"{file}.toml")
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  keel {name:<{width}}  {line}" for name, (_, _, line) in COMMANDS.items()]
+    return "\n".join([
+        "keel: from raw human preferences to an aligned, monitored language model", "", *lines, "",
+        "keel COMMAND --help lists every field with its range and default; --print-config prints a complete file;",
+        "--resume RUN continues a run. Begin with: keel demo"])
+
+
+def _help(name: str, line: str, config_class: type[Config]) -> str:
+    rows = list(describe(config_class))
+    lines = [f"keel {name} [config.toml | preset] [--field value ...]", f"  {line}", ""]
+    for row in rows:
+        limits = f", {row.limits}" if row.limits else ""
+        lines += [f"  --{row.name}  ({row.kind}{limits}; default {row.default})", f"        {row.description}"]
+    presets = [path.stem for path in sorted(PRESETS.glob("*.toml")) if read_toml(path).keys() <= _top(config_class)]
+    if presets:
+        lines += ["", f"presets: {', '.join(presets)}"]
+    return "\n".join([*lines, "", "  --print-config  print the complete settings and stop",
+                      "  --resume RUN    continue a run from its last checkpoint"])
+
+
+def _top(config_class: type[Config]) -> set[str]:
+    return set(config_class.model_fields)

@@ -1,0 +1,1 @@
+"""transformers on one side, tensors on the other."""

@@ -1,0 +1,183 @@
+"""Token log-probabilities, values and scores. The only shift from logits to labels; logits exist only in chunks."""
+
+import contextlib
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from keel.batches import TokenBatch
+from keel.errors import ModelError
+from keel.models.load import is_encoder, trunk_of
+
+__all__ = ["hidden_states", "position_ids", "response_scores", "token_logprobs", "token_values", "trunk_output"]
+
+CHUNK_ELEMENTS = 1 << 22
+"""Logits held at once: 16 MB in float32."""
+
+
+def position_ids(attention_mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """0, 1, 2, ... over the real tokens of each row, wherever its padding is."""
+    return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def hidden_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T D"]:
+    """Final hidden states, after the last norm. Right-padded rows of a causal model need no attention mask at all."""
+    trunk = trunk_of(model)
+    inputs: dict[str, Any] = {"input_ids": batch.ids}
+    if is_encoder(model):
+        inputs["attention_mask"] = batch.attention_mask.long()
+    elif not bool(batch.attention_mask[:, 0].all()):
+        inputs["attention_mask"] = batch.attention_mask.long()
+        if "position_ids" in inspect.signature(trunk.forward).parameters:
+            inputs["position_ids"] = position_ids(batch.attention_mask)
+    return trunk_output(model, trunk, **inputs).last_hidden_state
+
+
+def trunk_output(model: nn.Module, trunk: nn.Module, **inputs: Any) -> Any:
+    """Run the trunk in the number format the model was loaded for."""
+    bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    device = inputs["input_ids"].device.type
+    autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=getattr(bare, "keel_autocast", False))
+    with autocast, model.active() if hasattr(model, "active") else contextlib.nullcontext():
+        return trunk(**inputs) if is_encoder(model) else trunk(**{"use_cache": False} | inputs)
+
+
+def token_logprobs(
+    model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0, with_entropy: bool = False,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
+    """log p(ids[b, t] | ids[b, :t]) in nats on response tokens, 0 elsewhere; and the entropy there, detached.
+
+    The head runs on positions before response tokens only, in chunks that backward computes again: no tensor of
+    [batch, length, vocabulary] ever exists.
+
+    Args:
+        model: a causal language model.
+        batch: rows whose response tokens are wanted.
+        temperature: divides the logits, > 0.
+        with_entropy: also give the entropy of each next-token distribution, in nats; no gradient.
+    """
+    hidden = hidden_states(model, batch)
+    wanted = batch.response_mask[:, 1:]
+    weight, bias = output_head(model)
+    picked, targets = hidden[:, :-1][wanted], batch.ids[:, 1:][wanted]
+    found, spread = _ChunkedLogprobs.apply(picked, weight, bias, targets, 1.0 / temperature * logit_scale(model),
+                                           with_entropy)
+    logprobs = _scattered(found, wanted)
+    return logprobs, _scattered(spread, wanted) if with_entropy else None
+
+
+def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
+    """The critic's value just before each response token, 0 elsewhere.
+
+    Raises:
+        ModelError: the model looks both ways, so its value would see the future.
+    """
+    if is_encoder(model):
+        raise ModelError("an encoder cannot be a critic: its value of a token would see the tokens after it",
+                         remedy="Use a causal model as critic; an encoder can be the reward model.")
+    wanted = batch.response_mask[:, 1:]
+    return _scattered(scalar_head(model, hidden_states(model, batch)[:, :-1][wanted]), wanted)
+
+
+def response_scores(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " B"]:
+    """One score per row: the head at the last real token (causal models) or the model's own pooling (encoders)."""
+    if is_encoder(model):
+        return model(input_ids=batch.ids, attention_mask=batch.attention_mask.long()).logits[:, 0].float()
+    positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    last = torch.where(batch.attention_mask, positions, -1).max(1).values
+    hidden = hidden_states(model, batch)
+    return scalar_head(model, hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+
+
+def scalar_head(model: nn.Module, hidden: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+    """The one-number head, in float32 whatever the trunk computes in."""
+    bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    with torch.autocast(hidden.device.type, enabled=False):
+        return bare.score(hidden.float())[:, 0]
+
+
+def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight [V, D] and bias [V] of the language-model head."""
+    bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    head = bare.get_output_embeddings()
+    return head.weight, getattr(head, "bias", None)
+
+
+def logit_scale(model: nn.Module) -> float:
+    """What the architecture multiplies its logits by: Cohere's logit_scale, one over Granite's logits_scaling.
+
+    Raises:
+        ModelError: the architecture bends its logits (Gemma 2's soft cap), which the chunked head does not know.
+    """
+    bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    if getattr(bare.config, "final_logit_softcapping", None):
+        raise ModelError("this architecture caps its logits (final_logit_softcapping), which keel does not support",
+                         remedy="Use a model without logit capping (Llama, Qwen, Mistral, GPT-2, ... have none).")
+    return getattr(bare.config, "logit_scale", 1.0) / getattr(bare.config, "logits_scaling", 1.0)
+
+
+def _scattered(values: Float[Tensor, " N"], wanted: Bool[Tensor, "B S"]) -> Float[Tensor, "B T"]:
+    """Values back to their rows, one column to the right: column t is about token t."""
+    out = torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).masked_scatter(wanted, values)
+    return nn.functional.pad(out, (1, 0))
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """Log-probabilities of targets, and entropies, by chunks of rows; backward recomputes each chunk's logits.
+
+    d loss / d logits = g (onehot - p), so only hidden states, targets and the log-normaliser need be kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float,
+                with_entropy: bool) -> tuple[Tensor, Tensor]:
+        n = hidden.shape[0]
+        logprobs = torch.empty(n, dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty(n if with_entropy else 0, dtype=torch.float32, device=hidden.device)
+        normaliser = torch.empty(n, dtype=torch.float32, device=hidden.device)
+        for part in _chunks(n, weight.shape[0]):
+            logits = _logits(hidden[part], weight, bias, scale)
+            normaliser[part] = logits.logsumexp(-1)
+            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normaliser[part]
+            if with_entropy:
+                logits -= normaliser[part, None]
+                entropy[part] = -(logits.exp() * logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        g = grads[0].float() * ctx.scale
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) \
+            if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for part in _chunks(hidden.shape[0], weight.shape[0]):
+            d_logits = _logits(hidden[part], weight, bias, ctx.scale).sub_(normaliser[part, None]).exp_()
+            d_logits.mul_(-g[part, None])
+            d_logits.scatter_add_(1, targets[part, None], g[part, None])
+            if d_hidden is not None:
+                d_hidden[part] = (d_logits.to(weight.dtype) @ weight).to(hidden.dtype)
+            if d_weight is not None:
+                d_weight.addmm_(d_logits.t(), hidden[part].float())
+            if d_bias is not None:
+                d_bias += d_logits.sum(0).to(bias.dtype)
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), d_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Float[Tensor, "N V"]:
+    # Products in the weight's format, everything after in float32: bfloat16 log-probabilities are off by 0.02 nats.
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
+    return logits if scale == 1.0 else logits * scale
+
+
+def _chunks(n: int, vocabulary: int) -> list[slice]:
+    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]

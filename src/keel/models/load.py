@@ -1,0 +1,270 @@
+"""Models in and out: any Hugging Face causal LM, and scalar models (reward, critic) on causal LMs and encoders."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from keel.config import Config
+from keel.errors import ModelError
+from keel.rng import stream
+
+__all__ = ["LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "device_of", "frozen_copy", "is_encoder",
+           "load_tokenizer", "save_model", "scalar_model", "share_trunk", "trunk_of"]
+
+
+class LoraSettings(Config):
+    """Low-rank adapters through PEFT."""
+
+    rank: int | None = Field(None, ge=1, description="rank of the adapters; none: train all weights")
+    alpha: float = Field(16.0, gt=0, description="adapter scale: updates are multiplied by alpha / rank")
+    targets: str = Field("all-linear", description="module names to adapt, separated by commas, or all-linear")
+
+
+class ScratchConfig(Config):
+    """Shape of a Llama trained from nothing; used when `path` is a folder that holds only a tokenizer."""
+
+    hidden: int = Field(128, ge=8, description="width of the residual stream")
+    layers: int = Field(4, ge=1, description="number of decoder layers")
+    heads: int = Field(4, ge=1, description="attention heads; divides hidden")
+    intermediate: int = Field(352, ge=8, description="width of the feed-forward layer")
+    max_positions: int = Field(512, ge=16, description="longest row in tokens")
+
+
+class ModelConfig(Config):
+    """Where a model is and how it is held."""
+
+    path: str = Field(description="folder or hub name of a Hugging Face model")
+    init: Literal["pretrained", "scratch"] = Field("pretrained", description="read weights, or start a new Llama of "
+                                                   "the shape in `scratch` with the tokenizer found at path")
+    scratch: ScratchConfig = ScratchConfig()
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the weights in memory")
+    autocast: bool = Field(False, description="compute matrix products in bfloat16; heads and losses stay float32")
+    device: str = Field("auto", description="cpu, cuda, cuda:0, ...; auto: cuda where there is one")
+    lora: LoraSettings = LoraSettings()
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    _require_folder(path)
+    with _explained(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
+    """A causal language model ready to train, in eval mode: dropout stays off so that PPO's ratio starts at 1.
+
+    Raises:
+        ModelError: the folder is missing, holds pickled weights, or is not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if spec.init == "scratch":
+        model = _scratch(spec, seed)
+    else:
+        _require_folder(spec.path)
+        with _explained(spec.path, "causal language model"):
+            model = AutoModelForCausalLM.from_pretrained(
+                spec.path, dtype=getattr(torch, spec.dtype), use_safetensors=True,
+                trust_remote_code=spec.trust_remote_code)
+    return _placed(_adapted(model, spec.lora, "CAUSAL_LM"), spec)
+
+
+def scalar_model(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
+    """A model with one number out, as `AutoModelForSequenceClassification` with one label.
+
+    Made from a causal LM or an encoder without such a head, it gets a new head: normal, std 1 / (hidden + 1).
+
+    Raises:
+        ModelError: the folder is missing, has another number of labels, or transformers has no such class for it.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    _require_folder(spec.path)
+    with _explained(spec.path, "scalar model"):
+        config = AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
+        trained_head = any("SequenceClassification" in name for name in config.architectures or [])
+        if trained_head and config.num_labels != 1:
+            raise ModelError(f"this classifier has {config.num_labels} labels; a reward model has 1", where=spec.path,
+                             remedy="Give a model with one label, or a base model without a classification head.")
+        with _quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                spec.path, num_labels=1, dtype=getattr(torch, spec.dtype), use_safetensors=True,
+                output_loading_info=True, trust_remote_code=spec.trust_remote_code)
+    _fill_missing(model, sorted(report["missing_keys"]), trained_head, spec.path, seed)
+    model = _placed(_adapted(model, spec.lora, "SEQ_CLS"), spec)
+    _head_of(model).float()
+    return model
+
+
+def share_trunk(writer: nn.Module, owner: nn.Module) -> nn.Module:
+    """Let a language model run on another model's trunk, so that one set of weights learns from both heads."""
+    bare, trunk = _bare(writer), trunk_of(owner)
+    setattr(bare, bare.base_model_prefix, trunk)
+    if bare.config.tie_word_embeddings:
+        bare.get_output_embeddings().weight = trunk.get_input_embeddings().weight
+    return writer
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy that never learns: the reference of a run. (For a LoRA policy it holds the adapter as it is now.)"""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def save_model(model: nn.Module, tokenizer: Any, folder: Path, *, pad_id: int | None = None) -> None:
+    """Write a folder that plain transformers loads: weights as safetensors, config, tokenizer.
+
+    Args:
+        model: LoRA models are merged on a copy; the adapter is written beside, in `adapter/`.
+        tokenizer: saved with the model.
+        folder: made if missing; written under another name first.
+        pad_id: for scalar models: the id by which transformers finds the last real token. It must never end a row.
+    """
+    beside = folder.with_name(f".{folder.name}.new")
+    merged = model.merged() if hasattr(model, "merged") else model
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(beside / "adapter"))
+        merged = copy.deepcopy(model).merge_and_unload()
+    if pad_id is not None:
+        merged.config.pad_token_id = pad_id
+    with _quiet():
+        merged.save_pretrained(str(beside), safe_serialization=True)
+        tokenizer.save_pretrained(str(beside))
+    _swap(beside, folder)
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The transformer without its head, adapters included."""
+    return _bare(model).base_model
+
+
+def is_encoder(model: nn.Module) -> bool:
+    """True for models that look both ways (BERT and its kin)."""
+    config = _bare(model).config
+    return "bert" in config.model_type or not (getattr(config, "is_decoder", False) or hasattr(_bare(model), "score")
+                                               or hasattr(_bare(model), "lm_head"))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes."""
+    return next(trunk_of(model).parameters()).device
+
+
+def _head_of(model: nn.Module) -> nn.Module:
+    bare = _bare(model)
+    return bare.score if hasattr(bare, "score") else bare.classifier
+
+
+def _bare(model: nn.Module) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
+    device = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    _bare(model).keel_autocast = spec.autocast
+    return model.to(device).eval()
+
+
+def _adapted(model: nn.Module, lora: LoraSettings, task: str) -> nn.Module:
+    if lora.rank is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    targets: Any = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
+    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets,
+                                            lora_dropout=0.0, task_type=task))
+
+
+def _scratch(spec: ModelConfig, seed: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer, shape = load_tokenizer(spec.path), spec.scratch
+    if shape.hidden % shape.heads:
+        raise ModelError(f"scratch.hidden={shape.hidden} is not a multiple of scratch.heads={shape.heads}",
+                         remedy="Change one of the two.")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.max_positions, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model = LlamaForCausalLM(config)
+    generator = stream(seed, "initialise")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.02, generator=generator)
+    return model
+
+
+def _fill_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str, seed: int) -> None:
+    """Draw what the folder does not hold from our own stream; a trained head that is missing is an error."""
+    if trained_head and missing:
+        raise ModelError(f"weights are missing: {', '.join(missing[:4])}", where=path,
+                         remedy="The folder is not a complete reward model; save it again.")
+    generator = stream(seed, "head")
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in missing:
+            weight = named[name]
+            if weight.ndim > 1:
+                weight.normal_(0.0, 1 / (weight.shape[1] + 1), generator=generator)
+            else:
+                weight.zero_()
+
+
+def _require_folder(path: str) -> None:
+    looks_local = path.startswith((".", "/", "~")) or Path(path).exists() or path.count("/") != 1
+    if looks_local and not (Path(path) / "config.json").exists() and not (Path(path) / "tokenizer.json").exists():
+        raise ModelError("no model in this folder" if Path(path).is_dir() else "no such model folder", where=path,
+                         remedy="Give a folder with config.json, *.safetensors and tokenizer.json, or a hub name.")
+
+
+@contextlib.contextmanager
+def _explained(path: str, role: str) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load a {role}: {first}", where=path,
+                         remedy="keel reads safetensors only (pickled .bin/.pt weights can run code); check that the "
+                                "folder is complete and of the right kind.") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports loading by progress bars and tables; keel reports what matters itself."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _swap(beside: Path, folder: Path) -> None:
+    import shutil
+
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

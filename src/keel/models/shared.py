@@ -1,0 +1,85 @@
+"""The shared topology: one frozen trunk; policy and critic are LoRA adapters on it, the reference is the bare trunk."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from keel.models.load import ModelConfig, causal_lm
+
+__all__ = ["SharedTrunk"]
+
+
+class SharedTrunk:
+    """Three views of one model, in the memory of one; each works wherever a separate model does.
+
+    Raises:
+        ModelError: the model cannot be loaded (see `causal_lm`).
+    """
+
+    def __init__(self, spec: ModelConfig, seed: int) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        base = causal_lm(spec.model_copy(update={"lora": spec.lora.model_copy(update={"rank": None})}), seed=seed)
+        targets: Any = spec.lora.targets if spec.lora.targets == "all-linear" else spec.lora.targets.split(",")
+        lora = LoraConfig(r=spec.lora.rank, lora_alpha=spec.lora.alpha, target_modules=targets, lora_dropout=0.0,
+                          task_type="CAUSAL_LM")
+        model: Any = get_peft_model(base, lora, adapter_name="policy")
+        model.add_adapter("critic", lora)
+        # A critic that begins at zero begins neutral: advantages are then the returns themselves.
+        head = nn.Linear(base.config.hidden_size, 1, bias=False).to(next(base.parameters()).device)
+        nn.init.zeros_(head.weight)
+        self.policy = View(model, "policy", None)
+        self.critic = View(model, "critic", head)
+        self.reference = View(model, None, None)
+        self.policy.eval()
+
+
+class View(nn.Module):
+    """The shared model with one adapter switched on (or none); trains that adapter and its head only."""
+
+    def __init__(self, model: Any, adapter: str | None, score: nn.Linear | None) -> None:
+        super().__init__()
+        self.adapter, self.score = adapter, score
+        marker = f".{adapter}."
+        self.learned = nn.ParameterDict({
+            name.replace(".", "|"): p for name, p in model.named_parameters() if adapter is not None and marker in name})
+        object.__setattr__(self, "shared", model)  # not a submodule: the trunk belongs to all views
+        self.keel_shared = True
+
+    @property
+    def config(self) -> Any:
+        return self.shared.config
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The trunk; run it inside `active()`."""
+        return self.shared.get_base_model().base_model
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.shared.get_base_model().get_output_embeddings()
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch to this view's adapter while its forward pass runs."""
+        if self.adapter is None:
+            with self.shared.disable_adapter():
+                yield
+            return
+        self.shared.set_adapter(self.adapter)
+        for name, parameter in self.shared.named_parameters():  # set_adapter freezes the other adapter
+            if ".policy." in name or ".critic." in name:
+                parameter.requires_grad_(True)
+        yield
+
+    def merged(self) -> nn.Module:
+        """A plain causal LM with the adapter folded in, for saving."""
+        import copy
+
+        model = copy.deepcopy(self.shared)
+        model.set_adapter(self.adapter)
+        model.delete_adapter("critic")
+        return model.merge_and_unload()
+
+

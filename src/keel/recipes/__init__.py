@@ -1,0 +1,19 @@
+"""One file per method, one `run(cfg)` each. This table is all the command line knows of them."""
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "sft": ("keel.recipes.sft", "SFTConfig", "imitate demonstrations (supervised fine-tuning)"),
+    "reward-model": ("keel.recipes.reward_model", "RewardModelConfig", "learn a score from preference pairs"),
+    "ppo": ("keel.recipes.ppo", "PPOConfig", "improve a policy against a reward model (PPO-max)"),
+    "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
+    "chat": ("keel.recipes.chat", "ChatConfig", "talk to a model in the terminal"),
+    "report": ("keel.report", "ReportConfig", "one HTML page for one run, or several side by side"),
+    "data check": ("keel.data.check", "DataCheckConfig", "validate a data file; list every problem"),
+    "data show": ("keel.data.show", "DataShowConfig", "look at records, and at their tokens"),
+    "data convert": ("keel.data.convert", "DataConvertConfig", "write any readable file in keel's own format"),
+    "sandbox export": ("keel.sandbox.export", "SandboxExportConfig", "write the town's prompts and preferences"),
+    "sandbox pretrain": ("keel.experiments.pretrain", "PretrainConfig", "train the sandbox's base model anew"),
+    "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
+}
+"""Command -> module, config class, one line of help. Modules are imported only when their command is called."""

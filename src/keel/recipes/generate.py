@@ -1,0 +1,65 @@
+"""Sample responses to a file of prompts, with scores where a reward model or a Python function is given.
+
+Left out: endpoints and judges; this is keel's own decode loop.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from keel import runs
+from keel.config import Config
+from keel.data.load import read_prompts
+from keel.data.render import render_prompts, template
+from keel.models.load import ModelConfig, causal_lm, load_tokenizer, scalar_model
+from keel.progress import bar
+from keel.rollout.measure import Scorer
+from keel.rollout.respond import respond, sample_rows, scoring_function, summary
+from keel.rollout.sample import SamplingConfig
+from keel.train.inputs import DataConfig
+
+__all__ = ["GenerateConfig", "run"]
+
+
+class GenerateConfig(Config):
+    """Everything `keel generate` reads."""
+
+    out: Path = Field(description="run folder to make; responses go to samples.jsonl")
+    model: ModelConfig = Field(description="policy that answers")
+    prompts: DataConfig = Field(description="prompts; responses in the file are ignored")
+    limit: int | None = Field(None, ge=1, description="answer this many prompts; none: all")
+    sampling: SamplingConfig = SamplingConfig()
+    seed: int = Field(0, ge=0, description="fixes every response")
+    reward_model: ModelConfig | None = Field(None, description="scores the responses")
+    gold: str | None = Field(None, description="package.module:function of (prompt, text, ended) -> float")
+    micro_tokens: int = Field(8192, ge=1, description="token positions per forward pass of the reward model")
+
+
+def run(cfg: GenerateConfig, *, resume: bool = False) -> runs.RunResult:
+    """Write samples.jsonl and, in result.json, mean scores with intervals."""
+    with runs.start("generate", cfg, cfg.out, seed=cfg.seed, data=[Path(cfg.prompts.path)], resume=resume) as log:
+        log.rewind({})
+        words = template(load_tokenizer(cfg.model.path))
+        records, report = read_prompts(cfg.prompts.path, on_bad_record=cfg.prompts.on_bad_record,
+                                       as_text=cfg.prompts.as_text)
+        room = cfg.prompts.max_length - cfg.sampling.max_new_tokens
+        rows, cut = render_prompts(words, records[: cfg.limit], room, cfg.prompts.too_long)
+        policy = causal_lm(cfg.model)
+        with bar("generate", len(rows)) as progress:
+            told = 0
+
+            def on_done(n: int) -> None:
+                nonlocal told
+                progress.advance(n=n - told)
+                told = n
+
+            responses = respond(policy, words, rows, cfg.sampling, seed=cfg.seed, names=["generate"], on_done=on_done)
+        columns = {}
+        if cfg.reward_model is not None:
+            own = template(load_tokenizer(cfg.reward_model.path))
+            columns["score"] = Scorer(scalar_model(cfg.reward_model), own, words, cfg.micro_tokens)(responses)
+        if cfg.gold:
+            columns["gold"] = responses.scored_by(scoring_function(cfg.gold))
+        log.sample(sample_rows(0, responses, columns, len(rows)))
+        return log.finish(**{name: summary(x, cfg.seed, name) for name, x in columns.items()}, n=len(rows),
+                          skipped={"records": report.n_dropped} | vars(cut))

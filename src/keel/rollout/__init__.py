@@ -1,0 +1,1 @@
+"""From prompts to responses, and from scores to credit."""

@@ -1,0 +1,97 @@
+"""Measure sampled tokens with every model that has an opinion: reference, critic, reward model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from keel.batches import Rollout, TokenBatch
+from keel.data.collate import budget_batches, collate
+from keel.data.render import Row, Template
+from keel.errors import ModelError, NumericsError
+from keel.models.forward import response_scores, token_logprobs, token_values
+from keel.models.load import device_of
+from keel.rollout.respond import Responses
+
+__all__ = ["Scorer", "measure", "parts_of", "same_vocabulary"]
+
+
+class Scorer:
+    """A reward model that scores responses: the sampled tokens or, where its tokenizer differs, their text."""
+
+    def __init__(self, model: nn.Module, own: Template, policys: Template, micro_tokens: int) -> None:
+        self.model, self.own, self.micro_tokens = model, own, micro_tokens
+        self.same_tokens = own.same_tokens(policys)
+
+    @torch.no_grad()
+    def __call__(self, responses: Responses) -> Tensor:
+        """One raw score per response.
+
+        Raises:
+            NumericsError: a score is not finite.
+        """
+        rollout = responses.rollout
+        if self.same_tokens:
+            scores = by_parts(rollout, self.micro_tokens, lambda part: response_scores(self.model, part), flat=True)
+        else:
+            rows = [self._row(i, responses) for i in range(len(responses.texts))]
+            scores = torch.zeros(len(rows))
+            for part in budget_batches([len(row.ids) for row in rows], self.micro_tokens):
+                batch = collate([rows[i] for i in part], self.own.pad_id).to(device_of(self.model))
+                scores[torch.tensor(part)] = response_scores(self.model, batch).cpu()
+        bad = [rollout.tokens.record_ids[i] for i in (~torch.isfinite(scores)).nonzero()[:, 0].tolist()]
+        if bad:
+            raise NumericsError("the reward model's score is not finite", where=f"records {', '.join(bad[:8])}",
+                                remedy="Check the reward model on these records; its weights may be damaged.")
+        return scores.cpu()
+
+    def _row(self, i: int, responses: Responses) -> Row:
+        prompt = responses.prompts[i]
+        head = self.own.prompt_ids(prompt)
+        ended = bool(responses.rollout.ended[i])
+        return Row(head + self.own.response_ids(responses.texts[i], ended), len(head), prompt.id)
+
+
+@torch.no_grad()
+def measure(responses: Responses, *, reference: nn.Module, critic: nn.Module, scorer: Scorer, micro_tokens: int,
+            temperature: float) -> Rollout:
+    """The rollout with `ref_logprobs`, `values` and `scores`; log-probabilities in the sampler's convention."""
+    rollout = responses.rollout
+    ref = by_parts(rollout, micro_tokens, lambda part: token_logprobs(reference, part, temperature=temperature)[0])
+    values = by_parts(rollout, micro_tokens, lambda part: token_values(critic, part))
+    return replace(rollout, ref_logprobs=ref, values=values, scores=scorer(responses))
+
+
+def parts_of(rollout: Rollout, micro_tokens: int) -> list[list[int]]:
+    """Row indices in groups of similar length and at most `micro_tokens` positions."""
+    return budget_batches(rollout.tokens.attention_mask.sum(1).tolist(), micro_tokens)
+
+
+def by_parts(rollout: Rollout, micro_tokens: int, function: Callable[[TokenBatch], Tensor], *, flat: bool = False,
+             ) -> Tensor:
+    """Apply a function of token rows part by part, and put its rows back in order."""
+    n, width = rollout.tokens.ids.shape
+    out = torch.zeros(n if flat else (n, width), device=rollout.tokens.ids.device)
+    for part in parts_of(rollout, micro_tokens):
+        index = torch.tensor(part, device=out.device)
+        found = function(rollout.rows(part).tokens)
+        if flat:
+            out[index] = found
+        else:
+            out[index, : found.shape[1]] = found
+    return out
+
+
+def same_vocabulary(policys: Template, critics: Template) -> None:
+    """The critic reads the policy's tokens, so both must agree on what each id means.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if not critics.same_tokens(policys):
+        raise ModelError("the critic's tokenizer or chat template differs from the policy's",
+                         remedy="Name a critic that was trained from the policy's family with --critic PATH; a reward "
+                                "model with another tokenizer can still score.")
+
+

@@ -1,0 +1,278 @@
+"""The run folder: what was asked, on what machine, what was measured, what came out.
+
+    config.toml        resolved settings: `--resume` needs nothing else
+    environment.json   versions, machine, command, seed, digests of the data
+    metrics.jsonl      one object a step; equal byte for byte for equal seeds on one device
+    timings.jsonl      the clock, kept apart for that reason
+    samples.jsonl      texts with their scores
+    alarms.jsonl       collapse alarms with meaning and remedy
+    result.json        what came out; written last
+    checkpoints/ model/ best/ tensorboard/
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from keel.config import Config, read_toml
+from keel.errors import KeelError, RunError
+
+__all__ = ["Run", "RunResult", "Stopped", "saved_config", "start", "write_json"]
+
+LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "timings.jsonl")
+
+
+class Stopped(KeelError):
+    """The user or the machine asked the run to stop; everything up to here is in a checkpoint."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a recipe returns: where it wrote, and the content of result.json."""
+
+    folder: Path
+    values: Mapping[str, Any]
+
+
+@dataclass
+class Run:
+    """An open run folder. Use as a context manager: it holds the folder's lock and writes how the run ended."""
+
+    folder: Path
+    recipe: str
+    config: Config
+    resumed: bool
+    _lock: IO[str]
+    _files: dict[str, IO[bytes]] = field(default_factory=dict)
+    _board: Any = None
+    _signal: int | None = None
+    _clock: float = field(default_factory=time.monotonic)
+    _handlers: dict[int, Any] = field(default_factory=dict)
+
+    def log(self, step: int, values: Mapping[str, Any], phase: str = "train") -> None:
+        """Append one step's numbers to metrics.jsonl and to TensorBoard."""
+        row = {"step": step, "phase": phase, **{name: _plain(value) for name, value in values.items()}}
+        self._append("metrics.jsonl", row)
+        for name, value in row.items():
+            if isinstance(value, float) and self._board is not None:
+                self._board.add_scalar(f"{phase}/{name}", value, step)
+
+    def time(self, step: int, seconds: Mapping[str, float], phase: str = "train") -> None:
+        """Append durations in seconds; they never go into metrics.jsonl."""
+        self._append("timings.jsonl", {"step": step, "phase": phase,
+                                       **{name: round(value, 6) for name, value in seconds.items()}})
+
+    def sample(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append texts to samples.jsonl."""
+        for row in rows:
+            self._append("samples.jsonl", {name: _plain(value) for name, value in row.items()})
+
+    def alarm(self, row: Mapping[str, Any]) -> None:
+        """Append a raised alarm, and say it on the console."""
+        self._append("alarms.jsonl", row)
+        print(f"ALARM {row['name']} at step {row['step']}: {row['meaning']} {row['remedy']}", file=sys.stderr)
+
+    def offsets(self) -> dict[str, int]:
+        """How long each log is now; a checkpoint keeps this, and resuming cuts what a killed process wrote after it."""
+        for file in self._files.values():
+            file.flush()
+        return {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
+
+    def rewind(self, offsets: Mapping[str, int]) -> None:
+        """Cut every log back to the lengths a checkpoint remembers."""
+        for name in LOGS:
+            if (self.folder / name).exists():
+                os.truncate(self.folder / name, offsets.get(name, 0))
+
+    def stop_requested(self) -> bool:
+        """True after SIGTERM or Ctrl-C: the loop then writes a checkpoint and calls `stop`."""
+        return self._signal is not None
+
+    def stop(self, step: int) -> None:
+        """End a run that was asked to stop.
+
+        Raises:
+            Stopped: always; with how to resume.
+        """
+        name = signal.Signals(self._signal or signal.SIGTERM).name
+        raise Stopped(f"stopped by {name} after step {step}; nothing is lost", where=str(self.folder),
+                      remedy=f"Continue with: keel {self.recipe.replace('_', '-')} --resume {self.folder}")
+
+    def finish(self, **values: Any) -> RunResult:
+        """Write result.json and return it."""
+        self._write_result("finished", values)
+        return RunResult(self.folder, json.loads((self.folder / "result.json").read_text()))
+
+    def __enter__(self) -> "Run":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._handlers[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not the main thread: whoever owns it handles signals
+                break
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for file in self._files.values():
+            file.close()
+        if self._board is not None:
+            self._board.close()
+        if error is not None:
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            self._write_result(status, {"error": str(error) or kind.__name__ if kind else ""})
+        self._lock.close()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        print("stopping after this step (once more: at once)", file=sys.stderr)
+
+    def _write_result(self, status: str, values: Mapping[str, Any]) -> None:
+        write_json(self.folder / "result.json", {
+            "recipe": self.recipe, "status": status, "seconds": round(time.monotonic() - self._clock, 3), "error": None,
+            **{name: _plain(value) for name, value in values.items()}})
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = (self.folder / name).open("ab")
+        with explained_disk_errors(self.folder):
+            self._files[name].write(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+            self._files[name].flush()
+
+
+def start(recipe: str, config: Config, folder: Path, *, seed: int, data: Iterable[Path] = (),
+          resume: bool = False) -> Run:
+    """Open a run folder: a new one, or with `resume` an existing one of the same recipe.
+
+    Raises:
+        RunError: the folder holds another run, or another process is using it, or it cannot be written.
+    """
+    with explained_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise RunError("another process is working in this run folder", where=str(folder),
+                       remedy="Wait for it, or choose another folder with --out.") from error
+    if (folder / "config.toml").exists() and not resume:
+        lock.close()
+        raise RunError("this folder already holds a run", where=str(folder),
+                       remedy="Continue it with --resume, or choose another folder with --out.")
+    if not resume:
+        _replace(folder / "config.toml", config.to_toml())
+        write_json(folder / "environment.json", environment(recipe, seed, data))
+    return Run(folder, recipe, config, resume, lock, _board=_tensorboard(folder))
+
+
+def saved_config(folder: Path, recipe: str) -> dict[str, Any]:
+    """The settings of an existing run, for `--resume`.
+
+    Raises:
+        RunError: there is no run in that folder, or it belongs to another recipe.
+    """
+    if not (folder / "config.toml").exists():
+        raise RunError("no run in this folder (config.toml is missing)", where=str(folder),
+                       remedy="Give the folder that the run's --out named.")
+    made_by = json.loads((folder / "environment.json").read_text())["recipe"]
+    if made_by != recipe:
+        raise RunError(f"this folder holds a {made_by!r} run, not a {recipe!r} run", where=str(folder),
+                       remedy=f"Resume it with: keel {made_by.replace('_', '-')} --resume {folder}")
+    return read_toml(folder / "config.toml")
+
+
+def environment(recipe: str, seed: int, data: Iterable[Path]) -> dict[str, Any]:
+    """Versions, machine, command and digests: what a reader needs to repeat the run."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "peft", "numpy")}
+    return {
+        "recipe": recipe, "keel": metadata.version("keel-rlhf"), "command": shlex.join(["keel", *sys.argv[1:]]),
+        "python": platform.python_version(), **versions, "machine": platform.platform(), "cpu": _cpu_name(),
+        "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS", "default"), "seed": seed,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "data": {str(path): _sha256(path) for path in data if path.is_file()},
+    }
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write beside and rename, so that no reader ever sees half a file."""
+    _replace(path, json.dumps(values, indent=1) + "\n")
+
+
+@contextmanager
+def explained_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's write errors into one that says what to do.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write: {error.strerror}", where=str(folder),
+                       remedy="Free some space or choose another folder with --out; then --resume continues from the "
+                              "last checkpoint, which is intact.") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    with explained_disk_errors(path.parent):
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON: tensors become floats, and a number that is not finite becomes null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tensorboard(folder: Path) -> Any:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    class Board:
+        """Scalars only: torch's own writer takes a second to import."""
+
+        def __init__(self) -> None:
+            self.writer = EventFileWriter(str(folder / "tensorboard"))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            self.writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+        def close(self) -> None:
+            self.writer.close()
+
+    return Board()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Mechanics of training that know no method: optimiser, schedule, checkpoints, tallies, alarms."""

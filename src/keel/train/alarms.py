@@ -1,0 +1,93 @@
+"""Collapse alarms: reward and loss curves do not show collapse, these do.
+
+Source: arXiv:2307.04964, section 5.1 (length, KL and perplexity reveal what the reward hides); thresholds are ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+__all__ = ["WATCHED", "Alarm", "raised"]
+
+WATCHED = ("response/cut", "response/length", "response/repetition", "score/mean", "score/std", "score/p95",
+           "kl/reference_k3", "policy/entropy", "value/explained_variance")
+
+History = Sequence[dict[str, float]]
+"""One row of metrics per rollout phase, oldest first."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One alarm: what was seen against what limit, in plain words, with the usual remedy."""
+
+    name: str
+    value: float
+    limit: float
+    meaning: str
+    remedy: str
+
+    def row(self, step: int) -> dict[str, Any]:
+        return {"step": step, **vars(self)}
+
+
+def raised(history: History) -> list[Alarm]:
+    """Every alarm that the newest row of the history sets off."""
+    checks = (_truncation, _length_reward_race, _kl_jump, _entropy_drop, _score_long_tail, _repetition, _value_blind)
+    return [alarm for check in checks for alarm in check(history)]
+
+
+def _truncation(history: History) -> list[Alarm]:
+    cut = history[-1]["response/cut"]
+    return [] if cut <= 0.5 else [Alarm(
+        "truncation", cut, 0.5, "More than half of the responses were cut at the length limit.",
+        "Raise max_new_tokens, or look whether the policy has learned that longer pays.")]
+
+
+def _length_reward_race(history: History) -> list[Alarm]:
+    start, now = history[0], history[-1]
+    longer = now["response/length"] > 2 * start["response/length"]
+    return [] if not (longer and now["score/mean"] > start["score/mean"]) else [Alarm(
+        "length_reward_race", now["response/length"], 2 * start["response/length"],
+        "Responses are twice as long as at the start while the score rises: the reward model may be paid by length.",
+        "Raise kl_coef, and check the reward model against the baseline 'the longer answer wins'.")]
+
+
+def _kl_jump(history: History) -> list[Alarm]:
+    past = [row["kl/reference_k3"] for row in history[:-1]]
+    limit = max(5 * median(past), 0.01) if len(past) >= 5 else float("inf")
+    now = history[-1]["kl/reference_k3"]
+    return [] if now <= limit else [Alarm(
+        "kl_jump", now, limit, "Drift from the reference jumped to more than five times its median (nats per token).",
+        "Lower the learning rate or raise kl_coef.")]
+
+
+def _entropy_drop(history: History) -> list[Alarm]:
+    limit, now = 0.6 * history[0]["policy/entropy"], history[-1]["policy/entropy"]
+    return [] if now >= limit else [Alarm(
+        "entropy_drop", now, limit, "The policy lost over 40% of the entropy it began with: its answers become alike.",
+        "Raise kl_coef, lower the learning rate, or stop earlier.")]
+
+
+def _score_long_tail(history: History) -> list[Alarm]:
+    start, now = history[0], history[-1]
+    limit = start["score/p95"] + 3 * max(start["score/std"], 1e-6)
+    return [] if now["score/p95"] <= limit else [Alarm(
+        "score_long_tail", now["score/p95"], limit,
+        "The best scores lie more than three standard deviations above the best at the start.",
+        "The policy may have left the region the reward model knows: read the highest-scored samples.")]
+
+
+def _repetition(history: History) -> list[Alarm]:
+    limit, now = max(0.3, 2 * history[0]["response/repetition"]), history[-1]["response/repetition"]
+    return [] if now <= limit else [Alarm(
+        "repetition", now, limit, "Responses repeat themselves (share of four-token sequences seen before).",
+        "A collapsed policy repeats until the limit: go back to an earlier checkpoint and raise kl_coef.")]
+
+
+def _value_blind(history: History) -> list[Alarm]:
+    recent = [row["value/explained_variance"] for row in history[-5:]]
+    blind = len(history) >= 10 and max(recent) < 0.0
+    return [] if not blind else [Alarm(
+        "value_blind", recent[-1], 0.0, "The critic explains nothing of the returns for five rollouts.",
+        "Pre-train the critic longer, or raise its learning rate.")]

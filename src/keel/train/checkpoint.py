@@ -1,0 +1,92 @@
+"""Atomic checkpoints: written beside, synced, renamed; a run killed at any instant resumes from a whole one."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from keel.errors import RunError
+from keel.runs import Run, explained_disk_errors
+
+__all__ = ["latest", "restore", "save"]
+
+KEEP = 2
+
+
+def save(run: Run, step: int, *, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer],
+         extra: Mapping[str, Any]) -> None:
+    """Write everything that the next step depends on.
+
+    Args:
+        run: the open run; the lengths of its logs are part of the checkpoint.
+        step: last finished step.
+        modules: their trainable parameters and buffers are kept; frozen ones are loaded anew.
+        optimizers: full state.
+        extra: plain values and tensors (running moments, alarm history).
+    """
+    state = {
+        "step": step, "offsets": run.offsets(), "extra": dict(extra),
+        "modules": {name: _trainable(module) for name, module in modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+    }
+    folder = run.folder / "checkpoints"
+    with explained_disk_errors(run.folder):
+        folder.mkdir(exist_ok=True)
+        beside = folder / ".new"
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(folder / f"step-{step:07d}.pt")
+        for old in _found(folder)[:-KEEP]:
+            old.unlink()
+
+
+def restore(run: Run, *, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer],
+            ) -> tuple[int, dict[str, Any]]:
+    """Load the newest checkpoint into the given objects and cut the logs back to it; step 0 when there is none yet.
+
+    Raises:
+        RunError: the checkpoint does not fit these models.
+    """
+    newest = latest(run.folder)
+    if newest is None:
+        run.rewind({})
+        return 0, {}
+    state = torch.load(newest, weights_only=True)
+    for name, module in modules.items():
+        stored = state["modules"][name]
+        if stored.keys() != _trainable(module).keys():
+            raise RunError(f"checkpoint {newest.name} holds other parameters than the {name}", where=str(run.folder),
+                           remedy="The model files that the run began from have changed; put them back to resume.")
+        module.load_state_dict(stored, strict=False)
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    run.rewind(state["offsets"])
+    return state["step"], state["extra"]
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or none."""
+    found = _found(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoints of a finished run: its models are saved in their own format."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{7}\.pt", p.name))
+
+
+def _trainable(module: nn.Module) -> dict[str, torch.Tensor]:
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    buffers = {name for name, _ in module.named_buffers()}
+    return {name: x for name, x in module.state_dict().items() if name in trained or name in buffers}

@@ -1,0 +1,56 @@
+"""From a data file to rendered rows, split into training and validation."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeVar
+
+from pydantic import Field
+
+from keel.config import Config
+from keel.data.records import Prompt
+from keel.rng import digest
+
+__all__ = ["DataConfig", "split", "split_prompts"]
+
+
+class DataConfig(Config):
+    """Where records come from, and what happens to those that do not fit."""
+
+    path: str = Field(description="file or folder: JSON, JSONL (plain, .gz, .zst), Parquet or CSV")
+    validation: str | None = Field(None, description="file of held-out records; none: split off validation_fraction")
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out from path")
+    max_length: int = Field(512, ge=8, description="longest row in tokens, prompt and response together")
+    too_long: Literal["drop_turns", "truncate_left", "truncate_response", "drop", "error"] = Field(
+        "drop_turns", description="what happens to longer rows; every cut is counted and reported")
+    on_bad_record: Literal["stop", "skip"] = Field("stop", description="stop and list bad records, or drop and count")
+    as_text: bool = Field(False, description="a plain prompt is text to continue, without a chat template")
+
+
+class HasPrompt(Protocol):
+    """A record with a prompt."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+
+R = TypeVar("R", bound=HasPrompt)
+
+
+def split(records: Sequence[R], fraction: float, seed: int) -> tuple[list[R], list[R]]:
+    """Training and held-out records. All records of one prompt fall on one side, whatever their order in the file."""
+    sides: tuple[list[R], list[R]] = ([], [])
+    for record in records:
+        sides[_held_out(record.prompt, fraction, seed)].append(record)
+    return sides
+
+
+def split_prompts(prompts: Sequence[Prompt], fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The same for prompts themselves; a prompt is on the side on which `split` puts its records."""
+    sides: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for prompt in prompts:
+        sides[_held_out(prompt, fraction, seed)].append(prompt)
+    return sides
+
+
+def _held_out(prompt: Prompt, fraction: float, seed: int) -> bool:
+    text = prompt.text or "\x1e".join(f"{m.role}:{m.content}" for m in prompt.messages) or prompt.id
+    return digest(seed, "split", text) % 1_000_000 < fraction * 1_000_000
