@@ -1,10 +1,18 @@
 """The records that every reader ends in and everything downstream starts from. Validated once, here."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Demonstration", "Message", "PreferencePair", "Prompt"]
+from keel.data.problems import RowError
+
+__all__ = [
+    "ROLES", "Demonstration", "Message", "PreferencePair", "Prompt", "Record", "check", "check_demonstration",
+    "check_pair", "check_prompt",
+]
+
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the response to imitate. With `prompt.text == ""` and no messages: plain text to model from the start."""
+    """A prompt and the response to imitate. With `prompt.text == ""` and no messages: plain text from the start."""
 
     prompt: Prompt
     response: str
@@ -66,3 +74,107 @@ class PreferencePair:
     @property
     def id(self) -> str:
         return self.prompt.id
+
+
+Record = Prompt | Demonstration | PreferencePair
+
+
+def check(record: Record) -> None:
+    """Whatever kind it is.
+
+    Raises:
+        RowError: see `check_prompt`, `check_demonstration`, `check_pair`.
+    """
+    if isinstance(record, PreferencePair):
+        check_pair(record)
+    elif isinstance(record, Demonstration):
+        check_demonstration(record)
+    else:
+        check_prompt(record)
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """A prompt that a policy can answer.
+
+    Raises:
+        RowError: no turn, an empty turn, an unknown role, two assistant turns in a row, or the assistant spoke last.
+    """
+    if prompt.text is None and not prompt.messages:
+        raise RowError("empty prompt", "the prompt has no turn", "Give it at least one user turn.")
+    if prompt.text is not None:
+        _check_text(prompt.text, "the prompt")
+        return
+    for number, message in enumerate(prompt.messages, start=1):
+        _check_message(message, number)
+    for number, (one, other) in enumerate(zip(prompt.messages, prompt.messages[1:], strict=False), start=2):
+        if one.role == other.role == "assistant":
+            raise RowError("two assistant turns in a row", f"turns {number - 1} and {number} are both the assistant's",
+                           "Join them into one turn, or put the user's turn between them.")
+    if prompt.messages[-1].role == "assistant":
+        raise RowError("prompt ends with the assistant", "the last turn of the prompt is the assistant's",
+                       "A prompt ends with the user's turn; move the assistant's text to the response.")
+    if prompt.messages[-1].role == "system":
+        raise RowError("prompt without a question", "the last turn of the prompt is the system's",
+                       "A prompt ends with the user's turn.")
+
+
+def check_demonstration(demonstration: Demonstration) -> None:
+    """A prompt and a response worth imitating.
+
+    Raises:
+        RowError: as `check_prompt`, or an empty response.
+    """
+    check_prompt(demonstration.prompt)
+    _check_response(demonstration.response, "the response")
+
+
+def check_pair(pair: PreferencePair) -> None:
+    """A pair that has something to teach.
+
+    Raises:
+        RowError: as `check_prompt`; an empty or repeated response; margin, label_prob or weight out of range.
+    """
+    check_prompt(pair.prompt)
+    _check_response(pair.chosen, "chosen")
+    _check_response(pair.rejected, "rejected")
+    if pair.chosen.strip() == pair.rejected.strip():
+        raise RowError("identical responses", "chosen and rejected are identical after stripping whitespace",
+                       "Such a pair has no gradient; remove it.")
+    if not math.isfinite(pair.margin):
+        raise RowError("margin not finite", f"margin is {pair.margin}", "Give a finite number, or leave margin out.")
+    if not 0 <= pair.label_prob <= 1:
+        raise RowError("label_prob out of range", f"label_prob is {pair.label_prob}, outside 0 to 1",
+                       "It is the probability that chosen is really better; 1 where nothing is known.")
+    if not 0 <= pair.weight < math.inf:
+        raise RowError("weight out of range", f"weight is {pair.weight}",
+                       "A weight is finite and 0 or more; 0 drops the pair.")
+
+
+def _check_message(message: Message, number: int) -> None:
+    if message.role not in ROLES:
+        raise RowError("unknown role", f"turn {number} has the role {message.role!r}",
+                       f"Roles are {', '.join(ROLES)}; rename it, or leave the turn out.")
+    if not message.content.strip():
+        raise RowError("empty turn", f"turn {number} ({message.role}) is empty", "Remove the turn, or the record.")
+    _check_text(message.content, f"turn {number} ({message.role})")
+
+
+def _check_response(text: str, name: str) -> None:
+    if not text:
+        raise RowError("empty response", f"{name} is empty", "Remove the record; there is nothing to learn from.")
+    if not text.strip():
+        raise RowError("empty response", f"{name} is only whitespace",
+                       "Remove the record; there is nothing to learn from.")
+    _check_text(text, name)
+
+
+def _check_text(text: str, name: str) -> None:
+    """Text that every tokenizer and file format can hold."""
+    if "\0" in text:
+        raise RowError("NUL character", f"{name} holds a NUL character at position {text.index(chr(0))}",
+                       "Remove the character; it is a trace of a broken export.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError("lone surrogate", f"{name} holds half a character ({text[error.start]!r}) at {error.start}",
+                       "Such text was cut inside an emoji or mis-decoded; remove the half character.") from error

@@ -1,0 +1,81 @@
+"""Rows of tokens to padded tensors; the only place that pads and that knows the padding side."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from keel.data.render import PairRow
+
+if TYPE_CHECKING:
+    from keel.batches import PairBatch, TokenBatch
+
+__all__ = ["Tokens", "budget_batches", "collate", "collate_pairs"]
+
+
+class Tokens(Protocol):
+    """What can be padded: `Row`, and `PromptRow`, which is all prompt."""
+
+    @property
+    def ids(self) -> list[int]: ...
+    @property
+    def n_prompt(self) -> int: ...
+    @property
+    def record_id(self) -> str: ...
+
+
+def collate(rows: Sequence[Tokens], pad_id: int, side: Literal["right", "left"] = "right") -> "TokenBatch":
+    """Pad rows to the longest of them.
+
+    Args:
+        rows: at least one.
+        pad_id: what stands where the attention mask is False.
+        side: where the padding goes: `right` for training and scoring, `left` for sampling.
+    """
+    import torch
+
+    from keel.batches import TokenBatch
+
+    lengths = torch.tensor([len(row.ids) for row in rows])[:, None]
+    n_prompt = torch.tensor([row.n_prompt for row in rows])[:, None]
+    width = int(lengths.max())
+    # The index of a token in its own row; padding lies outside 0 .. length - 1.
+    index = torch.arange(width)[None, :] - (0 if side == "right" else width - lengths)
+    attention_mask = (index >= 0) & (index < lengths)
+    ids = torch.full((len(rows), width), pad_id)
+    ids[attention_mask] = torch.tensor(list(chain.from_iterable(row.ids for row in rows)))
+    return TokenBatch(ids, attention_mask, attention_mask & (index >= n_prompt), tuple(row.record_id for row in rows))
+
+
+def collate_pairs(rows: Sequence[PairRow], pad_id: int) -> "PairBatch":
+    """Pad pairs on the right: all chosen rows first, then all rejected ones in the same order."""
+    import torch
+
+    from keel.batches import PairBatch
+
+    tokens = collate([row.chosen for row in rows] + [row.rejected for row in rows], pad_id)
+    margin, label_prob, weight = (torch.tensor([getattr(row, name) for row in rows], dtype=torch.float32)
+                                  for name in ("margin", "label_prob", "weight"))
+    return PairBatch(tokens, margin, label_prob, weight)
+
+
+def budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split one optimizer step into micro-batches of similar length, each at most `max_tokens` with its padding.
+
+    Longest first, so that a step that does not fit fails at once. A row longer than the budget stands alone.
+
+    Args:
+        lengths: tokens of every row; for pairs, twice the longer side.
+        max_tokens: rows x longest row of a micro-batch.
+    Returns:
+        Indices into `lengths`, every one exactly once.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    room = 0
+    for index in order:
+        if room == 0:
+            batches.append([])
+            room = max(1, max_tokens // max(1, lengths[index]))
+        batches[-1].append(index)
+        room -= 1
+    return batches

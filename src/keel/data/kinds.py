@@ -1,0 +1,139 @@
+"""One row to the kind of record that was asked for: a prompt, demonstrations, or a pair."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from keel.data.formats import Parts, missing, parts
+from keel.data.problems import RowError
+from keel.data.records import Demonstration, Message, PreferencePair, Prompt, check
+from keel.data.rows import Row, kind_of, stem
+from keel.data.turns import spelled_out
+
+__all__ = ["Turns", "demonstrations_of", "kind_of_row", "pair_of", "prompt_of"]
+
+Turns = Literal["last", "all"]
+_NUMBERS = {"margin": 0.0, "label_prob": 1.0, "weight": 1.0}
+_OWN = frozenset({"id", "meta", "truth"})
+
+
+def prompt_of(row: Row, *, as_text: bool) -> tuple[str, list[Prompt]]:
+    """The layout's name and the row's prompt.
+
+    Raises:
+        RowError: the row is wrong or holds no prompt.
+    """
+    found, value = _parts(row)
+    if found.layout == "text":
+        raise missing(value, "a prompt", ("prompt",))
+    prompt = _prompt(row, found, value, as_text)
+    check(prompt)
+    return found.layout, [prompt]
+
+
+def demonstrations_of(row: Row, *, as_text: bool, turns: Turns) -> tuple[str, list[Demonstration]]:
+    """The layout's name and the row's demonstrations: one, or one for every assistant turn.
+
+    Raises:
+        RowError: the row is wrong or holds nothing to imitate.
+    """
+    found, value = _parts(row)
+    if not found.responses:
+        if found.prompt and found.layout in ("messages", "conversations"):
+            raise RowError("no response", f"the conversation ends with the {found.prompt[-1].role}'s turn",
+                           "A demonstration ends with the assistant's turn; cut what follows it.")
+        raise missing(value, "a demonstration", ("completion", "messages", "text"))
+    whole = Demonstration(_prompt(row, found, value, as_text), found.responses[0])
+    check(whole)
+    if turns == "last" or not found.prompt:
+        return found.layout, [whole]
+    return found.layout, [*_earlier(whole), replace(whole, prompt=_renamed(whole.prompt, len(found.prompt)))]
+
+
+def pair_of(row: Row, *, as_text: bool) -> tuple[str, list[PreferencePair]]:
+    """The layout's name and the row's pair.
+
+    Raises:
+        RowError: the row is wrong or is no pair.
+    """
+    found, value = _parts(row)
+    if len(found.responses) != 2:
+        raise missing(value, "a pair", ("prompt", "chosen", "rejected"))
+    chosen, rejected = found.responses
+    margin, label_prob, weight = (_number(row, value, name, default) for name, default in _NUMBERS.items())
+    pair = PreferencePair(_prompt(row, found, value, as_text), chosen, rejected, margin, label_prob, weight)
+    check(pair)
+    return found.layout, [pair]
+
+
+def kind_of_row(row: Row) -> str:
+    """What the row can be read as at most: pairs, demonstrations or prompts.
+
+    Raises:
+        RowError: no layout fits.
+    """
+    found, _ = _parts(row)
+    return ("prompts", "demonstrations", "pairs")[len(found.responses)]
+
+
+def _parts(row: Row) -> tuple[Parts, Mapping[str, Any]]:
+    value = {name: spelled_out(cell) for name, cell in row.value.items()} if row.textual else row.value
+    return parts(value)
+
+
+def _prompt(row: Row, found: Parts, value: Mapping[str, Any], as_text: bool) -> Prompt:
+    taken = found.used | _OWN | (frozenset(_NUMBERS) if len(found.responses) == 2 else frozenset())
+    rest = {name: cell for name, cell in value.items() if name not in taken}
+    name, meta, truth = _id(row, value), _object(value, "meta"), _object(value, "truth")
+    if found.text is None:
+        if as_text:
+            raise RowError("not plain text", "the prompt is a conversation, and as_text was asked for",
+                           "Read it without as_text, or store the prompt as a string.")
+        return Prompt(name, found.prompt, None, {**meta, **rest}, truth)
+    if as_text or found.layout == "text":
+        return Prompt(name, (), found.text, {**meta, **rest}, truth)
+    return Prompt(name, (Message("user", found.text),), None, {**meta, **rest}, truth)
+
+
+def _id(row: Row, value: Mapping[str, Any]) -> str:
+    given = value.get("id")
+    if given is None:
+        return f"{stem(row.file)}:{row.line}"
+    if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+        raise RowError("bad id", f"id is {given!r}", "An id is text or a whole number; or leave the column out.")
+    return str(given)
+
+
+def _object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The column `meta` or `truth`; tables hold it as JSON text."""
+    given = spelled_out(value.get(name))
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise RowError("wrong type", f"{name} is {kind_of(given)}, not an object",
+                       f'Write it as {{"key": ...}}, or rename the column `{name}`.')
+    return given
+
+
+def _number(row: Row, value: Mapping[str, Any], name: str, default: float) -> float:
+    given = value.get(name, default)
+    if row.textual and isinstance(given, str):
+        try:
+            return float(given)
+        except ValueError:
+            pass
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise RowError("wrong type", f"{name} is {kind_of(given)} ({given!r}), not a number",
+                       "Write the number without quotes, or leave it out.")
+    return float(given)
+
+
+def _earlier(whole: Demonstration) -> list[Demonstration]:
+    """A demonstration for every assistant turn before the last."""
+    turns = whole.prompt.messages
+    return [Demonstration(replace(_renamed(whole.prompt, index), messages=turns[:index]), turn.content)
+            for index, turn in enumerate(turns) if turn.role == "assistant" and index]
+
+
+def _renamed(prompt: Prompt, turn: int) -> Prompt:
+    return replace(prompt, id=f"{prompt.id}#{turn}")

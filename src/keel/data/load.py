@@ -1,0 +1,142 @@
+"""Files to records: read, recognised, checked. The one door through which training data enter."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from keel.data.kinds import Turns, demonstrations_of, pair_of, prompt_of
+from keel.data.problems import Problem, ReadReport, RowError, Tally
+from keel.data.readers import scan_rows
+from keel.data.records import Demonstration, PreferencePair, Prompt, Record
+from keel.data.rows import Row
+from keel.errors import DataError
+
+__all__ = [
+    "Kind", "OnBadRecord", "Paths", "Turns", "as_paths", "iter_demonstrations", "iter_pairs", "iter_prompts",
+    "read_demonstrations", "read_pairs", "read_prompts",
+]
+
+OnBadRecord = Literal["stop", "skip"]
+Kind = Literal["prompts", "demonstrations", "pairs"]
+Paths = str | Path | Sequence[str | Path]
+_R = TypeVar("_R", Prompt, Demonstration, PreferencePair)
+
+
+def read_prompts(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[Prompt], ReadReport]:
+    """Prompts; of pairs and demonstrations the responses are left behind.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    return _gather(iter_prompts(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
+
+
+def read_demonstrations(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False, turns: Turns = "last",
+) -> tuple[list[Demonstration], ReadReport]:
+    """Demonstrations; of pairs the chosen response.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+        turns: `last`: imitate the last assistant turn; `all`: one demonstration for every assistant turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    found = iter_demonstrations(paths, tally := Tally(), as_text=as_text, turns=turns)
+    return _gather(found, paths, tally, on_bad_record)
+
+
+def read_pairs(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[PreferencePair], ReadReport]:
+    """Preference pairs.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    return _gather(iter_pairs(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
+
+
+def iter_prompts(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Prompt]:
+    """Prompts as a stream; bad rows go to the tally, and the caller decides what to do about them."""
+    return _records(paths, tally, lambda row: prompt_of(row, as_text=as_text))
+
+
+def iter_demonstrations(
+    paths: Paths, tally: Tally, *, as_text: bool = False, turns: Turns = "last",
+) -> Iterator[Demonstration]:
+    """Demonstrations as a stream; bad rows go to the tally, and the caller decides what to do about them."""
+    return _records(paths, tally, lambda row: demonstrations_of(row, as_text=as_text, turns=turns))
+
+
+def iter_pairs(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[PreferencePair]:
+    """Pairs as a stream; bad rows go to the tally, and the caller decides what to do about them."""
+    return _records(paths, tally, lambda row: pair_of(row, as_text=as_text))
+
+
+def as_paths(paths: Paths) -> list[Path]:
+    """One path or several, as a list."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
+def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Sequence[_R]]]) -> Iterator[_R]:
+    """The records of every good row; ids must be unique over all files."""
+    first_seen: dict[str, str] = {}
+    for path in as_paths(paths):
+        for row in scan_rows(path):
+            tally.n_rows += 1
+            if isinstance(row, Problem):
+                tally.add(row)
+                continue
+            try:
+                layout, made = made_of(row)
+                for record in made:
+                    _check_unique(record, row, first_seen)
+            except RowError as error:
+                tally.add(Problem(error.kind, _where(row), error.what, error.remedy or ""))
+                continue
+            tally.formats[layout] += 1
+            tally.n_records += len(made)
+            yield from made
+
+
+def _check_unique(record: Record, row: Row, first_seen: dict[str, str]) -> None:
+    before = first_seen.setdefault(record.id, row.where)
+    if before != row.where:
+        raise RowError("duplicate id", f"the id {record.id!r} was already used at {before}",
+                       "Ids name records in logs and random streams; make them unique, or drop the column.")
+
+
+def _where(row: Row) -> str:
+    name = row.value.get("id")
+    return f"{row.where} (id {name})" if isinstance(name, str | int) else row.where
+
+
+def _gather(
+    found: Iterator[_R], paths: Paths, tally: Tally, on_bad_record: OnBadRecord,
+) -> tuple[list[_R], ReadReport]:
+    records = list(found)
+    report = tally.report
+    where = ", ".join(str(path) for path in as_paths(paths))
+    if report.n_dropped and on_bad_record == "stop":
+        raise report.error(where)
+    if not records:
+        first = f"; the first: {report.problems[0]}" if report.problems else ""
+        raise DataError(f"no record left: {report.summary()}{first}", where=where,
+                        remedy="Run `keel data check` on it to see every problem.")
+    return records, report

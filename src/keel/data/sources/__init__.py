@@ -1,0 +1,18 @@
+"""One adapter per public data set whose columns alone do not say what they mean. Each renames; none drops a row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keel.data.sources import gsm8k, hh_pro, rmb, strength
+
+__all__ = ["adapted"]
+
+_ADAPTERS = (("HH-RLHF with turns", hh_pro), ("RMB", rmb), ("strength annotations", strength), ("GSM8K", gsm8k))
+
+
+def adapted(value: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """The data set's name and the row in the common columns; no name where no adapter is needed."""
+    for name, adapter in _ADAPTERS:
+        if adapter.matches(value):
+            return name, adapter.adapt(value)
+    return None, value
