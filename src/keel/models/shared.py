@@ -42,9 +42,8 @@ class View(nn.Module):
     def __init__(self, model: Any, adapter: str | None, score: nn.Linear | None) -> None:
         super().__init__()
         self.adapter, self.score = adapter, score
-        marker = f".{adapter}."
-        self.learned = nn.ParameterDict({
-            name.replace(".", "|"): p for name, p in model.named_parameters() if adapter is not None and marker in name})
+        own = {name.replace(".", "|"): p for name, p in model.named_parameters() if f".{adapter}." in name}
+        self.learned = nn.ParameterDict(own)
         object.__setattr__(self, "shared", model)  # not a submodule: the trunk belongs to all views
         self.keel_shared = True
 

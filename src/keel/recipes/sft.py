@@ -79,7 +79,8 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
             log.log(0, eval_metrics(first_loss), "eval")
             show(log, 0, model, words, prompts, cfg)
 
-        batches, tally, clock = batch_indices(len(rows), cfg.batch, cfg.seed, "sft", first_step=done + 1), Tally(), Clock()
+        batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "sft", first_step=done + 1), Tally()
+        clock = Clock()
         last_loss = first_loss
         with bar("sft", total, done) as progress:
             for step in range(done + 1, total + 1):
@@ -108,7 +109,8 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         show(log, total, model, words, prompts, cfg)
         save_model(model, tokenizer, cfg.out / "model")
         return log.finish(
-            steps=total, n_train=len(rows), n_validation=len(held_rows), skipped={"records": report.n_dropped} | vars(cut),
+            steps=total, n_train=len(rows), n_validation=len(held_rows),
+            skipped={"records": report.n_dropped} | vars(cut),
             headline={"metric": "validation loss (nats per token)", "higher_is_better": False,
                       "before": {"mean": first_loss}, "after": {"mean": last_loss}} if held_rows else None)
 

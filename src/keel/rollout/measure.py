@@ -22,7 +22,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, own: Template, policys: Template, micro_tokens: int) -> None:
         self.model, self.own, self.micro_tokens = model, own, micro_tokens
-        self.same_tokens = own.same_tokens(policys)
+        self.same_tokens = same_tokens(own, policys)
 
     @torch.no_grad()
     def __call__(self, responses: Responses) -> Tensor:
@@ -83,13 +83,23 @@ def by_parts(rollout: Rollout, micro_tokens: int, function: Callable[[TokenBatch
     return out
 
 
+def same_tokens(a: Template, b: Template) -> bool:
+    """True where both tokenizers give every conversation the same ids."""
+    if a.tokenizer.chat_template != b.tokenizer.chat_template or a.end_id != b.end_id:
+        return False
+    one, other = (getattr(t.tokenizer, "backend_tokenizer", None) for t in (a, b))
+    if one is not None and other is not None:
+        return one.to_str() == other.to_str()
+    return a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
+
+
 def same_vocabulary(policys: Template, critics: Template) -> None:
     """The critic reads the policy's tokens, so both must agree on what each id means.
 
     Raises:
         ModelError: they do not.
     """
-    if not critics.same_tokens(policys):
+    if not same_tokens(critics, policys):
         raise ModelError("the critic's tokenizer or chat template differs from the policy's",
                          remedy="Name a critic that was trained from the policy's family with --critic PATH; a reward "
                                 "model with another tokenizer can still score.")
