@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from keel.errors import ModelError
 from keel.rng import stream
 
 __all__ = ["LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "device_of", "frozen_copy", "is_encoder",
-           "load_tokenizer", "save_model", "scalar_model", "share_trunk", "trunk_of"]
+           "load_tokenizer", "save_model", "scalar_model", "share_trunk", "trunk_of", "with_adapter"]
 
 
 class LoraSettings(Config):
@@ -178,13 +179,19 @@ def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
 
 
 def _adapted(model: nn.Module, lora: LoraSettings, task: str) -> nn.Module:
-    if lora.rank is None:
-        return model
+    return model if lora.rank is None else with_adapter(model, lora, task, "default")
+
+
+def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str) -> Any:
+    """The model with one LoRA adapter: starts as the model itself, and only the adapter trains."""
     from peft import LoraConfig, get_peft_model
 
     targets: Any = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
-    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets,
-                                            lora_dropout=0.0, task_type=task))
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
+    with warnings.catch_warnings():
+        # peft still asks for an attribute that transformers 5.23 calls by another name; nothing the user can mend.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, config, adapter_name=name)
 
 
 def _scratch(spec: ModelConfig, seed: int) -> nn.Module:

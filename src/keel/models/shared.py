@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from keel.models.load import ModelConfig, causal_lm
+from keel.models.load import LoraSettings, ModelConfig, causal_lm, with_adapter
 
 __all__ = ["SharedTrunk"]
 
@@ -19,14 +19,9 @@ class SharedTrunk:
     """
 
     def __init__(self, spec: ModelConfig, seed: int) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        base = causal_lm(spec.model_copy(update={"lora": spec.lora.model_copy(update={"rank": None})}), seed=seed)
-        targets: Any = spec.lora.targets if spec.lora.targets == "all-linear" else spec.lora.targets.split(",")
-        lora = LoraConfig(r=spec.lora.rank, lora_alpha=spec.lora.alpha, target_modules=targets, lora_dropout=0.0,
-                          task_type="CAUSAL_LM")
-        model: Any = get_peft_model(base, lora, adapter_name="policy")
-        model.add_adapter("critic", lora)
+        base = causal_lm(spec.model_copy(update={"lora": LoraSettings()}), seed=seed)
+        model = with_adapter(base, spec.lora, "CAUSAL_LM", "policy")
+        model.add_adapter("critic", model.peft_config["policy"])
         # A critic that begins at zero begins neutral: advantages are then the returns themselves.
         head = nn.Linear(base.config.hidden_size, 1, bias=False).to(next(base.parameters()).device)
         nn.init.zeros_(head.weight)
