@@ -12,7 +12,7 @@ from typing import Any
 from keel.data.records import Message, Prompt
 from keel.errors import DataError, ModelError
 
-__all__ = ["Template", "template"]
+__all__ = ["Template", "template", "tokenizer_from"]
 
 _PROBE = "probe"
 # Stands for a control token that is spelled out in somebody's text, while the template runs over it.
@@ -61,7 +61,7 @@ class Template:
             after: the plain text that it continues (`prompt.text`); None in a conversation.
         """
         if after is None:
-            ids = self._plain(self.lead + (response.strip() if self.trims else response))
+            ids = self._led(response.strip() if self.trims else response)
         else:
             ids = self._continued(after, response)
         return [*ids, self.end_id] if ended else ids
@@ -88,6 +88,14 @@ class Template:
             return ids
         n_bos = next((i for i, token in enumerate(ids) if token != bos), len(ids))
         return [bos, *ids[n_bos:]] if n_bos or self._writes_bos else ids
+
+    def _led(self, response: str) -> list[int]:
+        """Tokens of the lead and the response. Only the lead, which is the template's, may hold control tokens."""
+        if self._control.search(response) is None:
+            return _encode(self.tokenizer, self.lead + response)
+        if self._control.search(self.lead) is None:
+            return _encode(self.tokenizer, self.lead + response, plain=True)
+        return _encode(self.tokenizer, self.lead) + _encode(self.tokenizer, response, plain=True)
 
     def _plain(self, text: str) -> list[int]:
         """Tokens of a text in which no control token is recognised."""
@@ -135,6 +143,21 @@ def template(tokenizer: Any) -> Template:
     eos = tokenizer.eos_token_id
     stop_ids = (end_id,) if eos in (None, end_id) else (end_id, eos)
     return Template(tokenizer, end_id, stop_ids, _pad_id(tokenizer, stop_ids), lead, trims)
+
+
+def tokenizer_from(folder: str) -> Any:
+    """The tokenizer of a model folder or of a hub name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a tokenizer: {str(error).splitlines()[0]}", where=folder,
+                         remedy="Give a folder with tokenizer.json and tokenizer_config.json.") from error
 
 
 def _probe(tokenizer: Any) -> tuple[str, bool, str]:

@@ -64,7 +64,7 @@ def budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     Longest first, so that a step that does not fit fails at once. A row longer than the budget stands alone.
 
     Args:
-        lengths: tokens of every row; for pairs, twice the longer side.
+        lengths: `row.n_tokens` of every row.
         max_tokens: rows x longest row of a micro-batch.
     Returns:
         Indices into `lengths`, every one exactly once.

@@ -1,5 +1,6 @@
 """One row to the kind of record that was asked for: a prompt, demonstrations, or a pair."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,10 +11,12 @@ from keel.data.records import Demonstration, Message, PreferencePair, Prompt, ch
 from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
-__all__ = ["Turns", "demonstrations_of", "kind_of_row", "pair_of", "prompt_of"]
+__all__ = ["Kind", "Turns", "demonstrations_of", "kind_of_row", "pair_of", "prompt_of"]
 
 Turns = Literal["last", "all"]
+Kind = Literal["prompts", "demonstrations", "pairs"]
 _NUMBERS = {"margin": 0.0, "label_prob": 1.0, "weight": 1.0}
+_HUGE = 1e300
 _OWN = frozenset({"id", "meta", "truth"})
 
 
@@ -66,14 +69,15 @@ def pair_of(row: Row, *, as_text: bool) -> tuple[str, list[PreferencePair]]:
     return found.layout, [pair]
 
 
-def kind_of_row(row: Row) -> str:
+def kind_of_row(row: Row) -> Kind:
     """What the row can be read as at most: pairs, demonstrations or prompts.
 
     Raises:
         RowError: no layout fits.
     """
     found, _ = _parts(row)
-    return ("prompts", "demonstrations", "pairs")[len(found.responses)]
+    kinds: tuple[Kind, ...] = ("prompts", "demonstrations", "pairs")
+    return kinds[len(found.responses)]
 
 
 def _parts(row: Row) -> tuple[Parts, Mapping[str, Any]]:
@@ -85,14 +89,20 @@ def _prompt(row: Row, found: Parts, value: Mapping[str, Any], as_text: bool) -> 
     taken = found.used | _OWN | (frozenset(_NUMBERS) if len(found.responses) == 2 else frozenset())
     rest = {name: cell for name, cell in value.items() if name not in taken}
     name, meta, truth = _id(row, value), _object(value, "meta"), _object(value, "truth")
-    if found.text is None:
-        if as_text:
-            raise RowError("not plain text", "the prompt is a conversation, and as_text was asked for",
-                           "Read it without as_text, or store the prompt as a string.")
-        return Prompt(name, found.prompt, None, {**meta, **rest}, truth)
     if as_text or found.layout == "text":
-        return Prompt(name, (), found.text, {**meta, **rest}, truth)
+        return Prompt(name, (), _plain_text(found, value), {**meta, **rest}, truth)
+    if found.text is None:
+        return Prompt(name, found.prompt, None, {**meta, **rest}, truth)
     return Prompt(name, (Message("user", found.text),), None, {**meta, **rest}, truth)
+
+
+def _plain_text(found: Parts, value: Mapping[str, Any]) -> str:
+    """The prompt as it stands in the file, a transcript included."""
+    text = found.text if found.text is not None else value.get("prompt")
+    if not isinstance(text, str):
+        raise RowError("not plain text", "the prompt is a conversation, and as_text was asked for",
+                       "Read it without as_text, or store the prompt as a string.")
+    return text
 
 
 def _id(row: Row, value: Mapping[str, Any]) -> str:
@@ -118,14 +128,19 @@ def _object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _number(row: Row, value: Mapping[str, Any], name: str, default: float) -> float:
     given = value.get(name, default)
     if row.textual and isinstance(given, str):
-        try:
-            return float(given)
-        except ValueError:
-            pass
+        given = _spelled_number(given)
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise RowError("wrong type", f"{name} is {kind_of(given)} ({given!r}), not a number",
                        "Write the number without quotes, or leave it out.")
-    return float(given)
+    # A whole number with hundreds of digits is beyond any float; as infinity it fails the range check by name.
+    return math.inf if abs(given) > _HUGE else float(given)
+
+
+def _spelled_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _earlier(whole: Demonstration) -> list[Demonstration]:

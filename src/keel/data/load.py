@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from keel.data.kinds import Turns, demonstrations_of, pair_of, prompt_of
+from keel.data.kinds import Kind, Turns, demonstrations_of, pair_of, prompt_of
 from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
 from keel.data.records import Demonstration, PreferencePair, Prompt, Record
@@ -17,7 +17,6 @@ __all__ = [
 ]
 
 OnBadRecord = Literal["stop", "skip"]
-Kind = Literal["prompts", "demonstrations", "pairs"]
 Paths = str | Path | Sequence[str | Path]
 _R = TypeVar("_R", Prompt, Demonstration, PreferencePair)
 
@@ -105,8 +104,7 @@ def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Seq
                 continue
             try:
                 layout, made = made_of(row)
-                for record in made:
-                    _check_unique(record, row, first_seen)
+                _check_unique(made, row.where, first_seen)
             except RowError as error:
                 tally.add(Problem(error.kind, _where(row), error.what, error.remedy or ""))
                 continue
@@ -115,11 +113,12 @@ def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Seq
             yield from made
 
 
-def _check_unique(record: Record, row: Row, first_seen: dict[str, str]) -> None:
-    before = first_seen.setdefault(record.id, row.where)
-    if before != row.where:
-        raise RowError("duplicate id", f"the id {record.id!r} was already used at {before}",
-                       "Ids name records in logs and random streams; make them unique, or drop the column.")
+def _check_unique(made: Sequence[Record], where: str, first_seen: dict[str, str]) -> None:
+    for record in made:
+        before = first_seen.setdefault(record.id, where)
+        if before != where:
+            raise RowError("duplicate id", f"the id {record.id!r} was already used at {before}",
+                           "Ids name records in logs and random streams; make them unique, or drop the column.")
 
 
 def _where(row: Row) -> str:

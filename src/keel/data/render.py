@@ -26,6 +26,10 @@ class Row:
     n_prompt: int
     record_id: str
 
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class PairRow:
@@ -38,6 +42,11 @@ class PairRow:
     label_prob: float
     weight: float
     record_id: str
+
+    @property
+    def n_tokens(self) -> int:
+        """What the pair takes in a padded batch, which holds both sides."""
+        return 2 * (len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids)))
 
     @property
     def chosen(self) -> Row:

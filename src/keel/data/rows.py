@@ -1,6 +1,7 @@
 """One row of a file, and which files hold rows."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,14 @@ def place(file: Path, line: int) -> str:
     return f"{file}:{'row ' if layout(file) in ('.json', '.parquet') else ''}{line}"
 
 
+@lru_cache(maxsize=256)
 def layout(file: Path) -> str:
     """The suffix that says how rows are laid out, without the compression."""
     name = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
     return name.suffix.lower()
 
 
+@lru_cache(maxsize=256)
 def stem(file: Path) -> str:
     """The file's name without compression and layout: `train.clean` of `train.clean.jsonl.gz`."""
     return (file.with_suffix("") if file.suffix.lower() in COMPRESSED else file).stem

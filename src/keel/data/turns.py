@@ -36,16 +36,19 @@ def messages(cell: Any, name: str) -> tuple[Message, ...]:
     Raises:
         RowError: it is not such a list.
     """
-    if not isinstance(cell, list) or not all(isinstance(turn, Mapping) for turn in cell):
+    if not isinstance(cell, list) or not all(isinstance(turn, dict) for turn in cell):
         found = kind_of(cell) if not isinstance(cell, list) else "a list of other things"
         raise RowError("wrong type", f"{name} is {found}, not a list of messages",
                        'Write it as [{"role": "user", "content": "..."}, ...].')
-    return tuple(_message(turn, f"{name}, turn {number}") for number, turn in enumerate(cell, start=1))
+    return tuple(_message(turn, name, number) for number, turn in enumerate(cell, start=1))
 
 
-def _message(turn: Mapping[str, Any], name: str) -> Message:
+def _message(turn: Mapping[str, Any], list_name: str, number: int) -> Message:
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
+    if isinstance(content, str) and isinstance(role, str) and role in _ROLES:
+        return Message(_ROLES[role], content)
+    name = f"{list_name}, turn {number}"
     if role is None or content is None:
         raise RowError("incomplete message", f"{name} has the keys {', '.join(turn) or 'of an empty object'}",
                        "Every message needs a role and a content (or ShareGPT's from and value), both filled.")
@@ -55,7 +58,7 @@ def _message(turn: Mapping[str, Any], name: str) -> Message:
 
 def _content(content: Any, name: str) -> str:
     """Text, or the list of text parts that multimodal files use."""
-    if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
+    if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         kinds = sorted({str(part.get("type")) for part in content} - {"text"})
         if kinds:
             raise RowError("not text", f"{name} holds {', '.join(kinds)}", "keel trains on text; leave the record out.")
@@ -119,6 +122,6 @@ def spelled_out(cell: Any) -> Any:
     if isinstance(cell, str) and cell[:1] in "[{":
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cell
     return cell

@@ -1,0 +1,85 @@
+"""`keel data show`: a few records as they are and, with a tokenizer, as the model sees them."""
+
+from itertools import islice
+
+from pydantic import Field
+
+from keel.config import Config
+from keel.data.chat import Template, template, tokenizer_from
+from keel.data.check import iter_records, kind_of_files
+from keel.data.load import Kind
+from keel.data.problems import Tally
+from keel.data.records import Demonstration, PreferencePair, Prompt, Record
+from keel.errors import DataError
+
+__all__ = ["DataShowConfig", "run", "shown"]
+
+_OPEN, _CLOSE = "⟦", "⟧"
+
+
+class DataShowConfig(Config):
+    """Everything `keel data show` reads."""
+
+    paths: str | list[str] = Field(description="file, folder of files, or several of them")
+    kind: Kind | None = Field(None, description="what to read the rows as; none: the most that the first row can be")
+    n: int = Field(3, ge=1, description="records shown")
+    skip: int = Field(0, ge=0, description="records left out before the first one shown")
+    as_text: bool = Field(False, description="a prompt that is a bare string is text to continue, not a user's turn")
+    tokenizer: str | None = Field(None, description="tokenizer folder; shows tokens, the response between ⟦ and ⟧")
+
+
+def run(cfg: DataShowConfig) -> list[str]:
+    """Print the records; also returned, one text each.
+
+    Raises:
+        DataError: no record there.
+    """
+    from rich.console import Console
+
+    kind = cfg.kind or kind_of_files(cfg.paths)
+    tally = Tally()
+    picked = islice(iter_records(cfg.paths, kind, tally, cfg.as_text), cfg.skip, cfg.skip + cfg.n)
+    spelled = template(tokenizer_from(cfg.tokenizer)) if cfg.tokenizer else None
+    texts = [shown(record, spelled) for record in picked]
+    if not texts:
+        first = f"; the first problem: {tally.report.problems[0]}" if tally.report.problems else ""
+        raise DataError(f"no record to show: {tally.report.summary()}{first}", where=str(cfg.paths),
+                        remedy="`keel data check` lists all problems; a smaller --skip may help.")
+    Console(highlight=False, soft_wrap=True).print("\n\n".join(texts), markup=False)
+    return texts
+
+
+def shown(record: Record, spelled: Template | None = None) -> str:
+    """A record as text; with a template its tokens too, those that the loss sees between ⟦ and ⟧."""
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    lines = [f"── {record.id}"]
+    lines += [f"{message.role}: {message.content}" for message in prompt.messages]
+    lines += [f"text: {prompt.text}"] if prompt.text else []
+    lines += [f"{name}: {text}" for name, text in _responses(record)]
+    if isinstance(record, PreferencePair):
+        lines.append(f"margin {record.margin:g}, label_prob {record.label_prob:g}, weight {record.weight:g}")
+    lines += [f"{name}: {dict(part)}" for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part]
+    return "\n".join([*lines, *(_tokens(record, prompt, spelled) if spelled else [])])
+
+
+def _tokens(record: Record, prompt: Prompt, spelled: Template) -> list[str]:
+    asked = spelled.prompt_ids(prompt)
+    before = _pieces(asked, spelled)
+    if isinstance(record, Prompt):
+        return [f"tokens ({len(asked)}): {before}"]
+    lines = []
+    for name, text in _responses(record):
+        ids = spelled.response_ids(text, after=prompt.text)
+        lines.append(f"tokens of {name} ({len(asked)} + {len(ids)}): {before}|{_OPEN}{_pieces(ids, spelled)}{_CLOSE}")
+        before = "..."
+    return lines
+
+
+def _pieces(ids: list[int], spelled: Template) -> str:
+    return "|".join(piece.replace("\n", "\\n") for piece in spelled.tokenizer.convert_ids_to_tokens(ids))
+
+
+def _responses(record: Record) -> list[tuple[str, str]]:
+    if isinstance(record, PreferencePair):
+        return [("chosen", record.chosen), ("rejected", record.rejected)]
+    return [("response", record.response)] if isinstance(record, Demonstration) else []

@@ -1,0 +1,156 @@
+"""Records to files: keel's own JSON Lines (the field names of TRL's conversational formats) and Parquet."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from keel.data.records import Demonstration, Message, PreferencePair, Prompt, Record
+from keel.data.rows import COMPRESSED, layout
+from keel.errors import DataError
+
+__all__ = ["row_of", "write_records"]
+
+_PARQUET_ROWS = 1024
+_NUMBERS = ("margin", "label_prob", "weight")
+# Line separators that some line splitters obey and JSON does not escape by itself.
+_SEPARATORS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+
+
+def row_of(record: Record) -> dict[str, Any]:
+    """The columns of a record; reading them gives the record again (bare strings with `as_text`)."""
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    row: dict[str, Any] = {"id": prompt.id}
+    plain = prompt.text is not None
+    if isinstance(record, Demonstration) and prompt.text == "":
+        row["text"] = record.response
+    else:
+        row["prompt"] = prompt.text if plain else [_turn(message) for message in prompt.messages]
+        row |= {name: text if plain else [_turn(Message("assistant", text))] for name, text in _responses(record)}
+    if isinstance(record, PreferencePair):
+        row |= {name: getattr(record, name) for name in _NUMBERS}
+    return row | {name: dict(part) for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part}
+
+
+def write_records(records: Iterable[Record], path: str | Path) -> int:
+    """Write all records beside the file, then rename, so that no half file is ever seen under its name.
+
+    Returns:
+        How many were written.
+    Raises:
+        DataError: the file exists, its suffix is none that keel writes, or a record does not fit.
+    """
+    path = Path(path)
+    write = {".jsonl": _write_lines, ".parquet": _write_parquet}.get(layout(path))
+    if write is None or (path.suffix in COMPRESSED and write is _write_parquet):
+        raise DataError(f"keel does not write {''.join(path.suffixes) or 'files without a suffix'}", where=str(path),
+                        remedy="Name it .jsonl, .jsonl.gz, .jsonl.zst or .parquet.")
+    if path.exists():
+        raise DataError("the file exists", where=str(path), remedy="Choose another name, or remove the file first.")
+    with _beside(path) as unfinished:
+        return write(records, unfinished, path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name next to the file, renamed to it on success and removed otherwise."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write: {error.strerror or error}", where=str(path),
+                        remedy="Check the folder, its permissions and the free space; nothing stays behind.") from error
+
+
+def _write_lines(records: Iterable[Record], file: Path, path: Path) -> int:
+    n_written = 0
+    with ExitStack() as stack:
+        stream = _compressed(file, path.suffix.lower(), stack)
+        for record in records:
+            stream.write(_json(row_of(record)).translate(_SEPARATORS).encode() + b"\n")
+            n_written += 1
+    return n_written
+
+
+def _compressed(file: Path, suffix: str, stack: ExitStack) -> Any:
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        return stack.enter_context(pa.output_stream(str(file), compression="zstd"))
+    stream = stack.enter_context(file.open("wb"))
+    if suffix != ".gz":
+        return stream
+    # Without name and time, so that the same records give the same bytes.
+    return stack.enter_context(gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0))
+
+
+def _write_parquet(records: Iterable[Record], file: Path, path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stream = iter(records)
+    first = next(stream, None)
+    if first is None:
+        raise DataError("no record to write", where=str(path), remedy="A Parquet file takes its columns from a record.")
+    schema, n_written = _schema(first), 0
+    stream = chain([first], stream)
+    with pq.ParquetWriter(file, schema) as writer:
+        while batch := list(islice(stream, _PARQUET_ROWS)):
+            rows = [_tabular(record) for record in batch]
+            strange = next((row for row in rows if _shape(row) != _shape(_tabular(first))), None)
+            if strange is not None:
+                raise DataError("the record has other columns than the first one", where=f"id {strange['id']}",
+                                remedy="Write .jsonl, which takes any mixture, or convert the kinds one by one.")
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            n_written += len(batch)
+    return n_written
+
+
+def _schema(record: Record) -> Any:
+    """Columns of the record's kind. meta and truth are JSON text, since every row may have other keys."""
+    import pyarrow as pa
+
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    types = {name: pa.float64() if name in _NUMBERS else turns if isinstance(cell, list) else pa.string()
+             for name, cell in _tabular(record).items()}
+    return pa.schema(list((types | {"meta": pa.string(), "truth": pa.string()}).items()))
+
+
+def _tabular(record: Record) -> dict[str, Any]:
+    row = row_of(record)
+    return row | {name: _json(row[name]) for name in ("meta", "truth") if name in row}
+
+
+def _shape(row: dict[str, Any]) -> dict[str, type]:
+    return {name: type(cell) for name, cell in row.items() if name not in ("meta", "truth")}
+
+
+def _json(value: Any) -> str:
+    # What JSON has no word for (dates and decimals of Parquet files) is written as text.
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Only meta and truth can hold half a character; escaped, it survives.
+        return json.dumps(value, default=str)
+    return text
+
+
+def _turn(message: Message) -> dict[str, str]:
+    return {field.name: getattr(message, field.name) for field in fields(message)}
+
+
+def _responses(record: Record) -> list[tuple[str, str]]:
+    if isinstance(record, PreferencePair):
+        return [("chosen", record.chosen), ("rejected", record.rejected)]
+    return [("completion", record.response)] if isinstance(record, Demonstration) else []
