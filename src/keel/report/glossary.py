@@ -1,0 +1,108 @@
+"""What each number that keel logs means, in one line, with its unit; and the order in which a reader wants them."""
+
+from collections import Counter
+from typing import NamedTuple
+
+__all__ = ["GROUPS", "RECIPES", "Metric", "describe", "position", "recipe_title"]
+
+
+class Metric(NamedTuple):
+    """`group` is a heading; `unit` may be empty for pure numbers."""
+
+    group: str
+    meaning: str
+    unit: str = ""
+
+
+RECIPES = {
+    "sft": "Supervised fine-tuning",
+    "reward_model": "Reward model training",
+    "ppo": "PPO",
+    "group_ppo": "Group-invariant PPO",
+    "meta_rm": "Meta reward model training",
+    "strength": "Preference strength",
+    "offline_pg": "Offline policy gradient",
+    "preference": "Preference optimisation",
+    "process_rm": "Process reward model training",
+    "bench_rm": "Reward model benchmark",
+    "axis": "Assistant axis",
+    "generate": "Generation",
+}
+
+# The order of the page: what the run is for, then what reveals a collapse, then the machinery.
+OUTCOME, DRIFT, RESPONSES, POLICY = "Outcome", "Drift", "Responses", "Policy update"
+CRITIC, CREDIT, LOSSES, OPTIMISER, TIME = "Critic", "Rewards and credit", "Losses", "Optimiser", "Time"
+WARM_UP = "Critic warm-up"
+GROUPS = (OUTCOME, DRIFT, RESPONSES, POLICY, CRITIC, CREDIT, LOSSES, OPTIMISER, TIME, WARM_UP)
+
+METRICS = {
+    "gold/mean": Metric(OUTCOME, "True reward of the responses, known where a task can be checked.", "gold score"),
+    "score/mean": Metric(OUTCOME, "What the reward model gives the responses: the proxy being optimised.", "score"),
+    "score/std": Metric(OUTCOME, "Spread of scores in a batch. Shrinking: the responses are becoming one.", "score"),
+    "score/p95": Metric(OUTCOME, "The score one response in twenty beats. A long tail appears at collapse.", "score"),
+    "score/histogram": Metric(OUTCOME, "Scores of each batch.", "score"),
+    "accuracy": Metric(OUTCOME, "Share of pairs where the chosen response scores higher. Guessing gives 0.5.", "share"),
+    "longer_wins": Metric(OUTCOME, "Accuracy of a rule that always prefers the longer response.", "share"),
+    "margin": Metric(OUTCOME, "Score of the chosen response less score of the rejected one.", "score"),
+    "ece": Metric(OUTCOME, "Calibration error: how far stated confidence lies from the observed share.", "share"),
+    "score_chosen": Metric(OUTCOME, "Mean score of chosen responses.", "score"),
+    "score_rejected": Metric(OUTCOME, "Mean score of rejected responses.", "score"),
+    "perplexity": Metric(OUTCOME, "Exponential of the mean loss per token; 1 is perfect prediction.", ""),
+    "kl/reference_k1": Metric(DRIFT, "Drift from the reference, unbiased; can dip below zero.", "nats per token"),
+    "kl/reference_k3": Metric(DRIFT, "Drift from the reference, as the estimate never below zero.", "nats per token"),
+    "policy/perplexity": Metric(DRIFT, "How surprised the policy is by its own responses; falling: narrowing.", ""),
+    "policy/entropy": Metric(DRIFT, "How open the next token is. A fast fall announces a collapse.", "nats per token"),
+    "response/length": Metric(RESPONSES, "Mean length. Rising with the score: length may be what pays.", "tokens"),
+    "response/cut": Metric(RESPONSES, "Responses that hit the length limit instead of ending by themselves.", "share"),
+    "response/repetition": Metric(RESPONSES, "How much of a response repeats itself.", "share"),
+    "policy/kl_old": Metric(POLICY, "Distance moved within one step, from the policy that sampled.", "nats per token"),
+    "policy/clipped": Metric(POLICY, "Tokens whose probability ratio left the trust region.", "share"),
+    "policy/ratio_max": Metric(POLICY, "Largest probability ratio of a token; 1 on the first minibatch.", "ratio"),
+    "value/explained_variance": Metric(CRITIC, "Part of the returns the critic foresees; at 0 it is blind.", "share"),
+    "value/clipped": Metric(CRITIC, "Tokens whose value moved further than its limit.", "share"),
+    "value/mean": Metric(CRITIC, "What the critic expects.", "reward"),
+    "value/loss": Metric(CRITIC, "Squared error of the critic against the returns.", "reward squared"),
+    "reward/mean": Metric(CREDIT, "Score after scaling and clipping, less the charge for drift.", "reward"),
+    "return/mean": Metric(CREDIT, "Discounted reward still to come, per token.", "reward"),
+    "advantage/mean": Metric(CREDIT, "How much better than expected a token did, before whitening.", "reward"),
+    "advantage/std": Metric(CREDIT, "Spread of the advantages.", "reward"),
+    "moments/mean": Metric(CREDIT, "Running mean of the scores, used to scale them.", "score"),
+    "moments/std": Metric(CREDIT, "Running spread of the scores, used to scale them.", "score"),
+    "loss": Metric(LOSSES, "What is being minimised.", "nats"),
+    "loss/policy": Metric(LOSSES, "Clipped surrogate, negated. Its curve does not show a collapse.", ""),
+    "loss/value": Metric(LOSSES, "Loss of the critic.", ""),
+    "loss/ptx": Metric(LOSSES, "Language-model loss on the demonstrations mixed in.", "nats per token"),
+    "grad_norm": Metric(OPTIMISER, "Length of the gradient before clipping.", ""),
+    "grad_norm/policy": Metric(OPTIMISER, "Length of the policy's gradient before clipping.", ""),
+    "grad_norm/critic": Metric(OPTIMISER, "Length of the critic's gradient before clipping.", ""),
+    "lr": Metric(OPTIMISER, "Learning rate.", ""),
+    "lr/policy": Metric(OPTIMISER, "Learning rate of the policy.", ""),
+    "lr/critic": Metric(OPTIMISER, "Learning rate of the critic.", ""),
+    "time/seconds": Metric(TIME, "Duration of a step.", "seconds"),
+    "time/sample_s": Metric(TIME, "Time spent writing responses.", "seconds"),
+}
+
+
+def describe(name: str) -> Metric:
+    """The entry of a metric; a name that keel does not know is shown all the same, under its prefix."""
+    if name in METRICS:
+        return METRICS[name]
+    prefix, slash, rest = name.partition("/")
+    if prefix == "time":
+        return Metric(TIME, f"Time spent on {rest.removesuffix('_s').replace('_', ' ')}.", "seconds")
+    related = Counter(metric.group for known, metric in METRICS.items() if slash and known.startswith(prefix + "/"))
+    if related:
+        return Metric(related.most_common(1)[0][0], "")
+    return Metric(prefix.replace("_", " ").capitalize() if slash else "Other", "")
+
+
+def position(name: str) -> tuple[int, str, int, str]:
+    """Where a metric stands on the page: group by group, each in the order above, unknown names after the known."""
+    group, names = describe(name).group, list(METRICS)
+    rank = GROUPS.index(group) if group in GROUPS else len(GROUPS)
+    return rank, group, names.index(name) if name in METRICS else len(names), name
+
+
+def recipe_title(recipe: str) -> str:
+    """The name of a recipe as a sentence begins with it."""
+    return RECIPES.get(recipe, f"Recipe “{recipe}”" if recipe != "unknown" else "A run of unknown recipe")

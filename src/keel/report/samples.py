@@ -1,0 +1,81 @@
+"""Responses before and after, joined by prompt, for the sample browser. All text is data here, never markup."""
+
+from typing import Any
+
+from keel.report.folder import Row, RunFolder
+from keel.report.words import finite
+
+__all__ = ["browser"]
+
+MAX_PROMPTS = 500
+MAX_CHARACTERS = 6000  # of one response; the whole text stays in samples.jsonl
+
+
+def browser(runs: list[RunFolder]) -> dict[str, Any] | None:
+    """Columns (a run at its first or last step) and prompts, each with its response in every column that has one."""
+    columns: list[Row] = []
+    prompts: dict[tuple[str, str], Row] = {}
+    for run in runs:
+        for end, label in ((0, "before"), (1, "after")):
+            rows = {key: both[end] for key, both in run.samples.items() if _belongs(both, end)}
+            if rows:
+                steps = [row["step"] for row in rows.values()]
+                columns.append({"run": run.name, "label": label, "step": max(steps)})
+                for key, row in rows.items():
+                    turns = _turns(row.get("prompt"))
+                    entry = prompts.setdefault((key, repr(turns)), _prompt(key, row, turns))
+                    entry["at"][len(columns) - 1] = _response(row)
+    if not prompts:
+        return None
+    kept = _chosen(list(prompts.values()), columns)
+    return {"columns": columns, "prompts": kept, "n": len(prompts)}
+
+
+def _belongs(both: list[Row], end: int) -> bool:
+    """A record seen once stands on one side only: before at step 0, after at any other."""
+    first, last = both
+    return first["step"] != last["step"] or (end == 0) == (first["step"] == 0)
+
+
+def _turns(prompt: Any) -> list[list[str]]:
+    """A prompt as [role, text] pairs, whatever shape it came in."""
+    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    pairs = [(t.get("role"), t.get("content")) if isinstance(t, dict) else ("", t) for t in turns]
+    return [[str(role or ""), _cut("" if text is None else str(text))] for role, text in pairs]
+
+
+def _prompt(key: str, row: Row, turns: list[list[str]]) -> Row:
+    domain = row.get("domain")
+    return {"id": key, "domain": None if domain is None else str(domain), "turns": turns, "at": {}}
+
+
+def _response(row: Row) -> Row:
+    numbers = {key: finite(row.get(key)) for key in ("score", "gold", "kl", "n_tokens")}
+    known = {key: value for key, value in numbers.items() if value is not None}
+    text = "" if row.get("response") is None else str(row["response"])
+    return {"text": _cut(text), "ended": row.get("ended") is not False, **known}
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return text[:MAX_CHARACTERS] + f" … [{len(text) - MAX_CHARACTERS:,} more characters in samples.jsonl]"
+
+
+def _chosen(prompts: list[Row], columns: list[Row]) -> list[Row]:
+    """All prompts, or of too many: the biggest gains and losses, and an even pick of the rest, in their order."""
+    if len(prompts) <= MAX_PROMPTS:
+        return prompts
+    order = sorted(range(len(prompts)), key=lambda i: _gain(prompts[i], len(columns)))
+    extremes = set(order[: MAX_PROMPTS // 5] + order[-MAX_PROMPTS // 5 :])
+    rest = [i for i in range(len(prompts)) if i not in extremes]
+    n = MAX_PROMPTS - len(extremes)
+    even = {rest[i * len(rest) // n] for i in range(n)}
+    return [prompt for i, prompt in enumerate(prompts) if i in extremes | even]
+
+
+def _gain(prompt: Row, n_columns: int) -> float:
+    """Gold gained between the first two columns, or score where gold is unknown; 0 where one side is missing."""
+    before, after = prompt["at"].get(0, {}), prompt["at"].get(min(1, n_columns - 1), {})
+    key = "gold" if "gold" in before and "gold" in after else "score"
+    return after[key] - before[key] if key in before and key in after else 0.0

@@ -1,0 +1,145 @@
+"""The page in a real browser, opened from disk with the network forbidden."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import HOSTILE, demo, ppo, samples
+
+from keel.report import build
+
+CHROMIUM = Path(os.environ.get("KEEL_CHROMIUM", "/usr/bin/chromium"))
+ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not installed; KEEL_CHROMIUM names another")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page, with everything it said to the console and everything it asked the network for."""
+
+    def __init__(self, chromium: Any, file: Path, width: int = 1280, theme: str = "light") -> None:
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=theme)
+        self.page = context.new_page()
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_selector(".plot svg .dot, .plot svg .curve", state="attached")
+
+    def quiet(self) -> None:
+        """Nothing complained, and the one request was for the page itself."""
+        assert self.said == []
+        assert all(url.startswith(("file://", "data:")) for url in self.asked) and len(self.asked) <= 2
+
+    def overflow(self) -> int:
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def test_opens_from_disk_draws_every_chart_and_asks_for_nothing(chromium: Any, tmp_path: Path) -> None:
+    opened = Opened(chromium, build([ppo(tmp_path / "run", collapse=True)], tmp_path / "r.html"))
+    page = opened.page
+    assert page.locator("h1").inner_text().startswith("Over-optimisation")
+    assert page.locator("figure.chart").count() == page.locator("figure.chart .plot > svg").count() >= 35
+    assert page.locator("figure.chart line.alarm").count() > 60 and page.locator("rect.heat").count() > 100
+    opened.quiet()
+
+
+def test_hovering_tells_the_value_and_the_alarm(chromium: Any, tmp_path: Path) -> None:
+    opened = Opened(chromium, build([ppo(tmp_path / "run", collapse=True)], tmp_path / "r.html"))
+    figure = opened.page.locator("figure.chart", has=opened.page.get_by_role("heading", name="score/mean")).first
+    figure.locator(".widen").click()
+    figure.scroll_into_view_if_needed()
+    mark, plot = figure.locator("line.alarm").first.bounding_box(), figure.locator("svg").bounding_box()
+    opened.page.mouse.move(mark["x"] + 1, plot["y"] + 60)
+    tip = opened.page.locator("#tip").inner_text()
+    assert "step 28" in tip and "length reward race, steps 28\u201335" in tip and plot["width"] > 1000
+    figure.locator("svg").focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert "step 29" in opened.page.locator("#tip").inner_text()
+    opened.quiet()
+
+
+def test_sample_browser_sorts_filters_searches_and_pages(chromium: Any, tmp_path: Path) -> None:
+    opened = Opened(chromium, build([ppo(tmp_path / "run")], tmp_path / "r.html"))
+    page, first = opened.page, opened.page.locator("#browser .card header code").first
+    assert page.locator("#browser .card").count() == 8 and first.inner_text() == "prompt-000"
+    page.get_by_role("button", name="Next").click()
+    assert first.inner_text() == "prompt-008" and "page 2 of 3" in page.locator(".pager").inner_text()
+    page.get_by_label("Order").select_option("biggest gain first")
+    gains = [float(t.split()[0].replace("\u2212", "-")) for t in page.locator(".card header .up").all_inner_texts()]
+    assert gains == sorted(gains, reverse=True) and len(gains) == 8
+    page.get_by_label("Domain", exact=True).select_option("guard")
+    assert set(page.locator(".card header span:nth-child(2)").all_inner_texts()) == {"guard"}
+    page.get_by_label("Domain", exact=True).select_option("all")
+    page.get_by_label("Search").fill("VILLAGE 17?")
+    assert first.inner_text() == "prompt-017" and page.locator(".card").count() == 1
+    page.get_by_label("Right").select_option("before")
+    assert page.locator(".card .sides section").count() == 1
+    opened.quiet()
+
+
+def test_hostile_responses_are_shown_as_they_were_written(chromium: Any, tmp_path: Path) -> None:
+    opened = Opened(chromium, build([ppo(tmp_path / "run", samples=samples(text=HOSTILE))], tmp_path / "r.html"))
+    shown = opened.page.locator(".response").first.inner_text()
+    assert "</script><img src=x onerror=alert(1)> <!-- <b>bold</b> &" in shown
+    assert "\u27e8U+0000\u27e9\u27e8U+0007\u27e9\u27e8U+001B\u27e9" in shown and "\u27e8U+202E\u27e9" in shown
+    assert opened.page.locator("img").count() == 0
+    opened.quiet()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 5000])
+def test_few_and_many_points(chromium: Any, tmp_path: Path, steps: int) -> None:
+    opened = Opened(chromium, build([ppo(tmp_path / "run", steps=steps, samples=[])], tmp_path / "r.html"))
+    said = opened.page.locator(".legend").all_inner_texts()
+    assert ("thinned to 400" in " ".join(said)) == (steps == 5000)
+    opened.quiet()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_fits_a_phone_in_both_themes(chromium: Any, tmp_path: Path, theme: str) -> None:
+    named = ppo(tmp_path / "a-run-with-quite-a-long-name-without-any-space", samples=samples(text="x" * 400))
+    runs = [demo(tmp_path / "demo"), named]
+    opened = Opened(chromium, build(runs, tmp_path / "r.html"), width=390, theme=theme)
+    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert opened.overflow() == 0
+    assert opened.page.locator(".response").first.evaluate("(node) => node.scrollWidth <= node.clientWidth")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    before = opened.page.evaluate(paper)
+    opened.page.locator("#theme").click()
+    assert opened.page.evaluate(paper) != before
+    opened.quiet()
+
+
+def test_runs_can_be_hidden_and_the_command_copied(chromium: Any, tmp_path: Path) -> None:
+    opened = Opened(chromium, build([ppo(tmp_path / "a"), ppo(tmp_path / "b", collapse=True)], tmp_path / "r.html"))
+    page = opened.page
+    drawn = page.locator("path.curve.run-1").count()
+    page.locator(".legend button", has_text="b").click()
+    assert drawn > 30 and page.locator("path.curve.run-1").count() == 0
+    page.locator("button[data-copy]").first.click()
+    page.get_by_text("Copied").wait_for()
+    opened.quiet()
