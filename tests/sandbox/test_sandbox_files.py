@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from keel.data.records import Message, Prompt
-from keel.errors import RunError
+from keel.errors import ModelError, RunError
 from keel.sandbox import World, score, talk
 from keel.sandbox.export import SandboxExportConfig, run
+from keel.sandbox.shipped import base_model_folder
 from keel.sandbox.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 WORLD = World()
@@ -135,3 +136,33 @@ def test_every_option_changes_the_files():
     source = Path(str(files("keel.sandbox") / "export.py")).read_text(encoding="utf-8")
     assert all(f"cfg.{name}" in source for name in named)
     assert {field.name for field in fields(World)} - {"shares", "dialect"} <= set(named)
+
+
+def test_the_base_model_is_a_small_ordinary_folder(tokenizer):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = base_model_folder()
+    assert (folder / "model.safetensors").stat().st_size <= 8_000_000
+    assert (folder / "README.md").is_file() and (folder / "generation_config.json").is_file()
+    model, own = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert 500_000 <= sum(weight.numel() for weight in model.parameters()) <= 3_000_000
+    assert model.config.model_type == "llama" and model.config.vocab_size == len(own) == 1024
+    assert own.chat_template == tokenizer.chat_template
+    assert model.config.eos_token_id == own.eos_token_id and model.config.pad_token_id == own.pad_token_id
+    # It knows the town: far below ln(1024) = 6.93 nats per token on talk that it has not seen.
+    losses = []
+    for shown in talk(WORLD, 60, "validation", persona_share=0):
+        asked = [{"role": m.role, "content": m.content} for m in shown.prompt.messages]
+        text = [*asked, {"role": "assistant", "content": shown.response}]
+        row = own.apply_chat_template(text, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt")
+        labels = torch.where(row["assistant_masks"] == 1, row["input_ids"], -100)
+        with torch.no_grad():
+            losses.append(float(model(input_ids=row["input_ids"], labels=labels).loss))
+    assert sum(losses) / len(losses) < 1.0
+
+
+def test_a_missing_base_model_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("keel.sandbox.shipped.FOLDER", tmp_path)
+    with pytest.raises(ModelError, match=r"base model of the sandbox is missing.*\n.*keel sandbox pretrain"):
+        base_model_folder()

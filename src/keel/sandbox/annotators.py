@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from random import Random
 
-from keel.data.records import PreferencePair
+from keel.data.records import PreferencePair, Prompt
 from keel.errors import ConfigError, DataError
 from keel.rng import python_stream
 from keel.sandbox.gold import n_tokens, score
@@ -109,7 +109,7 @@ def pairs(
     return found
 
 
-def _two_responses(world: World, prompt, quality: tuple[float, float], rng: Random) -> list[str]:
+def _two_responses(world: World, prompt: Prompt, quality: tuple[float, float], rng: Random) -> list[str]:
     first = write(world, prompt, rng.uniform(*quality), rng)
     for _ in range(MAX_DRAWS):
         second = write(world, prompt, rng.uniform(*quality), rng)

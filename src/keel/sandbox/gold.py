@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from keel.data.records import Prompt
 from keel.errors import DataError
@@ -106,7 +107,7 @@ def gold_score(prompt: Prompt, response: str, ended: bool) -> float:
     return score(prompt, response, ended=ended).total
 
 
-def _slot(prompt: Prompt, name: str):
+def _slot(prompt: Prompt, name: str) -> Any:
     if name not in prompt.meta:
         raise DataError(
             f"the prompt carries no {name!r} in its meta, so its gold score is undefined",

@@ -61,7 +61,7 @@ class Trouble:
     """What a villager suffers from, as a clause in the first person, and the suggestions that fit."""
 
     clause: str
-    suggestions: tuple[str, str, str, str]
+    suggestions: tuple[str, ...]
 
 
 TROUBLES = {
