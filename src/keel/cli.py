@@ -52,13 +52,17 @@ def _dispatch(words: list[str]) -> int:
 def _run(name: str, module: Any, config_class: type[Config], rest: list[str]) -> int:
     file, overrides, flags = _parse(rest, config_class)
     if "resume" in flags:
-        from keel.runs import saved_config
+        from keel.runs import is_finished, saved_config
 
         folder = Path(flags["resume"])
         if file or overrides:
             raise ConfigError("--resume takes its settings from the run", remedy="Give --resume RUN alone.")
         config = config_class.checked(saved_config(folder, name.replace("-", "_")) | {"out": str(folder)})
+        if is_finished(folder):
+            print(f"{name}: {folder} is already finished")
+            return 0
         module.run(config, resume=True)
+        print(f"{name}: done, see {folder}")
         return 0
     config = config_class.resolve(_preset(file), overrides)
     if "print-config" in flags:

@@ -30,7 +30,7 @@ from typing import IO, Any
 from keel.config import Config, read_toml
 from keel.errors import KeelError, RunError
 
-__all__ = ["Run", "RunResult", "Stopped", "saved_config", "start", "write_json"]
+__all__ = ["Run", "RunResult", "Stopped", "is_finished", "saved_config", "start", "write_json"]
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "timings.jsonl")
 
@@ -197,6 +197,12 @@ def saved_config(folder: Path, recipe: str) -> dict[str, Any]:
         raise RunError(f"this folder holds a {made_by!r} run, not a {recipe!r} run", where=str(folder),
                        remedy=f"Resume it with: keel {made_by.replace('_', '-')} --resume {folder}")
     return read_toml(folder / "config.toml")
+
+
+def is_finished(folder: Path) -> bool:
+    """True where a run ended by itself: there is nothing to resume."""
+    file = folder / "result.json"
+    return file.exists() and json.loads(file.read_text())["status"] == "finished"
 
 
 def environment(recipe: str, seed: int, data: Iterable[Path]) -> dict[str, Any]:

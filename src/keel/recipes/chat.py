@@ -11,6 +11,7 @@ from pydantic import Field
 from keel.config import Config
 from keel.data.records import Message, Prompt
 from keel.data.render import render_prompts, template
+from keel.errors import DataError
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
 from keel.rollout.respond import respond
 from keel.rollout.sample import SamplingConfig
@@ -37,12 +38,13 @@ def run(cfg: ChatConfig, *, lines: Iterable[str] | None = None) -> list[Message]
             continue
         said.append(Message("user", line.strip()))
         prompt = Prompt(f"chat-{turn}", tuple(said))
-        rows, cut = render_prompts(words, [prompt], cfg.max_length - cfg.sampling.max_new_tokens, "drop_turns")
-        if not rows:
-            print("(this message is longer than max_length allows; say it shorter)", file=sys.stderr)
+        try:
+            rows, cut = render_prompts(words, [prompt], cfg.max_length - cfg.sampling.max_new_tokens, "drop_turns")
+        except DataError as error:
+            print(f"(this message was not taken: {error})", file=sys.stderr)
             said.pop()
             continue
-        if cut.turns_dropped:
+        if cut.n_fewer_turns:
             print("(the oldest turns no longer fit and were dropped)", file=sys.stderr)
         answer = respond(policy, words, rows, cfg.sampling, seed=cfg.seed, names=["chat", turn]).texts[0]
         print(answer, flush=True)

@@ -73,15 +73,14 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         learner = Learner.of([model], cfg.optimizer, total)
         state = {"modules": {"model": model}, "optimizers": {"optimizer": learner.optimizer}}
         done, extra = checkpoint.restore(log, **state) if resume else (0, {})
-        first_loss = extra.get("first_loss")
+        first_loss, last_loss = extra.get("losses", (None, None))
         if done == 0:
-            first_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
+            first_loss = last_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
             log.log(0, eval_metrics(first_loss), "eval")
             show(log, 0, model, words, prompts, cfg)
 
         batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "sft", first_step=done + 1), Tally()
         clock = Clock()
-        last_loss = first_loss
         with bar("sft", total, done) as progress:
             for step in range(done + 1, total + 1):
                 batch = [rows[i] for i in next(batches)]
@@ -102,7 +101,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
                     last_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
                     log.log(step, eval_metrics(last_loss), "eval")
                 if step % cfg.save_every == 0 or step == total or log.stop_requested():
-                    checkpoint.save(log, step, **state, extra={"first_loss": first_loss})
+                    checkpoint.save(log, step, **state, extra={"losses": (first_loss, last_loss)})
                 if log.stop_requested() and step < total:
                     log.stop(step)
                 progress.advance(f"loss {metrics['loss']:.3f}")

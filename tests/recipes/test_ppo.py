@@ -1,0 +1,203 @@
+import itertools
+import json
+import signal
+import time
+
+import pytest
+import tiny
+import tolerances as tol
+import torch
+from keel.errors import ConfigError, ModelError, NumericsError
+from keel.models.load import LoraSettings, ModelConfig
+from keel.recipes import ppo
+from keel.rollout.sample import SamplingConfig
+from recipes.running import FAST, killed_and_resumed, logged, ppo_config, same_results, started
+
+
+def test_three_steps_write_every_monitor_and_a_model(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    result = ppo.run(ppo_config(tmp_path))
+    rows = logged(tmp_path / "ppo")
+    wanted = {"score/mean", "score/std", "score/p95", "score/histogram", "gold/mean", "reward/mean", "kl/reference_k1",
+              "kl/reference_k3", "policy/kl_old", "policy/clipped", "policy/ratio", "policy/entropy", "policy/perplexity",
+              "response/length", "response/cut", "response/repetition", "value/explained_variance", "value/clipped",
+              "value/mean", "return/mean", "advantage/mean", "advantage/std", "loss/policy", "loss/value",
+              "grad_norm/policy", "grad_norm/critic", "lr/policy", "lr/critic", "moments/mean", "moments/std"}
+    assert [row["step"] for row in rows] == [1, 2, 3] and all(wanted <= row.keys() for row in rows)
+    assert len(logged(tmp_path / "ppo", phase="critic")) == 1
+    assert result.values["headline"]["metric"] == "gold" and result.values["after"]["score"]["n"] == 5
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ppo/model")
+
+
+def test_first_minibatch_has_ratio_one_and_the_losses_of_an_on_policy_step(tmp_path):
+    """Spec section 15: ratio 1, clip share 0, policy loss = -mean advantage, value loss = half the mean squared one."""
+    ppo.run(ppo_config(tmp_path, steps=1, rollouts=8, minibatch=8, critic_pretrain=0))
+    row = logged(tmp_path / "ppo")[0]
+    assert abs(row["policy/ratio"] - 1) <= tol.RATIO and row["policy/clipped"] == 0 and row["policy/kl_old"] == 0
+    assert row["policy/sampler_gap"] < 1e-4  # decode with cache against one full pass, float32
+    assert row["loss/policy"] == pytest.approx(-row["advantage/mean"], rel=tol.GRADIENT32["rtol"], abs=tol.RATIO)
+    square = row["advantage/std"] ** 2 + row["advantage/mean"] ** 2
+    assert row["loss/value"] == pytest.approx(square / 2, rel=tol.GRADIENT32["rtol"])
+    assert row["kl/reference_k3"] < 1e-6  # the policy is still the reference
+
+
+def test_learning_rate_near_zero_keeps_the_ratio_at_one_in_every_minibatch(tmp_path):
+    still = FAST.model_copy(update={"lr": 1e-30})
+    ppo.run(ppo_config(tmp_path, policy_optimizer=still, critic_pretrain=0, passes=2))
+    assert all(abs(row["policy/ratio"] - 1) < 1e-4 for row in logged(tmp_path / "ppo"))
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    for micro, name in ((10_000, "one"), (30, "many")):
+        ppo.run(ppo_config(tmp_path, out=tmp_path / name, micro_tokens=micro, steps=2))
+    for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "many"), strict=True):
+        for key in ("loss/policy", "loss/value", "grad_norm/policy", "grad_norm/critic", "policy/entropy", "score/mean"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
+
+
+def test_critic_pretraining_leaves_the_policy_alone(tmp_path):
+    ppo.run(ppo_config(tmp_path, critic_pretrain=2, steps=1))
+    critic_rows = logged(tmp_path / "ppo", phase="critic")
+    assert [row["step"] for row in critic_rows] == [1, 2]
+    assert all("loss/policy" not in row and row["kl/reference_k3"] < 1e-6 for row in critic_rows)
+    assert logged(tmp_path / "ppo")[0]["kl/reference_k3"] < 1e-6  # nothing moved before the first policy step
+    seen = [row["moments/std"] for row in critic_rows + logged(tmp_path / "ppo")]
+    assert len(set(seen)) == 3  # running moments go on through both phases
+
+
+def test_critic_pretraining_ends_early_when_the_critic_sees(tmp_path):
+    ppo.run(ppo_config(tmp_path, critic_pretrain=5, critic_pretrain_until=-1e9, steps=1))
+    assert len(logged(tmp_path / "ppo", phase="critic")) == 1 and len(logged(tmp_path / "ppo")) == 1
+
+
+def test_kl_penalty_orders_the_drift(tmp_path):
+    """A larger kl_coef ends nearer to the reference."""
+    drift = []
+    for coef in (0.0, 0.5, 5.0):
+        ppo.run(ppo_config(tmp_path, out=tmp_path / str(coef), kl_coef=coef, steps=10, rollouts=32, minibatch=16))
+        drift.append(logged(tmp_path / str(coef))[-1]["kl/reference_k3"])
+    assert drift[0] > drift[1] > drift[2]
+
+
+def test_it_learns_what_the_reward_model_likes(tmp_path):
+    result = ppo.run(ppo_config(tmp_path, steps=15, rollouts=32, minibatch=16, kl_coef=0.0))
+    assert result.values["after"]["score"]["mean"] > result.values["before"]["score"]["mean"]
+
+
+def test_ptx_adds_one_gradient_before_the_one_step(tmp_path):
+    """g = g_rl + coef * g_ptx with a single optimiser step: the norm differs, the number of steps does not."""
+    mix = ppo_config(tmp_path).prompts.model_copy(update={"path": str(tiny.demonstrations(tmp_path / "mix.jsonl"))})
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "plain", critic_pretrain=0))
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "mixed", critic_pretrain=0, ptx=mix, ptx_batch=4, ptx_coef=1.0))
+    plain, mixed = logged(tmp_path / "plain")[0], logged(tmp_path / "mixed")[0]
+    assert mixed["loss/ptx"] > 0 and mixed["grad_norm/policy"] != plain["grad_norm/policy"]
+    assert mixed["lr/policy"] == plain["lr/policy"]
+
+
+def test_critic_with_another_tokenizer_is_refused_and_another_critic_helps(tmp_path):
+    cfg = ppo_config(tmp_path, steps=1)
+    file = tmp_path / "reward/chat_template.jinja"
+    file.write_text("{# another #}" + file.read_text())
+    with pytest.raises(ModelError, match="tokenizer or chat template differs"):
+        ppo.run(cfg)
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "text", steps=1, critic=ModelConfig(path=str(tmp_path / "base"))))
+
+
+def test_shared_topology_learns_with_the_trunk_frozen_and_starts_like_separate(tmp_path):
+    lora = ModelConfig(path=str(tmp_path / "base"), lora=LoraSettings(rank=2))
+    changes = {"policy": lora, "critic_pretrain": 0, "steps": 6}
+    separate = ppo_config(tmp_path, out=tmp_path / "separate", **changes)
+    ppo.run(separate)
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "shared", topology="shared", **changes))
+    one, other = (logged(tmp_path / name) for name in ("separate", "shared"))
+    for key in ("score/mean", "response/length", "policy/perplexity", "gold/mean"):
+        assert one[0][key] == pytest.approx(other[0][key], rel=tol.GRADIENT32["rtol"])  # the same samples and scores
+    assert other[0]["value/mean"] == 0 and other[-1]["value/mean"] != 0
+    assert other[-1]["kl/reference_k3"] > 0
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "shared/model").state_dict()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
+    assert merged.keys() == base.keys() and any(not torch.equal(merged[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize("topology", ["separate", "shared"])
+def test_killed_run_resumes_to_the_same_bytes(tmp_path, topology):
+    lora = LoraSettings(rank=2) if topology == "shared" else LoraSettings()
+    base = ppo_config(tmp_path)
+    whole = base.model_copy(update={
+        "steps": 12, "critic_pretrain": 3, "save_every": 2, "topology": topology, "out": tmp_path / "whole",
+        "policy": base.policy.model_copy(update={"lora": lora})})
+    ppo.run(whole)
+    killed_and_resumed("ppo", whole.model_copy(update={"out": tmp_path / "killed"}), [0.05, 0.3])
+    same_results(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, number):
+    cfg = ppo_config(tmp_path, steps=400, save_every=1000)
+    (tmp_path / "ppo.toml").write_text(cfg.to_toml())
+    worker = started(["ppo", str(tmp_path / "ppo.toml")])
+    while not (tmp_path / "ppo/metrics.jsonl").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    worker.send_signal(number)
+    said = worker.communicate(timeout=60)[1].decode()
+    assert worker.returncode == 130 and "nothing is lost" in said and f"keel ppo --resume {cfg.out}" in said
+    assert json.loads((cfg.out / "result.json").read_text())["status"] == "stopped"
+    assert list((cfg.out / "checkpoints").glob("step-*.pt"))
+
+
+def test_second_process_on_a_run_folder_is_refused(tmp_path):
+    cfg = ppo_config(tmp_path, steps=400)
+    (tmp_path / "ppo.toml").write_text(cfg.to_toml())
+    worker = started(["ppo", str(tmp_path / "ppo.toml")])
+    while not (tmp_path / "ppo/metrics.jsonl").exists():
+        time.sleep(0.05)
+    other = started(["ppo", "--resume", str(cfg.out)])
+    said = other.communicate(timeout=60)[1].decode()
+    worker.kill()
+    worker.communicate()
+    assert other.returncode == 6 and "another process is working in this run folder" in said
+
+
+def test_broken_reward_model_stops_the_run_with_record_ids(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    cfg = ppo_config(tmp_path)
+    weights = load_file(tmp_path / "reward/model.safetensors")
+    save_file({name: x * float("nan") if "score" in name else x for name, x in weights.items()},
+              tmp_path / "reward/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match=r"score is not finite[\s\S]*") as caught:
+        ppo.run(cfg)
+    assert "records q" in str(caught.value)
+
+
+def test_alarm_can_stop_the_run(tmp_path):
+    with pytest.raises(NumericsError, match="alarm truncation"):
+        ppo.run(ppo_config(tmp_path, on_alarm="stop", sampling=SamplingConfig(max_new_tokens=1)))
+    assert logged(tmp_path / "ppo", "alarms.jsonl", None)[0]["name"] == "truncation"
+
+
+def test_contradictions_are_refused_with_both_names(tmp_path):
+    def refused(match: str, **changes):
+        with pytest.raises(ConfigError, match=match):
+            ppo.PPOConfig.checked(ppo_config(tmp_path).model_dump() | changes)
+
+    refused("minibatch=3 does not divide rollouts=8", minibatch=3)
+    refused("topology='shared' needs policy.lora.rank", topology="shared")
+    lora = ModelConfig(path="x", lora=LoraSettings(rank=2)).model_dump()
+    refused("topology='shared' and critic exclude each other", topology="shared", policy=lora, critic=lora)
+    refused("clip", clip=1.5)
+    refused("lam", lam=1.1)
+    with pytest.raises(ConfigError, match="leaves no room beside"):
+        ppo.run(ppo_config(tmp_path, sampling=SamplingConfig(max_new_tokens=64)))
+
+
+def test_minibatches_cover_each_pass_once(tmp_path):
+    cfg = ppo_config(tmp_path, rollouts=8, minibatch=2, passes=2)
+    parts = [ppo.minibatch(cfg, 1, k) for k in range(cfg.updates)]
+    for one_pass in (parts[:4], parts[4:]):
+        assert sorted(itertools.chain(*one_pass)) == list(range(8))
+    assert parts[:4] != parts[4:]
