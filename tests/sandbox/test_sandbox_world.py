@@ -70,6 +70,10 @@ def test_every_domain_can_be_asked_in_every_split():
                 assert len(dict.fromkeys(found)) >= 10
 
 
+def test_talk_can_be_held_out_as_well():
+    assert all(split_of(one.prompt.messages[-1].content) == "test" for one in talk(WORLD, 100, "held", split="test"))
+
+
 def test_all_known_facts_are_asked_about_in_training():
     cells = [(p.meta["village"], p.meta["attribute"]) for p in WORLD.prompts(6000, "cells", domains=("recall",))]
     assert len(dict.fromkeys(cells)) == 200

@@ -12,7 +12,9 @@ __all__ = ["N_TALK", "demonstrations", "talk"]
 N_TALK = 72_000
 
 
-def talk(world: World, n: int = N_TALK, *names: str | int, persona_share: float = 0.25) -> list[Demonstration]:
+def talk(
+    world: World, n: int = N_TALK, *names: str | int, persona_share: float = 0.25, split: str = "train"
+) -> list[Demonstration]:
     """Conversations whose quality is uniform in [0, 1]; a share of them is spoken in a role, the rest by the assistant.
 
     Nobody asks about an unknown cell here, so whether a fact is known cannot be learned from the talk.
@@ -25,7 +27,7 @@ def talk(world: World, n: int = N_TALK, *names: str | int, persona_share: float 
         )
     roles = tuple(PERSONAS.values())
     found = []
-    for number, prompt in enumerate(world.prompts(n, "talk", *names, dialect=False, unknown=False)):
+    for number, prompt in enumerate(world.prompts(n, "talk", *names, split=split, dialect=False, unknown=False)):
         rng = python_stream(world.seed, "talk", *names, number)
         persona = rng.choice(roles) if rng.random() < persona_share else None
         asked = with_role(prompt, persona, rng)
