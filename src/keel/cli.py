@@ -88,7 +88,7 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
 
 def _parse(rest: list[str], config_class: type[Config]) -> tuple[str | None, dict[str, Any], dict[str, str]]:
     """Config file, `field -> text`, and the flags every command has."""
-    positional = [field.name for field in describe(config_class) if field.kind.startswith("list")][:1]
+    positional = [field.name for field in describe(config_class) if field.kind.startswith(("list", "tuple[Path", "tuple[str"))][:1]
     file: str | None = None
     overrides: dict[str, Any] = {}
     flags: dict[str, str] = {}

@@ -22,7 +22,7 @@ from keel.report import run as make_report
 from keel.rollout.sample import SamplingConfig
 from keel.runs import write_json
 from keel.sandbox import export
-from keel.sandbox.pretrained import BASE_MODEL
+from keel.sandbox.shipped import base_model_folder
 from keel.train.inputs import DataConfig
 from keel.train.step import OptimizerConfig
 
@@ -68,13 +68,13 @@ def run(cfg: DemoConfig) -> Path:
     say("3/4  PPO-max, and vanilla PPO from the same start beside it")
     run_both(cfg, {"ppo_max": ppo_config(cfg, town, "ppo_max"), "vanilla_ppo": ppo_config(cfg, town, "vanilla_ppo")})
     say("4/4  Judging every policy by the gold score on test prompts")
-    stages = [Stage("base", BASE_MODEL), Stage("sft", out / "sft/model"), Stage("vanilla_ppo", out / "vanilla_ppo/model"),
+    stages = [Stage("base", base_model_folder()), Stage("sft", out / "sft/model"), Stage("vanilla_ppo", out / "vanilla_ppo/model"),
               Stage("ppo_max", out / "ppo_max/model")]
     gold = [judge(cfg, town, stage) for stage in stages]
     write_json(out / "demo.json", {"gold": gold, "seconds": round(time.monotonic() - began, 1), "stages": [
         {"name": name, "run": name} for name in ("sft", "reward_model", "ppo_max", "vanilla_ppo")]})
     report = out / "report.html"
-    make_report(ReportConfig(runs=[out], out=report))
+    make_report(ReportConfig(runs=(out,), out=report))
     print(closing(gold, out, report, time.monotonic() - began))
     return report
 
@@ -82,7 +82,7 @@ def run(cfg: DemoConfig) -> Path:
 def sft_config(cfg: DemoConfig, town: Path) -> sft.SFTConfig:
     """A few passes over the demonstrations."""
     return sft.SFTConfig(
-        out=cfg.out / "sft", model=ModelConfig(path=str(BASE_MODEL)), seed=cfg.seed, epochs=2, batch=32,
+        out=cfg.out / "sft", model=ModelConfig(path=str(base_model_folder())), seed=cfg.seed, epochs=2, batch=32,
         data=data(town, "demonstrations"), optimizer=OptimizerConfig(lr=5e-4), sampling=SAMPLING, eval_every=25)
 
 
