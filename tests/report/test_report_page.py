@@ -194,6 +194,22 @@ def test_proxy_and_gold_share_a_chart_only_where_both_are_known(tmp_path: Path) 
     assert data_of(made(tmp_path, write(tmp_path / "no", metrics=rows)))["sections"][0]["versus"] == []
 
 
+def test_held_out_gold_is_preferred_once_it_makes_a_path(tmp_path: Path) -> None:
+    train = [{"step": s, "score/mean": 0.1 * s, "gold/mean": 0.2, "kl/reference_k1": 0.01 * s} for s in range(1, 9)]
+    few = [{"step": s, "phase": "eval", "score/mean": 9.0, "gold/mean": 9.0} for s in (0, 8)]
+    many = [{"step": s, "phase": "eval", "score/mean": 9.0, "gold/mean": 9.0} for s in range(8)]
+    for rows, first in ((few, 0.2), (many, 9.0)):
+        folder = write(tmp_path / f"run{first}", metrics=train + rows)
+        versus = data_of(made(tmp_path, folder))["sections"][0]["versus"][0]
+        assert versus["gold"][0] == first and versus["kl"][3] == pytest.approx(0.04 if first < 1 else 0.03)
+
+
+def test_generated_text_has_no_before_and_after(tmp_path: Path) -> None:
+    rows = samples(n=3)[:3]
+    found = browser([read(write(tmp_path / "run", samples=rows, result={"recipe": "generate"}))])
+    assert found and found["columns"] == [{"run": "run", "label": "response", "step": 0}]
+
+
 def test_several_runs_share_charts_and_show_what_differs(tmp_path: Path) -> None:
     one = ppo(tmp_path / "a" / "ppo")
     two = ppo(tmp_path / "b" / "ppo", collapse=True, config='policy = "models/sft"\nkl_coef = 0.0\n')

@@ -121,10 +121,55 @@ def test_everything_that_went_wrong_is_listed_and_grave_things_first(tmp_path: P
     told_texts = texts(words)
     assert "Alarm “length reward race” 8 times between steps 28 and 35" in told_texts
     assert "Alarm “truncation” at step 37" in told_texts
-    assert "3 records were skipped." in told_texts and "truncated" not in told_texts
+    assert "3 records were skipped as faulty." in told_texts and "truncated" not in told_texts
     assert "of the last responses were cut at the length limit" in told_texts
     graves = [concern.grave for concern in words.concerns]
     assert graves == sorted(graves, reverse=True)
+
+
+def test_every_way_a_record_can_be_lost_is_counted(tmp_path: Path) -> None:
+    skipped = {
+        "records": 1,
+        "n_rows": 202,
+        "n_fewer_turns": 66,
+        "n_cut": 0,
+        "n_dropped": 30,
+        "max_length": 512,
+        "odd": 2,
+    }
+    said = texts(told(plain(tmp_path, skipped=skipped)))
+    assert "1 record was skipped as faulty." in said
+    assert "66 of 202 records were stripped of the oldest turns to fit 512 tokens." in said
+    assert "30 of 202 records were left out: longer than 512 tokens." in said
+    assert "2 records were left out (odd)." in said and " cut" not in said
+
+
+def test_a_proxy_alone_proves_nothing(tmp_path: Path) -> None:
+    headline_row = {"metric": "score", "before": mean(0.1, 0.02), "after": mean(0.9, 0.02)}
+    words = told(plain(tmp_path, headline=headline_row))
+    assert words.title == "PPO improved the proxy score, from 0.1 to 0.9."
+    assert "Only the proxy was measured." in texts(words)
+    assert "Only the proxy" not in texts(told(ppo(tmp_path / "gold", result=result(headline=headline_row))))
+
+
+@pytest.mark.parametrize(
+    ("after", "relation"), [(0.8, "better than"), (0.3, "worse than"), (0.56, "not distinguishable from")]
+)
+def test_a_baseline_in_the_place_of_before_is_called_by_its_name(tmp_path: Path, after: float, relation: str) -> None:
+    shown = {"metric": "held-out accuracy (before: the longer answer wins)", "before": mean(0.55, 0.03)}
+    words = told(plain(tmp_path, recipe="reward_model", headline=shown | {"after": mean(after, 0.03)}))
+    end = f"a held-out accuracy of {after}, {relation} “the longer answer wins” at 0.55."
+    assert words.title == f"Reward model training ended with {end}"
+    assert "0.550 [0.520, 0.580] for “the longer answer wins”" in words.evidence
+
+
+def test_a_unit_in_brackets_and_a_missing_before(tmp_path: Path) -> None:
+    shown = {"metric": "validation loss (nats per token)", "higher_is_better": False, "after": {"mean": 2.846}}
+    words = told(plain(tmp_path, recipe="sft", headline=shown | {"before": {"mean": None}}))
+    assert words.title == "Supervised fine-tuning ended with a validation loss of 2.85."
+    assert "Nothing was measured before training" in words.evidence
+    nothing = told(plain(tmp_path, recipe="sft", headline=shown | {"after": {"mean": None}}))
+    assert nothing.title == "Supervised fine-tuning finished without a headline number."
 
 
 def test_alarms_that_were_counted_but_lost_are_said(tmp_path: Path) -> None:
@@ -138,6 +183,8 @@ def test_a_reward_model_is_held_against_guessing_and_length(tmp_path: Path) -> N
     assert "Not distinguishable from always preferring the longer response, which reaches 0.62." in length
     assert "guessing" not in length
     assert "not distinguishable from guessing" in texts(told(reward_model(tmp_path / "coin", 0.51)))
+    inverted = texts(told(reward_model(tmp_path / "inverted", 0.3)))
+    assert "Its accuracy is worse than guessing" in inverted and "Worse than always preferring the longer" in inverted
 
 
 def test_non_finite_values_are_named_with_their_step(tmp_path: Path) -> None:

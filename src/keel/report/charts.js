@@ -33,8 +33,8 @@ function fmt(value) {
 }
 
 /** Round numbers that cover [low, high] from inside, about n of them. */
-function ticks(low, high, n) {
-  const rough = (high - low) / n;
+function ticks(low, high, n, whole = false) {
+  const rough = Math.max((high - low) / n, whole ? 1 : 0);
   const power = 10 ** Math.floor(Math.log10(rough));
   const off = (m) => Math.abs(Math.log((m * power) / rough));
   const step = power * [1, 2, 5, 10].reduce((best, m) => (off(m) < off(best) ? m : best));
@@ -94,8 +94,7 @@ function frame(host, { x, y, right = null, label, wide = false, xLabel = "step" 
   for (const tick of rightTicks) {
     draw(svg, "text", { class: "tick", x: box.right + 6, y: sr(tick.value) + 3.5 }, tick.label);
   }
-  for (const tick of ticks(x[0], x[1], Math.max(2, Math.floor(width / 65)))) {
-    if (xLabel === "step" && !Number.isInteger(tick.value)) continue;
+  for (const tick of ticks(x[0], x[1], Math.max(2, Math.floor(width / 65)), xLabel === "step")) {
     const atEdge = sx(tick.value) > width - tick.label.length * 3.2 - 1;
     draw(svg, "text", { class: "tick", x: atEdge ? width : sx(tick.value), y: box.bottom + 14, "text-anchor": atEdge ? "end" : "middle" }, tick.label);
   }
@@ -135,6 +134,11 @@ function runClass(run) {
 
 function band(layer, line, sx, sy, classes) {
   for (const part of pieces(line.x, line.low.map((v, i) => (line.high[i] === null ? null : v)))) {
+    if (part.length === 1) {
+      const [x, i] = [sx(line.x[part[0]]), part[0]];
+      draw(layer, "line", { class: `whisker ${classes}`, x1: x, x2: x, y1: sy(line.low[i]), y2: sy(line.high[i]) });
+      continue;
+    }
     const top = part.map((i) => `${sx(line.x[i]).toFixed(1)} ${sy(line.high[i]).toFixed(1)}`);
     const under = part.map((i) => `${sx(line.x[i]).toFixed(1)} ${sy(line.low[i]).toFixed(1)}`).reverse();
     draw(layer, "path", { class: `band ${classes}`, d: `M${[...top, ...under].join("L")}Z` });

@@ -88,12 +88,14 @@ def _versus(inside: list[tuple[int, Collected]]) -> list[dict[str, Any]]:
     """Proxy and gold of each run where both are known at the same steps, with the drift they were bought at."""
     pairs = []
     for i, series in inside:
-        phase = next((p for p in ("eval", "train") if {("score/mean", p), ("gold/mean", p)} <= series.keys()), None)
-        if phase is None:
+        phases = [p for p in ("eval", "train") if {("score/mean", p), ("gold/mean", p)} <= series.keys()]
+        if not phases:
             continue
+        # Held-out prompts where they were scored often enough to show a path, else the training ones.
+        phase = next((p for p in phases if len(series["gold/mean", p].steps) >= 6), phases[-1])
         gold = dict(zip(*_points(series, "gold/mean", phase), strict=True))
         proxy = dict(zip(*_points(series, "score/mean", phase), strict=True))
-        drift = dict(zip(*_points(series, "kl/reference_k1", phase), strict=True))
+        drift = dict(zip(*_points(series, "kl/reference_k1", "train"), strict=True))
         known = [step for step in gold.keys() & proxy.keys() if math.isfinite(gold[step] + proxy[step])]
         stretches = _stretches(sorted(known))
         if stretches:

@@ -32,8 +32,9 @@ RECIPES = {
 # The order of the page: what the run is for, then what reveals a collapse, then the machinery.
 OUTCOME, DRIFT, RESPONSES, POLICY = "Outcome", "Drift", "Responses", "Policy update"
 CRITIC, CREDIT, LOSSES, OPTIMISER, TIME = "Critic", "Rewards and credit", "Losses", "Optimiser", "Time"
+SIZES = "Sample sizes"
 WARM_UP = "Critic warm-up"
-GROUPS = (OUTCOME, DRIFT, RESPONSES, POLICY, CRITIC, CREDIT, LOSSES, OPTIMISER, TIME, WARM_UP)
+GROUPS = (OUTCOME, DRIFT, RESPONSES, POLICY, CRITIC, CREDIT, LOSSES, OPTIMISER, TIME, SIZES, WARM_UP)
 
 METRICS = {
     "gold/mean": Metric(OUTCOME, "True reward of the responses, known where a task can be checked.", "gold score"),
@@ -45,6 +46,9 @@ METRICS = {
     "longer_wins": Metric(OUTCOME, "Accuracy of a rule that always prefers the longer response.", "share"),
     "margin": Metric(OUTCOME, "Score of the chosen response less score of the rejected one.", "score"),
     "ece": Metric(OUTCOME, "Calibration error: how far stated confidence lies from the observed share.", "share"),
+    "margin_std": Metric(OUTCOME, "Spread of the margins.", "score"),
+    "undecided": Metric(OUTCOME, "Share of pairs whose margin is nearly zero.", "share"),
+    "n": Metric(SIZES, "Pairs that the held-out numbers stand on.", ""),
     "score_chosen": Metric(OUTCOME, "Mean score of chosen responses.", "score"),
     "score_rejected": Metric(OUTCOME, "Mean score of rejected responses.", "score"),
     "perplexity": Metric(OUTCOME, "Exponential of the mean loss per token; 1 is perfect prediction.", ""),
@@ -55,6 +59,13 @@ METRICS = {
     "response/length": Metric(RESPONSES, "Mean length. Rising with the score: length may be what pays.", "tokens"),
     "response/cut": Metric(RESPONSES, "Responses that hit the length limit instead of ending by themselves.", "share"),
     "response/repetition": Metric(RESPONSES, "How much of a response repeats itself.", "share"),
+    "length/mean": Metric(RESPONSES, "Mean length on held-out prompts.", "tokens"),
+    "response/tokens": Metric(RESPONSES, "Tokens written in the step, over all responses.", "tokens"),
+    "score/n": Metric(SIZES, "Responses that the held-out scores stand on.", ""),
+    "gold/n": Metric(SIZES, "Responses that the held-out gold scores stand on.", ""),
+    "length/n": Metric(SIZES, "Responses that the held-out length stands on.", ""),
+    "policy/ratio": Metric(POLICY, "Mean probability ratio of a token, new policy over old; 1 is no change.", "ratio"),
+    "policy/sampler_gap": Metric(POLICY, "How far the sampler's log-probabilities lie from the trainer's.", "nats"),
     "policy/kl_old": Metric(POLICY, "Distance moved within one step, from the policy that sampled.", "nats per token"),
     "policy/clipped": Metric(POLICY, "Tokens whose probability ratio left the trust region.", "share"),
     "policy/ratio_max": Metric(POLICY, "Largest probability ratio of a token; 1 on the first minibatch.", "ratio"),
@@ -69,6 +80,9 @@ METRICS = {
     "moments/mean": Metric(CREDIT, "Running mean of the scores, used to scale them.", "score"),
     "moments/std": Metric(CREDIT, "Running spread of the scores, used to scale them.", "score"),
     "loss": Metric(LOSSES, "What is being minimised.", "nats"),
+    "center": Metric(LOSSES, "Penalty on scores that drift away from zero.", ""),
+    "lm/loss": Metric(LOSSES, "Language-model loss on the chosen responses.", "nats per token"),
+    "tokens": Metric(OPTIMISER, "Response tokens the step learned from.", "tokens"),
     "loss/policy": Metric(LOSSES, "Clipped surrogate, negated. Its curve does not show a collapse.", ""),
     "loss/value": Metric(LOSSES, "Loss of the critic.", ""),
     "loss/ptx": Metric(LOSSES, "Language-model loss on the demonstrations mixed in.", "nats per token"),
@@ -88,6 +102,8 @@ def describe(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     prefix, slash, rest = name.partition("/")
+    if prefix == "time" and rest.endswith("_per_s"):
+        return Metric(TIME, f"{rest.removesuffix('_per_s').capitalize()} processed per second.", "per second")
     if prefix == "time":
         return Metric(TIME, f"Time spent on {rest.removesuffix('_s').replace('_', ' ')}.", "seconds")
     related = Counter(metric.group for known, metric in METRICS.items() if slash and known.startswith(prefix + "/"))

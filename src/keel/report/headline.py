@@ -1,30 +1,23 @@
 """The first thing a reader sees: what was trained on what, whether it got better and by how much, what went wrong."""
 
-import math
+import re
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from keel.report.concerns import Concern, concerns
 from keel.report.folder import Row, RunFolder
 from keel.report.glossary import recipe_title
 from keel.report.series import Collected
 from keel.report.verdict import Divergence, divergence, proxy_rose, verdict
-from keel.report.words import brief, duration, finite, interval, joined, share, times
+from keel.report.words import brief, duration, finite, interval, joined, times
 
-__all__ = ["Concern", "Headline", "between", "headline", "metric_name", "stages"]
+__all__ = ["Headline", "baseline", "between", "headline", "metric_name", "stages"]
 
-NAMES = {"gold": "gold score", "gold/mean": "gold score", "score/mean": "proxy score"}
+BRACKETS = re.compile(r"\s*\(([^()]*)\)$")
+NAMES = {"score": "proxy score", "gold": "gold score", "gold/mean": "gold score", "score/mean": "proxy score"}
 MODELS = ("policy", "model", "base_model", "reward_model")
 DATA = ("data", "pairs", "prompts", "demonstrations", "train", "train_data")
-
-
-@dataclass(frozen=True)
-class Concern:
-    """Something a reader should know before believing the curves; `grave` ones come first."""
-
-    text: str
-    remedy: str = ""
-    grave: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,17 +34,16 @@ class Headline:
 def headline(run: RunFolder, series: Collected) -> Headline:
     """Put one run into plain words."""
     result = run.result.get("headline")
-    shown: Row = result if isinstance(result, dict) and isinstance(result.get("after"), dict) else {}
+    claimed: Row = result if isinstance(result, dict) else {}
+    shown = claimed if finite(_part(claimed, "after").get("mean")) is not None else {}
     intervals, fall = verdict(shown) if shown else "none", divergence(series)
     judged = intervals
     if intervals == "worse" and str(shown.get("metric")).startswith("gold") and proxy_rose(series):
         judged = "overoptimised"
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
-    concerns = _overoptimised(fall, judged) + _concerns(run, series, shown)
-    concerns.sort(key=lambda concern: not concern.grave)
     title, evidence = _title(run, shown, judged, fall), _evidence(shown, intervals)
-    return Headline(title, evidence, _subject(run), judged, tuple(concerns))
+    return Headline(title, evidence, _subject(run), judged, tuple(concerns(run, series, shown, judged)))
 
 
 def between(rows: list[tuple[str, Row]], metric: str, higher: bool = True) -> str:
@@ -86,9 +78,15 @@ def stages(gold: list[Row]) -> str:
 
 
 def metric_name(metric: Any) -> str:
-    """A headline metric as it reads inside a sentence."""
-    text = str(metric or "result").removeprefix("eval/")
+    """A headline metric as it reads inside a sentence, without what it says in brackets."""
+    text = BRACKETS.sub("", str(metric or "result")).removeprefix("eval/")
     return NAMES.get(text, text.removesuffix("/mean").replace("/", " ").replace("_", " "))
+
+
+def baseline(metric: Any) -> str:
+    """What `before` holds where it is not the model before training: "accuracy (before: the longer answer wins)"."""
+    found = BRACKETS.search(str(metric or ""))
+    return found[1].removeprefix("before:").strip() if found and found[1].startswith("before:") else ""
 
 
 def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> str:
@@ -103,19 +101,25 @@ def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> 
         return f"Over-optimisation: {when}the proxy score rose while the gold score fell."
     if not shown:
         return f"{what} was stopped{at}." if run.status == "stopped" else f"{what} finished without a headline number."
+    return _outcome(what, shown, judged) + (f" It was stopped{at}." if run.status == "stopped" else "")
+
+
+def _outcome(what: str, shown: Row, judged: str) -> str:
+    """The headline number as a sentence: against a baseline, against before, or alone."""
     name = metric_name(shown.get("metric"))
     before, after = (brief(_part(shown, side).get("mean")) for side in ("before", "after"))
-    stopped = f" It was stopped{at}." if run.status == "stopped" else ""
+    ended = f"{what} ended with {_article(name)} {name} of {after}"
+    if rule := baseline(shown.get("metric")):
+        against = {"better": "better than", "worse": "worse than", "unclear": "not distinguishable from"}
+        return f"{ended}, {against.get(judged, 'against')} “{rule}” at {before}."
+    origin = f", from {before}" if finite(_part(shown, "before").get("mean")) is not None else ""
     sentences = {
         "better": f"{what} improved the {name}, from {before} to {after}.",
         "worse": f"{what} made the {name} worse: from {before} to {after}.",
         "unclear": f"After {what}, the {name} is not distinguishable from before.",
         "past_best": f"{what} improved the {name}, from {before} to {after}, but went past its best.",
     }
-    if judged in sentences:
-        return sentences[judged] + stopped
-    origin = f", from {before}" if _part(shown, "before") else ""
-    return f"{what} ended with {_article(name)} {name} of {after}{origin}.{stopped}"
+    return sentences.get(judged, f"{ended}{origin}.")
 
 
 def _evidence(shown: Row, judged: str) -> str:
@@ -123,12 +127,14 @@ def _evidence(shown: Row, judged: str) -> str:
         return ""
     name, before, after = metric_name(shown.get("metric")).capitalize(), _part(shown, "before"), _part(shown, "after")
     n = f", n = {after['n']:,}" if isinstance(after.get("n"), int) else ""
-    numbers = f"{interval(before)} before, {interval(after)} after" if before else interval(after)
+    earlier = f"for “{rule}”" if (rule := baseline(shown.get("metric"))) else "before"
+    known = finite(before.get("mean")) is not None
+    numbers = f"{interval(before)} {earlier}, {interval(after)} after training" if known else interval(after)
     change = f"; change {interval(shown['change'])}" if isinstance(shown.get("change"), dict) else ""
     overlap = {
         "unclear": "The change may be nothing: its interval includes zero." if change else "The intervals overlap.",
         "unknown": "Without an interval before and after, this alone does not say whether it got better."
-        if before
+        if known
         else "Nothing was measured before training, so this alone does not say whether it got better.",
     }.get(judged, "The interval of the change excludes zero." if change else "The intervals do not overlap.")
     better = "Higher is better." if shown.get("higher_is_better", True) else "Lower is better."
@@ -165,99 +171,3 @@ def _named(value: Any) -> str:
     if isinstance(value, dict):
         return next((_named(value[k]) for k in ("path", "name", "model", "folder") if _named(value.get(k))), "")
     return value if isinstance(value, str) and value != "none" else ""
-
-
-def _concerns(run: RunFolder, series: Collected, shown: Row) -> list[Concern]:
-    found = _ending(run) + _alarms(run)
-    if run.recipe == "reward_model":
-        found += _against_trivial_rules(shown, series)
-    skipped = run.result.get("skipped")
-    for key, count in skipped.items() if isinstance(skipped, dict) else ():
-        if (finite(count) or 0) > 0:
-            what = {
-                "records": ("record was skipped", "records were skipped"),
-                "truncated": ("record was truncated", "records were truncated"),
-            }
-            one, many = what.get(key, (f"skipped: {key}", f"skipped: {key}"))
-            found.append(Concern(f"{times(int(count), one, many)}."))
-    cut = series.get(("response/cut", "eval")) or series.get(("response/cut", "train"))
-    if cut and cut.last is not None and cut.last > 0:
-        text = f"{share(cut.last)} of the last responses were cut at the length limit."
-        found.append(Concern(text, grave=cut.last >= 0.5))
-    found += _not_finite(series)
-    found += [Concern(f"{note}.") for note in run.notes]
-    return found
-
-
-def _ending(run: RunFolder) -> list[Concern]:
-    if run.status == "failed":
-        return [Concern(f"It failed: {run.result.get('error') or 'no reason was recorded'}", grave=True)]
-    if run.status == "stopped":
-        return [Concern(f"It was stopped before its end. {run.result.get('error') or ''}".strip())]
-    if run.status == "unfinished":
-        remedy = "It is still running, or it was killed; then --resume continues it."
-        return [Concern("There is no result.json: every number here is provisional.", remedy, grave=True)]
-    return []
-
-
-def _overoptimised(found: Divergence | None, judged: str) -> list[Concern]:
-    if found:
-        text = (
-            f"Over-optimisation: after about step {found.step:,} the proxy score rose from {brief(found.proxy_then)} "
-            f"to {brief(found.proxy_end)} while the gold score fell from {brief(found.gold_best)} "
-            f"to {brief(found.gold_end)}."
-        )
-        return [Concern(text, "Use the best checkpoint, not the last; raise kl_coef or stop earlier.", grave=True)]
-    if judged == "overoptimised":
-        text = "Over-optimisation: the proxy score rose, yet the gold score fell below where it began."
-        return [Concern(text, "Do not use this policy; raise kl_coef or stop earlier.", grave=True)]
-    return []
-
-
-def _alarms(run: RunFolder) -> list[Concern]:
-    by_name: dict[str, list[Row]] = {}
-    for row in run.alarms:
-        by_name.setdefault(str(row.get("name", "alarm")), []).append(row)
-    concerns = []
-    for name, rows in by_name.items():
-        steps = sorted(row["step"] for row in rows)
-        when = f"at step {steps[0]:,}"
-        if len(rows) > 1:
-            when = f"{times(len(rows), 'time')} between steps {steps[0]:,} and {steps[-1]:,}"
-        meaning = str(rows[0].get("meaning") or "").strip()
-        text = f"Alarm “{name.replace('_', ' ')}” {when}" + (f": {meaning}" if meaning else ".")
-        concerns.append(Concern(text, str(rows[0].get("remedy") or ""), grave=True))
-    if not run.alarms and (finite(run.result.get("n_alarms")) or 0) > 0:
-        text = f"{times(int(run.result['n_alarms']), 'alarm')} raised, but alarms.jsonl is missing."
-        concerns.append(Concern(text, grave=True))
-    return concerns
-
-
-def _against_trivial_rules(shown: Row, series: Collected) -> list[Concern]:
-    """An accuracy means nothing beside a coin, or beside a rule that only counts tokens."""
-    accuracy, longer = series.get(("accuracy", "eval")), series.get(("longer_wins", "eval"))
-    after = _part(shown, "after") if "accuracy" in str(shown.get("metric")) else {}
-    low = finite(after.get("low"))
-    if low is None and accuracy and accuracy.low:
-        low = accuracy.low[-1]
-    if low is None:
-        return []
-    found = [Concern("Its accuracy is not distinguishable from guessing (0.5).", grave=True)] if low <= 0.5 else []
-    if longer and longer.last is not None and low <= longer.last:
-        reached = brief(longer.last)
-        text = f"Not distinguishable from always preferring the longer response, which reaches {reached}."
-        found.append(Concern(text, "Look at pairs where the shorter response is the better one.", grave=True))
-    return found
-
-
-def _not_finite(series: Collected) -> list[Concern]:
-    bad = {}
-    for (name, phase), one in series.items():
-        steps = [s for s, v in zip(one.steps, one.values, strict=True) if math.isnan(v)]
-        if steps:
-            bad[name if phase == "train" else f"{name} ({phase})"] = (len(steps), steps[0])
-    if not bad:
-        return []
-    shown = [f"{name} ({n}, first at step {step:,})" for name, (n, step) in list(bad.items())[:4]]
-    more = [times(len(bad) - 4, "more metric")] if len(bad) > 4 else []
-    return [Concern(f"Values that are not finite: {joined([*shown, *more])}. The charts leave a gap there.")]

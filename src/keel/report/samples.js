@@ -18,7 +18,7 @@ const ORDERS = {
 };
 
 function columnName(column, severalRuns) {
-  const step = column.label === "before" && column.step === 0 ? "" : `, step ${fmt(column.step)}`;
+  const step = column.step === 0 ? "" : `, step ${fmt(column.step)}`;
   return `${severalRuns ? `${column.run}: ` : ""}${column.label}${step}`;
 }
 

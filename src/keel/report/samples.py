@@ -16,8 +16,9 @@ def browser(runs: list[RunFolder]) -> dict[str, Any] | None:
     columns: list[Row] = []
     prompts: dict[tuple[str, str], Row] = {}
     for run in runs:
-        for end, label in ((0, "before"), (1, "after")):
-            rows = {key: both[end] for key, both in run.samples.items() if _belongs(both, end)}
+        written = run.recipe == "generate"  # nothing was trained: there is no before and after
+        for end, label in ((1, "response"),) if written else ((0, "before"), (1, "after")):
+            rows = {key: both[end] for key, both in run.samples.items() if written or _belongs(both, end)}
             if rows:
                 steps = [row["step"] for row in rows.values()]
                 columns.append({"run": run.name, "label": label, "step": max(steps)})

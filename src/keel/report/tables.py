@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from keel.report.folder import Demo, Row, RunFolder
-from keel.report.headline import metric_name
+from keel.report.headline import baseline, metric_name
 from keel.report.series import Collected
 from keel.report.words import DASH, duration, finite, interval, number
 
@@ -36,8 +36,9 @@ def interval_rows(run: RunFolder, color: int) -> list[tuple[str, Row, int]]:
     """Before and after of a run's headline, as (label, interval, colour)."""
     shown = run.result.get("headline")
     sides = [(side, shown.get(side)) for side in ("before", "after")] if isinstance(shown, dict) else []
+    rule = baseline(shown.get("metric")) if isinstance(shown, dict) else ""
     return [
-        (side, value, color)
+        (rule if rule and side == "before" else side, value, color)
         for side, value in sides
         if isinstance(value, dict) and finite(value.get("mean")) is not None
     ]
@@ -92,8 +93,8 @@ def headline_row(runs: list[RunFolder]) -> list[tuple[str, list[list[str]]]]:
     metrics = {headline_metric(run)[0] for run in runs if interval_rows(run, 0)}
     if len(metrics) != 1:
         return []
-    sides = [{side: interval(row) for side, row, _ in interval_rows(run, 0)} for run in runs]
-    return [(f"headline: {metrics.pop()}", [[one.get("before", DASH), one.get("after", DASH)] for one in sides])]
+    sides = [{side == "after": interval(row) for side, row, _ in interval_rows(run, 0)} for run in runs]
+    return [(f"headline: {metrics.pop()}", [[one.get(False, DASH), one.get(True, DASH)] for one in sides])]
 
 
 def differences(runs: list[RunFolder]) -> list[tuple[str, list[str]]]:

@@ -12,6 +12,7 @@ from keel.report.words import finite
 
 __all__ = ["Divergence", "divergence", "proxy_rose", "verdict"]
 
+MIN_STEPS = 6  # fewer do not make a curve
 WINDOWS = 10  # the run is judged by means over tenths of it, never by single steps
 SIGMAS = 3.0  # the best of ten windows is chosen after the fact, so two would be too few
 
@@ -49,7 +50,7 @@ def verdict(headline: Row) -> str:
 def divergence(series: Collected) -> Divergence | None:
     """Find the step after which the proxy score rose while the gold score fell by more than its own scatter."""
     steps, proxy, gold = _paired(series)
-    if len(steps) < 6:
+    if not steps:
         return None
     cuts = [i * len(steps) // min(WINDOWS, len(steps) // 2) for i in range(min(WINDOWS, len(steps) // 2) + 1)]
     windows = [slice(a, b) for a, b in pairwise(cuts)]
@@ -90,7 +91,7 @@ def _paired(series: Collected) -> tuple[list[int], list[float], list[float]]:
                 for step, value in zip(proxy.steps, proxy.values, strict=True)
                 if math.isfinite(value) and math.isfinite(by_step.get(step, math.nan))
             ]
-            if both:
+            if len(both) >= MIN_STEPS:
                 steps, scores, golds = (list(column) for column in zip(*both, strict=True))
                 return steps, scores, golds
     return [], [], []
