@@ -1,0 +1,37 @@
+# Two commands for a newcomer: make demo, make test. Each makes .venv, installs the pinned set and runs.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= runs/demo
+
+.PHONY: demo test lint check mutate bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	# torch first and by its exact version: any other way of asking may fetch gigabytes of CUDA libraries.
+	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/keel demo --out $(OUT)
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --cov=keel.functional --cov-fail-under=100
+
+lint: $(READY)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+mutate: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --jobs 2
+
+check: lint test mutate
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build
