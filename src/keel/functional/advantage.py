@@ -35,7 +35,7 @@ def process_scores(
         raise ValueError(f"clip={clip} must be positive; the released code uses 10, none turns it off")
     if min_std <= 0:
         raise ValueError(f"min_std={min_std} must be positive; 1e-4 is usual")
-    n, mean, m2 = moments.unbind()
+    n, mean, m2 = moments
     std = (m2 / (n - 1)).sqrt().clamp_min(min_std) if n >= 2 else torch.ones_like(n)
     s = scores.detach().to(torch.float64)
     s = s - mean if center else s
@@ -54,8 +54,8 @@ def token_rewards(
     """
     position = torch.arange(response_mask.shape[1], device=response_mask.device)
     last = torch.where(response_mask, position, -1).max(dim=1, keepdim=True).values
-    paid = torch.where(response_mask & (position == last), wide(scores.detach())[:, None], 0.0)
-    return paid - kl_coef * torch.where(response_mask, kl.detach(), 0.0)
+    paid = torch.where(position == last, wide(scores.detach())[:, None], 0.0)
+    return paid - kl_coef * torch.where(response_mask, wide(kl.detach()), 0.0)
 
 
 def gae(
@@ -83,13 +83,13 @@ def gae(
         raise ValueError(f"gamma={gamma} is outside (0, 1]; 1 is usual for responses")
     if not 0 <= lam <= 1:
         raise ValueError(f"lam={lam} is outside [0, 1]; 0.95 is usual")
-    r = torch.where(response_mask, wide(rewards.detach()), 0.0)
+    r = wide(rewards.detach())
     v = torch.where(response_mask, wide(values.detach()), 0.0)
-    ahead_value, ahead_advantage = torch.zeros_like(r[:, 0]), torch.zeros_like(r[:, 0])
-    advantages = torch.zeros_like(r)
+    ahead_value = ahead_advantage = r.new_zeros(len(r))
+    advantages = torch.empty_like(r)
     for t in reversed(range(r.shape[1])):
         step = r[:, t] + gamma * ahead_value - v[:, t] + gamma * lam * ahead_advantage
         ahead_advantage = torch.where(response_mask[:, t], step, 0.0)
         ahead_value = v[:, t]
         advantages[:, t] = ahead_advantage
-    return advantages, torch.where(response_mask, advantages + v, 0.0)
+    return advantages, advantages + v

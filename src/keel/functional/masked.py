@@ -1,5 +1,7 @@
 """Sums, means and moments over the True part of a mask. What lies under False is invisible, even NaN."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,7 +20,7 @@ def wide(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
 
 def masked_sum(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:
     """Sum of x where mask is True. Source: Zheng et al. 2023, arXiv:2307.04964, section 7 of our spec (token means)."""
-    return torch.where(mask, x, 0.0).sum()
+    return torch.where(mask, wide(x), 0.0).sum()
 
 
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:
@@ -26,16 +28,29 @@ def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tenso
     return masked_sum(x, mask) / mask.sum().clamp_min(1)
 
 
-def whiten(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, center: bool = True) -> Float[Tensor, "*S"]:
+def whiten(
+    x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, center: bool = True,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "*S"]:
     """Scale to unit (biased) variance over the mask and, with `center`, subtract the mean; zero outside the mask.
 
         y = (x - mean) / sqrt(var + 1e-6)
 
     Source: arXiv:2307.04964, section 5.2.3 (advantage normalisation); epsilon and biased variance as in MOSS-RLHF.
+
+    Args:
+        x: detached here; NaN under the mask is invisible.
+        mask: True where x counts.
+        center: subtract the mean; the variance is about the mean either way.
+        reduce: turns the sums of this rank into those of all ranks; none: there is one rank.
     """
     x = wide(x.detach())
-    mean = masked_mean(x, mask)
-    scale = (masked_mean((x - mean).square(), mask) + 1e-6).rsqrt()
+    everywhere = reduce or torch.clone
+    # An empty mask divides by zero here, and no position shows the result.
+    total, count = everywhere(torch.stack([masked_sum(x, mask), mask.sum()]))
+    mean = total / count
+    variance = everywhere(masked_sum((x - mean).square(), mask)) / count
+    scale = (variance + 1e-6).rsqrt()
     return torch.where(mask, (x - mean) * scale if center else x * scale, 0.0)
 
 
@@ -50,11 +65,11 @@ def merge_moments(seen: Moments, x: Float[Tensor, " N"]) -> Moments:
     Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", Eq. 2.1; used for the running
     score statistics of arXiv:2307.04964, section 5.2.3.
     """
-    x = x.detach().to(torch.float64)
+    x = x.detach().to(seen.device, torch.float64)
     if x.numel() == 0:
         return seen.clone()
-    n_old, mean_old, m2_old = seen.unbind()
-    n_new, mean_new = torch.tensor(float(x.numel()), dtype=torch.float64), x.mean()
+    n_old, mean_old, m2_old = seen
+    n_new, mean_new = x.numel(), x.mean()
     n, gap = n_old + n_new, mean_new - mean_old
     m2 = m2_old + (x - mean_new).square().sum() + gap.square() * n_old * n_new / n
     return torch.stack([n, mean_old + gap * n_new / n, m2])

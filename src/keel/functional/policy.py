@@ -28,7 +28,7 @@ def clipped_surrogate(
         clip: half-width of the trust region on the ratio, 0 < clip < 1; none: the unclipped objective.
     Returns:
         The loss per token; and, per token and detached, `policy/clipped` (1 where the clip stops the gradient),
-        `policy/kl_old` (nats, k3) and `policy/ratio`.
+        `policy/kl_old` (nats, k3 of KL(old || new)) and `policy/ratio`.
     Raises:
         ValueError: clip is out of range.
     """
@@ -39,10 +39,10 @@ def clipped_surrogate(
     ratio, adv = log_ratio.exp(), torch.where(response_mask, wide(advantages.detach()), 0.0)
     unclipped = ratio * adv
     clipped = unclipped if clip is None else ratio.clamp(1 - clip, 1 + clip) * adv
-    seen = log_ratio.detach()
     stats = {
-        "policy/clipped": (clipped < unclipped).detach().float(),
-        "policy/kl_old": kl_k3(seen, torch.zeros_like(seen)),
+        "policy/clipped": (clipped < unclipped).to(ratio.dtype),
+        # The tokens were drawn from the old policy, so k3 estimates KL(old || new): ratio - 1 - log ratio.
+        "policy/kl_old": kl_k3(torch.zeros_like(log_ratio), log_ratio),
         "policy/ratio": torch.where(response_mask, ratio.detach(), 0.0),
     }
     return -torch.minimum(unclipped, clipped), stats
@@ -76,7 +76,7 @@ def clipped_value_loss(
     target = torch.where(response_mask, wide(returns.detach()), 0.0)
     plain = (v - target).square()
     bounded = plain if clip is None else (torch.clamp(v, old - clip, old + clip) - target).square()
-    return 0.5 * torch.maximum(plain, bounded), {"value/clipped": (bounded > plain).detach().float()}
+    return 0.5 * torch.maximum(plain, bounded), {"value/clipped": (bounded > plain).to(v.dtype)}
 
 
 def kl_k1(logprobs: Float[Tensor, "*S"], ref_logprobs: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:

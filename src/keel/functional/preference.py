@@ -2,7 +2,7 @@
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from keel.functional.masked import Stats, wide
 
@@ -15,7 +15,7 @@ def bradley_terry(
 ) -> tuple[Float[Tensor, " B"], Stats]:
     """Negative log-likelihood of a preference under Bradley-Terry, one value per pair.
 
-        loss = p softplus(-(d - m)) + (1 - p) softplus(d - m),    d = chosen - rejected
+        loss = -p log sigmoid(d - m) - (1 - p) log sigmoid(m - d),    d = chosen - rejected
 
     Source: arXiv:2401.06080, Eq. 1-4 (soft label p, margin m); p = 1 and m = 0 give arXiv:2307.04964, Eq. 1.
 
@@ -29,12 +29,12 @@ def bradley_terry(
         `margin` (d).
     """
     gap = wide(chosen_scores) - wide(rejected_scores)
-    x = gap if margin is None else gap - margin.detach()
-    stats = {"accuracy": (gap.detach() > 0).to(gap.dtype), "margin": gap.detach()}
+    x = gap if margin is None else gap - wide(margin.detach())
+    stats = {"accuracy": (gap > 0).to(gap.dtype), "margin": gap.detach()}
     if label_prob is None:
-        return softplus(-x), stats
-    p = label_prob.detach()
-    return p * softplus(-x) + (1 - p) * softplus(x), stats
+        return -logsigmoid(x), stats
+    p = wide(label_prob.detach())
+    return -p * logsigmoid(x) - (1 - p) * logsigmoid(-x), stats
 
 
 def centring(chosen_scores: Float[Tensor, " B"], rejected_scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

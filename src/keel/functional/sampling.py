@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from keel.functional.masked import wide
+
 __all__ = ["draw", "penalise_repetition", "top_k_top_p"]
 
 
@@ -18,6 +20,7 @@ def penalise_repetition(
     """
     if penalty < 1:
         raise ValueError(f"penalty={penalty} is below 1; 1 turns it off, 1.1 is the value of MOSS-RLHF")
+    logits = wide(logits)
     punished = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(written, punished, logits)
 
@@ -37,25 +40,21 @@ def top_k_top_p(
         raise ValueError(f"top_k={top_k} keeps no token; use 1 or more, or none for no limit")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} is outside (0, 1]")
-    vocabulary = logits.shape[-1]
+    logits, vocabulary = wide(logits), logits.shape[-1]
     width = min(top_k or vocabulary, vocabulary)
-    if top_p is None:
-        values, ids = logits.topk(width, dim=-1)
+    if top_p is None or top_p == 1:  # a rounded cumulative sum reaches 1 too early: 1 must cut nothing
+        values, ids = logits.topk(width)
         return values, ids
-    total = logits.logsumexp(-1, keepdim=True) if top_k is None else None
+    # Top-p acts on what top-k left: probabilities are shares of the `width` most probable tokens.
+    total = (logits if top_k is None else logits.topk(width).values).logsumexp(-1, keepdim=True)
     n = min(width, 64)
     while True:
-        values, ids = logits.topk(n, dim=-1)
-        probs = torch.exp(values - total) if total is not None else _renormalised(logits, values, width)
+        values, ids = logits.topk(n)
+        probs = torch.exp(values - total)
         before = probs.cumsum(-1) - probs
         if n == width or bool((before[:, -1] + probs[:, -1] >= top_p).all()):
             return values.masked_fill(before >= top_p, float("-inf")), ids
         n = min(width, n * 8)
-
-
-def _renormalised(logits: Tensor, values: Tensor, width: int) -> Tensor:
-    """Probabilities of `values` among the `width` most probable tokens: top-p acts on what top-k left."""
-    return torch.exp(values - logits.topk(width, dim=-1).values.logsumexp(-1, keepdim=True))
 
 
 def draw(logits: Float[Tensor, "B K"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -63,11 +62,11 @@ def draw(logits: Float[Tensor, "B K"], uniform: Float[Tensor, " B"]) -> Int[Tens
 
     Source: inverse transform sampling (Devroye 1986, chapter II.2). An index of probability zero is never drawn.
     """
-    weights = torch.softmax(logits.float(), dim=-1)
+    weights = torch.softmax(wide(logits), dim=-1)
     cumulative = weights.cumsum(-1)
     # Scaled to the rounded total, so that a uniform number near 1 cannot fall behind the last candidate.
     target = (uniform[:, None] * cumulative[:, -1:]).to(cumulative.dtype)
-    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    index = torch.searchsorted(cumulative, target, right=True).squeeze(1)
     # uniform * total may round up to the total itself: then the last index with positive weight is meant.
-    last = (weights > 0).long().mul(torch.arange(1, weights.shape[-1] + 1, device=weights.device)).argmax(-1)
+    last = torch.where(weights > 0, torch.arange(weights.shape[-1], device=weights.device), 0).amax(-1)
     return torch.minimum(index, last)

@@ -21,10 +21,10 @@ def bootstrap_interval(
     if values.numel() == 0:
         raise ValueError("no values: a mean over nothing has no interval")
     x = values.detach().to(torch.float64)
-    picks = torch.randint(x.numel(), (n_resamples, x.numel()), generator=generator)
-    means = x[picks].mean(1)
+    # One resample at a time: the whole table of picks would take gigabytes for a large benchmark.
+    means = torch.stack([x[torch.randint(len(x), (len(x),), generator=generator)].mean() for _ in range(n_resamples)])
     tail = (1 - confidence) / 2
-    ends = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    ends = torch.quantile(means, means.new_tensor([tail, 1 - tail]))
     return float(x.mean()), float(ends[0]), float(ends[1])
 
 
@@ -32,12 +32,13 @@ def expected_calibration_error(margins: Float[Tensor, " N"], *, n_bins: int = 10
     """Mean gap between stated and actual accuracy over equal-width bins of the winner's probability.
 
     The stated probability of the higher-scored side is sigmoid(|margin|); it is right where the margin is positive.
+    A bin holds its right edge, and the first one also 0.5.
     Source: Guo et al. 2017, arXiv:1706.04599, Eq. 3.
     """
     probability = torch.sigmoid(margins.detach().abs().double())
-    right = (margins.detach() > 0).double()
-    bins = ((probability - 0.5) * 2 * n_bins).long().clamp(0, n_bins - 1)
-    gap = torch.zeros(n_bins, dtype=torch.float64).index_add_(0, bins, probability - right)
+    right = (margins > 0).double()
+    bins = ((probability - 0.5) * 2 * n_bins).ceil().long().sub(1).clamp_min(0)
+    gap = probability.new_zeros(n_bins).index_add_(0, bins, probability - right)
     return gap.abs().sum() / max(margins.numel(), 1)
 
 
@@ -48,11 +49,11 @@ def explained_variance(
 
     Source: Schulman et al. 2016, arXiv:1506.02438, section 6 (value function fit); 0 where the returns do not vary.
     """
-    target = torch.where(mask, returns.detach().double(), 0.0)
-    error = torch.where(mask, target - values.detach().double(), 0.0)
+    target = returns.detach().double()
+    error = target - values.detach()
     spread = masked_mean((target - masked_mean(target, mask)).square(), mask)
     left = masked_mean((error - masked_mean(error, mask)).square(), mask)
-    return torch.where(spread > 1e-12, 1 - left / spread.clamp_min(1e-12), 0.0)
+    return torch.where(spread > 1e-12, 1 - left / spread, 0.0)
 
 
 def repeated_share(ids: list[int], *, n: int = 4) -> float:

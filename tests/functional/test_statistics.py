@@ -1,0 +1,191 @@
+"""Bootstrap intervals, calibration, explained variance and repetition."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from references import statistics as truth
+from references.ragged import noise, response_masks, seeds
+from tolerances import BOOTSTRAP_SPREAD, EXACT, FLOAT64, RELATIVE64
+from torch.testing import assert_close
+
+from keel.functional.statistics import (
+    bootstrap_interval,
+    expected_calibration_error,
+    explained_variance,
+    repeated_share,
+)
+
+NAN = float("nan")
+
+
+def float64(values: list) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_bootstrap_agrees_with_scipy(confidence: float) -> None:
+    values = noise(11, 400) + 2
+    mean, low, high = bootstrap_interval(values, generator=generator(), n_resamples=2000, confidence=confidence)
+    theirs = scipy.stats.bootstrap((values.numpy(),), np.mean, n_resamples=2000, confidence_level=confidence,
+                                   method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    assert mean == pytest.approx(float(values.mean()), rel=RELATIVE64)
+    assert low < mean < high
+    width = theirs.high - theirs.low
+    assert abs(low - theirs.low) < BOOTSTRAP_SPREAD * width
+    assert abs(high - theirs.high) < BOOTSTRAP_SPREAD * width
+
+
+def test_bootstrap_ends_are_quantiles_of_resampled_means() -> None:
+    values, own = noise(9, 5) + 2, generator(3)
+    means = [float(values[torch.randint(5, (5,), generator=own)].mean()) for _ in range(1000)]
+    expected = [float(values.mean()), np.quantile(means, 0.025), np.quantile(means, 0.975)]
+    assert list(bootstrap_interval(values, generator=generator(3))) == pytest.approx(expected, rel=RELATIVE64)
+
+
+def test_bootstrap_of_equal_values_has_no_width_and_repeats_with_its_seed() -> None:
+    assert bootstrap_interval(torch.full((6,), 0.5), generator=generator()) == (0.5, 0.5, 0.5)
+    values = noise(1, 50)
+    assert bootstrap_interval(values, generator=generator(5)) == bootstrap_interval(values, generator=generator(5))
+    assert bootstrap_interval(values, generator=generator(5)) != bootstrap_interval(values, generator=generator(6))
+
+
+def test_bootstrap_averages_in_float64_and_takes_values_with_a_graph() -> None:
+    # 1 + 2^-30 is 1 in float32: the mean of a float64 input must keep it.
+    mean, _, _ = bootstrap_interval(float64([1, 1 + 2**-29]), generator=generator(), n_resamples=2)
+    assert mean == 1 + 2**-30
+    assert bootstrap_interval(torch.ones(2, requires_grad=True), generator=generator(), n_resamples=2)[0] == 1.0
+    mean, low, high = bootstrap_interval(torch.tensor([0.1, 0.1]), generator=generator(), n_resamples=3)
+    assert mean == low == high == float(torch.tensor(0.1))
+
+
+def test_bootstrap_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values: a mean over nothing has no interval"):
+        bootstrap_interval(torch.empty(0), generator=generator())
+
+
+def test_calibration_by_hand() -> None:
+    # Confidence 0.75 (bin 5 of 10) twice, right once: |0.75 - 0.5|. Confidence 0.9 (bin 8) twice, right twice: 0.1.
+    margins = float64([math.log(3), -math.log(3), math.log(9), math.log(9)])
+    assert_close(expected_calibration_error(margins), float64(0.5 * 0.25 + 0.5 * 0.1), **FLOAT64)
+
+
+def test_gaps_cancel_inside_a_bin_only() -> None:
+    # Confidences 0.6 (right) and 0.9 (wrong): gaps -0.4 and +0.9. One bin: 0.5 / 2. Ten bins: 1.3 / 2.
+    margins = float64([math.log(1.5), -math.log(9)])
+    assert_close(expected_calibration_error(margins, n_bins=1), float64(0.25), **FLOAT64)
+    assert_close(expected_calibration_error(margins), float64(0.65), **FLOAT64)
+
+
+def test_a_bin_holds_its_right_edge() -> None:
+    # 0.75 (wrong) closes the lower of two bins, where 0.6 (right) is: gaps +0.75 - 0.4 cancel; 0.8 (right) is above.
+    margins = float64([-math.log(3), math.log(1.5), math.log(4)])
+    assert torch.sigmoid(margins.abs())[0] == 0.75
+    assert_close(expected_calibration_error(margins, n_bins=2), float64((0.35 + 0.2) / 3), **FLOAT64)
+
+
+def test_calibration_at_the_ends() -> None:
+    # Certain and right: no gap. A tie states 0.5 and is wrong. Nothing at all: 0.
+    assert_close(expected_calibration_error(float64([1e4, 800.0])), float64(0), **EXACT)
+    assert_close(expected_calibration_error(float64([0.0])), float64(0.5), **EXACT)
+    # A tie and a right answer stated at 11/21 share the first bin: (1/2 - 0 + 11/21 - 1) / 2 = 1/84.
+    assert_close(expected_calibration_error(float64([0.0, math.log(1.1)])), float64(1 / 84), **FLOAT64)
+    assert_close(expected_calibration_error(float64([-1e4])), float64(1), **EXACT)
+    assert_close(expected_calibration_error(torch.empty(0)), float64(0), **EXACT)
+    # One margin alone is divided by one.
+    assert_close(expected_calibration_error(float64([math.log(3)])), float64(0.25), **FLOAT64)
+
+
+def test_calibration_carries_no_graph_and_works_in_float64() -> None:
+    error = expected_calibration_error(torch.tensor([0.3, -1.0], requires_grad=True))
+    assert error.dtype == torch.float64
+    assert not error.requires_grad
+    exact = expected_calibration_error(torch.tensor([1.5, -0.25]))
+    assert_close(exact, float64(truth.expected_calibration_error([1.5, -0.25], 10)), **FLOAT64)
+
+
+def test_ten_bins_are_the_default() -> None:
+    margins = noise(2, 300, scale=2.0)
+    expected = truth.expected_calibration_error(margins.tolist(), 10)
+    assert_close(expected_calibration_error(margins), float64(expected), **FLOAT64)
+
+
+@given(seeds, st.integers(1, 30), st.integers(1, 12))
+def test_calibration_agrees_with_the_reference(seed: int, n: int, n_bins: int) -> None:
+    margins = noise(seed, n, scale=2.0)
+    expected = truth.expected_calibration_error(margins.tolist(), n_bins)
+    assert_close(expected_calibration_error(margins, n_bins=n_bins), float64(expected), **FLOAT64)
+
+
+def test_explained_variance_by_hand() -> None:
+    mask = torch.tensor([[True, True, True, False]])
+    returns = float64([[1, 3, 5, NAN]])
+    # Var(R) = 8/3. Errors 1, 0, -1 have variance 2/3: 1 - 1/4. A constant offset costs nothing.
+    assert_close(explained_variance(float64([[0, 3, 6, NAN]]), returns, mask), float64(0.75), **FLOAT64)
+    assert_close(explained_variance(float64([[10, 13, 16, NAN]]), returns, mask), float64(0.75), **FLOAT64)
+    assert_close(explained_variance(returns, returns, mask), float64(1), **FLOAT64)
+    assert_close(explained_variance(float64([[2, 2, 2, NAN]]), returns, mask), float64(0), **FLOAT64)
+    # Worse than the mean is negative: errors -4, 0, 4 have variance 32/3, 1 - 4.
+    assert_close(explained_variance(float64([[5, 3, 1, NAN]]), returns, mask), float64(-3), **FLOAT64)
+
+
+def test_explained_variance_where_returns_do_not_vary() -> None:
+    ones = torch.ones(1, 3)
+    assert_close(explained_variance(torch.randn(1, 3), ones, ones > 0), float64(0), **EXACT)
+    assert_close(explained_variance(ones, ones, ones < 0), float64(0), **EXACT)
+    # A spread of 1.44e-12 is still a spread: returns 0 and 2.4e-6, values half as far apart, 1 - 1/4.
+    small = explained_variance(float64([[0, 1.2e-6]]), float64([[0, 2.4e-6]]), torch.ones(1, 2) > 0)
+    assert_close(small, float64(0.75), **FLOAT64)
+    # 7.2e-13 is not.
+    none = explained_variance(float64([[0, 0.85e-6]]), float64([[0, 1.7e-6]]), torch.ones(1, 2) > 0)
+    assert_close(none, float64(0), **EXACT)
+
+
+def test_explained_variance_carries_no_graph_and_works_in_float64() -> None:
+    values, returns = torch.randn(1, 3, requires_grad=True), torch.randn(1, 3, requires_grad=True)
+    result = explained_variance(values, returns, values < 99)
+    assert result.dtype == torch.float64
+    assert not result.requires_grad
+    # Offsets of 1e6 leave float32 with a sixteenth of a unit; the difference of values and returns must not see it.
+    returns = float64([[1e6, 1e6 + 0.01]])
+    assert_close(explained_variance(returns - 0.5, returns, returns > 0), float64(1), **FLOAT64)
+    # The same for the sums over float32 returns.
+    narrow = 1e4 + torch.linspace(0, 1, 50)[None]
+    expected = truth.explained_variance([1e4] * 50, narrow[0].tolist())
+    assert_close(explained_variance(torch.full((1, 50), 1e4), narrow, narrow > 0), float64(expected), **FLOAT64)
+    half = narrow - narrow.frac() / 2
+    expected = truth.explained_variance(half[0].tolist(), narrow[0].tolist())
+    assert_close(explained_variance(half, narrow, narrow > 0), float64(expected), **FLOAT64)
+
+
+@given(response_masks(), seeds)
+def test_explained_variance_agrees_with_the_reference(mask: torch.Tensor, seed: int) -> None:
+    returns = noise(seed, *mask.shape)
+    values = returns + noise(seed + 1, *mask.shape, scale=0.5)
+    expected = truth.explained_variance(values[mask].tolist(), returns[mask].tolist())
+    result = explained_variance(values.masked_fill(~mask, NAN), returns.masked_fill(~mask, NAN), mask)
+    assert_close(result, float64(expected), **FLOAT64)
+
+
+def test_repeated_share_by_hand() -> None:
+    # 2-grams of 1 2 1 2 1: 12, 21, 12, 21: two of four were there before.
+    assert repeated_share([1, 2, 1, 2, 1], n=2) == 0.5
+    assert repeated_share([1, 2, 3, 4, 5]) == 0.0
+    # One token over and over: 4-grams of seven tokens are four, three of them repeats.
+    assert repeated_share([9] * 7) == 0.75
+    assert repeated_share([9, 9, 9]) == 0.0
+    assert repeated_share([9, 9, 9, 9]) == 0.0
+    assert repeated_share([]) == 0.0
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 5))
+def test_repeated_share_agrees_with_the_reference(ids: list[int], n: int) -> None:
+    assert repeated_share(ids, n=n) == pytest.approx(truth.repeated_share(ids, n), rel=RELATIVE64)

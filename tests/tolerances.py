@@ -1,0 +1,29 @@
+"""How close is equal. Named once, never typed in a test, never loosened in the commit that changes the code.
+
+Each one is a dict of keywords for `torch.testing.assert_close`, or a number where the name says of what.
+"""
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+FLOAT64 = {"rtol": 1e-10, "atol": 1e-10}
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
+PRINTED = {"rtol": 0.0, "atol": 5e-7}
+"""Against a number that a paper or a spec prints with six decimals."""
+
+RELATIVE64 = 1e-10
+RELATIVE32 = 1e-5
+"""For `pytest.approx(x, rel=RELATIVE64)`."""
+
+STANDARD_ERRORS = 4.0
+"""Standard errors between a Monte Carlo mean and the truth; one seed in 16 000 would miss it, and ours is fixed."""
+
+BOOTSTRAP_SPREAD = 0.1
+"""Share of an interval's width that two bootstraps of 2000 resamples may differ by."""
+
+GRADIENT32 = {"rtol": 1e-4, "atol": 2e-5}
+"""Gradients summed over a whole model in float32, against another order of summation."""
+
+BFLOAT16 = {"rtol": 0.1, "atol": 0.3}
+"""Log-probabilities of a two-layer model under bfloat16 autocast."""
+
+RATIO = 1e-6
+"""How far from 1 the ratio of the first minibatch may be."""
