@@ -10,6 +10,7 @@
     checkpoints/ model/ best/ tensorboard/
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,15 +21,16 @@ import shlex
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from keel.config import Config, read_toml
-from keel.errors import KeelError, RunError
+from keel.errors import ConfigError, KeelError, RunError
 
 __all__ = ["Run", "RunResult", "Stopped", "is_finished", "saved_config", "start", "write_json"]
 
@@ -63,14 +65,15 @@ class Run:
     _signal: int | None = None
     _clock: float = field(default_factory=time.monotonic)
     _handlers: dict[int, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def log(self, step: int, values: Mapping[str, Any], phase: str = "train") -> None:
         """Append one step's numbers to metrics.jsonl and to TensorBoard."""
         row = {"step": step, "phase": phase, **{name: _plain(value) for name, value in values.items()}}
         self._append("metrics.jsonl", row)
-        for name, value in row.items():
-            if isinstance(value, float) and self._board is not None:
-                self._board.add_scalar(f"{phase}/{name}", value, step)
+        if self._board is not None:
+            with explained_disk_errors(self.folder):
+                self._board.add({f"{phase}/{k}": v for k, v in row.items() if isinstance(v, float)}, step)
 
     def time(self, step: int, seconds: Mapping[str, float], phase: str = "train") -> None:
         """Append durations in seconds; they never go into metrics.jsonl."""
@@ -86,6 +89,11 @@ class Run:
         """Append a raised alarm, and say it on the console."""
         self._append("alarms.jsonl", row)
         print(f"ALARM {row['name']} at step {row['step']}: {row['meaning']} {row['remedy']}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        """Something the reader of the results must know: said on the console, and kept in result.json."""
+        self.notes.append(text)
+        print(f"note: {text}", file=sys.stderr)
 
     def offsets(self) -> dict[str, int]:
         """How long each log is now; a checkpoint keeps this, and resuming cuts what a killed process wrote after it."""
@@ -129,13 +137,13 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        for file in self._files.values():
-            file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in (*self._files.values(), *([self._board] if self._board is not None else [])):
+            with suppress(OSError):  # every row was flushed when it was written, and a failure raised then
+                file.close()
         if error is not None:
             status = "stopped" if isinstance(error, Stopped) else "failed"
-            self._write_result(status, {"error": str(error) or kind.__name__ if kind else ""})
+            with suppress(RunError):  # a full disk must not hide what ended the run
+                self._write_result(status, {"error": str(error) or kind.__name__ if kind else ""})
         self._lock.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -147,7 +155,7 @@ class Run:
     def _write_result(self, status: str, values: Mapping[str, Any]) -> None:
         write_json(self.folder / "result.json", {
             "recipe": self.recipe, "status": status, "seconds": round(time.monotonic() - self._clock, 3), "error": None,
-            **{name: _plain(value) for name, value in values.items()}})
+            "notes": self.notes, **{name: _plain(value) for name, value in values.items()}})
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
@@ -162,7 +170,8 @@ def start(recipe: str, config: Config, folder: Path, *, seed: int, data: Iterabl
     """Open a run folder: a new one, or with `resume` an existing one of the same recipe.
 
     Raises:
-        RunError: the folder holds another run, or another process is using it, or it cannot be written.
+        RunError: the folder holds another run, another process is using it, it cannot be written, or with `resume`
+            its last checkpoint is damaged. A run that failed before it logged anything may be begun anew.
     """
     with explained_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,14 +182,41 @@ def start(recipe: str, config: Config, folder: Path, *, seed: int, data: Iterabl
         lock.close()
         raise RunError("another process is working in this run folder", where=str(folder),
                        remedy="Wait for it, or choose another folder with --out.") from error
-    if (folder / "config.toml").exists() and not resume:
+    try:
+        if resume:
+            _require_whole_checkpoint(folder)
+        else:
+            _require_unused(folder)
+            _replace(folder / "config.toml", config.to_toml())
+            write_json(folder / "environment.json", environment(recipe, seed, data))
+        with explained_disk_errors(folder):
+            return Run(folder, recipe, config, resume, lock, _board=_Board(folder / "tensorboard"))
+    except BaseException:
         lock.close()
+        raise
+
+
+def _require_unused(folder: Path) -> None:
+    worked = any((folder / name).exists() and (folder / name).stat().st_size for name in LOGS)
+    if (folder / "config.toml").exists() and (worked or (folder / "checkpoints").exists() or is_finished(folder)):
         raise RunError("this folder already holds a run", where=str(folder),
                        remedy="Continue it with --resume, or choose another folder with --out.")
-    if not resume:
-        _replace(folder / "config.toml", config.to_toml())
-        write_json(folder / "environment.json", environment(recipe, seed, data))
-    return Run(folder, recipe, config, resume, lock, _board=_tensorboard(folder))
+    with explained_disk_errors(folder):
+        (folder / "result.json").unlink(missing_ok=True)
+
+
+def _require_whole_checkpoint(folder: Path) -> None:
+    """Checkpoints are renamed into place when whole; what damages one later is a copy that was cut or a bad disk."""
+    for newest in sorted((folder / "checkpoints").glob("step-*.pt"))[-1:]:
+        try:
+            with zipfile.ZipFile(newest) as parts:
+                damaged = parts.testzip()
+        except (zipfile.BadZipFile, OSError) as error:
+            damaged = str(error)
+        if damaged:
+            raise RunError(f"checkpoint {newest.name} is damaged ({damaged})", where=str(folder),
+                           remedy=f"Remove {newest}; the run then continues from the checkpoint before it, or, where "
+                                  "there is none, from the start.")
 
 
 def saved_config(folder: Path, recipe: str) -> dict[str, Any]:
@@ -192,17 +228,25 @@ def saved_config(folder: Path, recipe: str) -> dict[str, Any]:
     if not (folder / "config.toml").exists():
         raise RunError("no run in this folder (config.toml is missing)", where=str(folder),
                        remedy="Give the folder that the run's --out named.")
-    made_by = json.loads((folder / "environment.json").read_text())["recipe"]
+    made_by = _read_json(folder / "environment.json").get("recipe", "unknown")
     if made_by != recipe:
         raise RunError(f"this folder holds a {made_by!r} run, not a {recipe!r} run", where=str(folder),
                        remedy=f"Resume it with: keel {made_by.replace('_', '-')} --resume {folder}")
-    return read_toml(folder / "config.toml")
+    try:
+        return read_toml(folder / "config.toml")
+    except ConfigError as error:
+        raise RunError(f"the settings of this run are damaged: {error.what}", where=str(folder / "config.toml"),
+                       remedy="Mend the file, or put back a copy of it; the checkpoints are intact.") from error
 
 
 def is_finished(folder: Path) -> bool:
-    """True where a run ended by itself: there is nothing to resume."""
+    """True where a run ended by itself: there is nothing to resume.
+
+    Raises:
+        RunError: result.json is damaged.
+    """
     file = folder / "result.json"
-    return file.exists() and json.loads(file.read_text())["status"] == "finished"
+    return file.exists() and _read_json(file).get("status") == "finished"
 
 
 def environment(recipe: str, seed: int, data: Iterable[Path]) -> dict[str, Any]:
@@ -213,8 +257,22 @@ def environment(recipe: str, seed: int, data: Iterable[Path]) -> dict[str, Any]:
         "python": platform.python_version(), **versions, "machine": platform.platform(), "cpu": _cpu_name(),
         "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS", "default"), "seed": seed,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": {str(path): _sha256(path) for path in data if path.is_file()},
+        "data": {str(file): _sha256(file) for path in data for file in _files_of(path)},
     }
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if p.is_file())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not JSON"
+        raise RunError(f"the run folder is damaged: {path.name}: {reason}", where=str(path.parent),
+                       remedy="Put back a copy of the file; the checkpoints are intact.") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -231,10 +289,14 @@ def explained_disk_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise RunError(f"cannot write: {error.strerror}", where=str(folder),
-                       remedy="Free some space or choose another folder with --out; then --resume continues from the "
-                              "last checkpoint, which is intact.") from error
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps the system's error
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise RunError(f"cannot write: {cause.strerror}", where=str(cause.filename or folder), remedy=(
+            "Free some space; then --resume continues from the last checkpoint, which is intact." if full else
+            "Choose a folder that can be written with --out.")) from error
 
 
 def _replace(path: Path, text: str) -> None:
@@ -251,25 +313,32 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tensorboard(folder: Path) -> Any:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+class _Board:
+    """Scalars for TensorBoard. Its own writer works in a thread, whose errors would come late and as a traceback."""
 
-    class Board:
-        """Scalars only: torch's own writer takes a second to import."""
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        def __init__(self) -> None:
-            self.writer = EventFileWriter(str(folder / "tensorboard"))
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
+        self._event: Any = Event
+        self._summary: Any = Summary
+        self._file = (folder / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-            self.writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
 
-        def close(self) -> None:
-            self.writer.close()
+    def close(self) -> None:
+        self._file.close()
 
-    return Board()
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._file.flush()
 
 
 def _cpu_name() -> str:

@@ -111,6 +111,9 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         prompts, held_out, skipped = load_prompts(cfg, words)
         mix = load_mix(cfg, words)
         policy, reference, critic, scorer = load_models(cfg, words)
+        if not cfg.sampling.exact:
+            log.note("Sampling is sharper than the distribution whose log-probabilities are trained on (filters, "
+                     "temperature or penalty with raw log-probabilities): k1 is biased and can be negative.")
         total = cfg.critic_pretrain + cfg.steps
         learners = {"policy": Learner.of([policy], cfg.policy_optimizer, cfg.steps * cfg.updates),
                     "critic": Learner.of([critic], cfg.critic_optimizer, total * cfg.updates)}
@@ -175,8 +178,11 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
                     log.stop(step)
                 progress.advance(f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
         save_model(policy, tokenizer, cfg.out / "model")
-        return log.finish(steps=cfg.steps, n_alarms=memory["n_alarms"], skipped=skipped, before=memory["before"],
-                          after=memory["after"], headline=headline(memory["before"], memory["after"]))
+        before, after = memory["before"], memory["after"]
+        return log.finish(
+            steps=cfg.steps, n_alarms=memory["n_alarms"], skipped=skipped, headline=headline(before, after, cfg.seed),
+            **{when: {name: x for name, x in found.items() if not name.startswith("each/")}
+               for when, found in (("before", before), ("after", after))})
 
 
 def learn_policy(policy: nn.Module, part: Rollout, mix: list[TokenBatch], learner: Learner, number: int,
@@ -293,12 +299,11 @@ def evaluate(log: runs.Run, shown: int, policy: nn.Module, words: Template, held
     columns = {"score": scorer(responses)}
     if cfg.gold:
         columns["gold"] = responses.scored_by(scoring_function(cfg.gold))
-    found = {name: summary(x, cfg.seed, name) for name, x in columns.items()}
     lengths = responses.rollout.tokens.response_mask.sum(1).float()
-    found["length"] = summary(lengths, cfg.seed, "length")
+    found = {name: summary(x, cfg.seed, name) for name, x in (columns | {"length": lengths}).items()}
     log.log(shown, {f"{name}/{key}": x for name, values in found.items() for key, x in values.items()}, "eval")
     log.sample(sample_rows(shown, responses, columns, cfg.n_samples))
-    return found
+    return found | {f"each/{name}": x.tolist() for name, x in columns.items()}
 
 
 def raise_alarms(log: runs.Run, shown: int, history: list[dict[str, float]], cfg: PPOConfig) -> int:
@@ -312,9 +317,11 @@ def raise_alarms(log: runs.Run, shown: int, history: list[dict[str, float]], cfg
     return len(found)
 
 
-def headline(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:
-    """Gold where it is known, the reward model's score elsewhere; the report says which."""
+def headline(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any] | None:
+    """Gold where it is known, the reward model's score elsewhere; the change is paired, prompt by prompt."""
     name = "gold" if "gold" in before else "score"
     if name not in before:
         return None
-    return {"metric": name, "before": before[name], "after": after[name], "higher_is_better": True}
+    change = torch.tensor(after[f"each/{name}"]) - torch.tensor(before[f"each/{name}"])
+    return {"metric": name, "before": before[name], "after": after[name], "higher_is_better": True,
+            "change": summary(change, seed, "change")}
