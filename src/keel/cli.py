@@ -1,35 +1,66 @@
 """The command line: `keel COMMAND [config.toml] [--field value ...]`, built from each command's config."""
 
 import importlib
+import inspect
+import io
 import os
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from typing import Any
 
 from keel import __version__
-from keel.config import Config, describe, nearest, read_toml
-from keel.errors import ConfigError, KeelError
+from keel.config import PRESETS, Config, describe, nearest, read_toml
+from keel.errors import ConfigError, KeelError, RunError
 from keel.recipes import COMMANDS
 
 __all__ = ["main"]
 
-PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code is 0, or that of the error (2 config, 3 data, 4 model, 5 numerics, 6 run)."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # text of the data may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
+        return code
     except KeelError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _said(error, type(error).__name__)
     except KeyboardInterrupt:
         print("interrupted; a run continues with --resume from its last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _said(RunError(error.strerror or str(error), where=str(error.filename or "operating system"),
+                              remedy="Check the path, its permissions and the free space."), "RunError")
+    except Exception as error:
+        return _said(_unexpected(error), "UnexpectedError")
+
+
+def _said(error: KeelError, kind: str) -> int:
+    if os.environ.get("KEEL_TRACEBACK"):
+        traceback.print_exc()
+    print(f"{kind}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> KeelError:
+    """What nobody foresaw, placed at the innermost line of keel or of the user's own code (a gold function)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<")
+    own = [frame for frame in frames if not frame.filename.startswith(libraries) or "/keel/" in frame.filename]
+    place = (own or frames)[-1]
+    text = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+    return KeelError(text[:400], where=f"{place.filename}:{place.lineno} ({place.name})",
+                     remedy="If that line is yours, mend it; if not, this is a bug in keel. With KEEL_TRACEBACK=1 in "
+                            "the environment the whole trace is printed. Finished checkpoints are intact.")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -44,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
     module = importlib.import_module(module_name)
     config_class: type[Config] = getattr(module, config_name)
     if "--help" in rest or "-h" in rest:
-        print(_help(name, line, config_class))
+        print(_help(name, line, config_class, _resumes(module)))
         return 0
     return _run(name, module, config_class, rest)
 
@@ -55,9 +86,12 @@ def _run(name: str, module: Any, config_class: type[Config], rest: list[str]) ->
         from keel.runs import is_finished, saved_config
 
         folder = Path(flags["resume"])
+        if not _resumes(module):
+            raise ConfigError(f"`keel {name}` cannot be resumed", remedy="It keeps no checkpoints; run it again.")
         if file or overrides:
             raise ConfigError("--resume takes its settings from the run", remedy="Give --resume RUN alone.")
-        config = config_class.checked(saved_config(folder, name.replace("-", "_")) | {"out": str(folder)})
+        config = config_class.checked(saved_config(folder, name.replace("-", "_")) | {"out": str(folder)},
+                                      where=str(folder / "config.toml"))
         if is_finished(folder):
             print(f"{name}: {folder} is already finished")
             return 0
@@ -88,10 +122,13 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
 
 def _parse(rest: list[str], config_class: type[Config]) -> tuple[str | None, dict[str, Any], dict[str, str]]:
     """Config file, `field -> text`, and the flags every command has."""
-    positional = [field.name for field in describe(config_class) if field.kind.startswith(("list", "tuple[Path", "tuple[str"))][:1]
+    positional = [field.name for field in describe(config_class) if field.several and "." not in field.name][:1]
     file: str | None = None
     overrides: dict[str, Any] = {}
     flags: dict[str, str] = {}
+    for word in rest:
+        if any("\udc80" <= char <= "\udcff" for char in word):
+            raise ConfigError(f"{word!r} is not UTF-8", remedy="Rename the file, or set a UTF-8 locale.")
     words = list(rest)
     while words:
         word = words.pop(0)
@@ -138,7 +175,11 @@ def _overview() -> str:
         "--resume RUN continues a run. Begin with: keel demo"])
 
 
-def _help(name: str, line: str, config_class: type[Config]) -> str:
+def _resumes(module: Any) -> bool:
+    return "resume" in inspect.signature(module.run).parameters
+
+
+def _help(name: str, line: str, config_class: type[Config], resumes: bool) -> str:
     rows = list(describe(config_class))
     lines = [f"keel {name} [config.toml | preset] [--field value ...]", f"  {line}", ""]
     for row in rows:
@@ -147,8 +188,8 @@ def _help(name: str, line: str, config_class: type[Config]) -> str:
     presets = [path.stem for path in sorted(PRESETS.glob("*.toml")) if read_toml(path).keys() <= _top(config_class)]
     if presets:
         lines += ["", f"presets: {', '.join(presets)}"]
-    return "\n".join([*lines, "", "  --print-config  print the complete settings and stop",
-                      "  --resume RUN    continue a run from its last checkpoint"])
+    lines += ["", "  --print-config  print the complete settings and stop"]
+    return "\n".join([*lines, *(["  --resume RUN    continue a run from its last checkpoint"] if resumes else [])])
 
 
 def _top(config_class: type[Config]) -> set[str]:

@@ -14,7 +14,10 @@ from pydantic.fields import FieldInfo
 
 from keel.errors import ConfigError
 
-__all__ = ["Config", "FieldHelp", "describe", "nearest"]
+__all__ = ["PRESETS", "Config", "FieldHelp", "describe", "nearest", "read_toml"]
+
+PRESETS = Path(__file__).parent / "presets"
+"""Named settings that come with keel, one TOML file each."""
 
 
 class Config(BaseModel):
@@ -52,7 +55,16 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_none(cls, values: Any) -> Any:
-        return {k: None if v == "none" else v for k, v in values.items()} if isinstance(values, dict) else values
+        if isinstance(values, str) and "path" in cls.model_fields:  # policy = "models/mine" is policy.path
+            return {"path": values}
+        if not isinstance(values, dict):
+            return values
+        given = {name: None if value == "none" else value for name, value in values.items()}
+        for name, value in given.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(value, dict) and isinstance(default, Config):
+                given[name] = _merged(default.model_dump(), value)
+        return given
 
 
 class FieldHelp(typing.NamedTuple):
@@ -63,17 +75,31 @@ class FieldHelp(typing.NamedTuple):
     limits: str
     default: str
     description: str
+    several: bool
+    """True where a list is taken."""
 
 
-def describe(config: type[Config], prefix: str = "") -> Iterator[FieldHelp]:
-    """Every field of a config, nested ones by their dotted names."""
+def describe(config: type[Config], prefix: str = "", within: Config | str | None = None) -> Iterator[FieldHelp]:
+    """Every field of a config, nested ones by their dotted names.
+
+    Args:
+        config: the settings.
+        prefix: dotted name of the field that holds them.
+        within: that field's default, whose values stand before the config's own; or "none" where it is off.
+    """
     for name, field in config.model_fields.items():
-        nested = _nested(field)
+        nested, found = _nested(field), field.get_default(call_default_factory=True)
+        if isinstance(within, Config):
+            found = getattr(within, name)
         if nested is not None:
-            yield from describe(nested, f"{prefix}{name}.")
+            off = "none" if found is None or within == "none" else None
+            yield from describe(nested, f"{prefix}{name}.", found if isinstance(found, Config) else off)
             continue
-        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        yield FieldHelp(prefix + name, _kind(field.annotation), _limits(field), default, field.description or "")
+        required = field.is_required() and not isinstance(within, Config)
+        default = "none" if required and within == "none" else "required" if required else _shown(found)
+        kind = _kind(field.annotation)
+        several = "list[" in kind or ("tuple[" in kind and "..." in kind)
+        yield FieldHelp(prefix + name, kind, _limits(field), default, field.description or "", several)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -94,17 +120,19 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config file: {error.strerror}", where=str(file),
-                          remedy="Give the path of a TOML file, or a preset's name; see configs/.") from error
+                          remedy="Give the path of a TOML file, or the name of a preset from `--help`.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a TOML file: {error}", where=str(file),
                           remedy='TOML is `field = value` per line; text is quoted: policy = "models/mine".') from error
 
 
 def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: Any) -> None:
-    known = [field.name for field in describe(config)]
-    dotted = f"{dotted}.path" if f"{dotted}.path" in known else dotted  # --policy DIR is --policy.path DIR
-    if dotted not in known:
-        raise ConfigError(f"unknown field {dotted!r}{nearest(dotted, known)}",
+    known = {field.name: field for field in describe(config)}
+    off = value == "none" and any(name.startswith(f"{dotted}.") for name in known)  # --critic none: no critic
+    if f"{dotted}.path" in known and not off:
+        dotted = f"{dotted}.path"  # --policy DIR is --policy.path DIR
+    elif dotted not in known and not off:
+        raise ConfigError(f"unknown field {dotted!r}{nearest(dotted, list(known))}",
                           remedy="`--help` lists every field with its range and default.")
     *path, last = dotted.split(".")
     for part in path:
@@ -112,6 +140,8 @@ def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: An
             values[part] = {}
         values = values[part]
     values[last] = _parsed(value)
+    if dotted in known and known[dotted].several and isinstance(values[last], str):
+        values[last] = [values[last]]
 
 
 def _parsed(value: Any) -> Any:
@@ -135,7 +165,15 @@ def _complaint(problem: Any, names: list[str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not name:
         return message
-    return f"{name} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    shown = repr(problem["input"])
+    return f"{name} = {shown if len(shown) <= 80 else shown[:80] + '...'}: {message[0].lower()}{message[1:]}"
+
+
+def _merged(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A table that sets some fields of a default leaves the others as they are, however deep."""
+    both = {name: _merged(default[name], value) if isinstance(value, dict) and isinstance(default.get(name), dict)
+            else value for name, value in given.items()}
+    return default | both
 
 
 def _spelled_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -155,8 +155,9 @@ def tokenizer_from(folder: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load a tokenizer: {str(error).splitlines()[0]}", where=folder,
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load a tokenizer: {first}", where=folder,
                          remedy="Give a folder with tokenizer.json and tokenizer_config.json.") from error
 
 

@@ -6,6 +6,7 @@ Every layout ends in `Parts`. The table at the end of the file lists the layouts
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from keel.data.problems import RowError
@@ -19,6 +20,7 @@ __all__ = ["Parts", "missing", "parts"]
 _COLUMNS = ("prompt", "chosen", "rejected", "completion", "response", "messages", "conversations", "instruction",
             "input", "output", "text", "question")
 _CLOSE = 0.7
+_COMPARED = 50  # columns, and letters of a name: nobody misspells more
 _LAYOUTS_READ = ("keel reads prompt, chosen, rejected; prompt, completion; messages; conversations; "
                  "instruction, output; text; prompt")
 
@@ -60,7 +62,8 @@ def parts(value: Mapping[str, Any]) -> tuple[Parts, Mapping[str, Any]]:
 def missing(value: Mapping[str, Any], wanted_for: str, wanted: Sequence[str]) -> RowError:
     """The error for a row without the wanted columns; names the likely misspelling."""
     absent = [name for name in wanted if name not in value]
-    guesses = [f"did you mean `{guess}` by `{name}`?" for name in value if name not in _COLUMNS
+    strange = [name for name in islice(value, _COMPARED) if name not in _COLUMNS and len(name) <= _COMPARED]
+    guesses = [f"did you mean `{guess}` by `{name}`?" for name in strange
                for guess in difflib.get_close_matches(name.lower(), absent, n=1, cutoff=_CLOSE)]
     there = ", ".join(f"`{name}`" for name in value) or "none"
     needs = f"{wanted_for[0].upper()}{wanted_for[1:]} needs {_listed(absent)}" if wanted != _COLUMNS else _LAYOUTS_READ

@@ -40,7 +40,7 @@ def parse_json(raw: bytes, where: str) -> Any:
         if b"\0" in raw:
             return Problem("NUL byte", where, "a NUL byte", "The file was cut or overwritten here; write it again.")
         at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        return Problem("not JSON", where, f"not JSON: {error.msg} at {at}",
+        return Problem("not JSON", where, f"not JSON: {error.msg.removesuffix(' at')} at {at}",
                        "Mend it there: quotes around names and text, no comma before a closing bracket.")
     except (ValueError, RecursionError) as error:
         return Problem("not JSON", where, f"not JSON that can be read: {error}",

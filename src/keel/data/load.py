@@ -18,6 +18,7 @@ __all__ = [
 
 OnBadRecord = Literal["stop", "skip"]
 Paths = str | Path | Sequence[str | Path]
+_LONGEST_ID = 80
 _R = TypeVar("_R", Prompt, Demonstration, PreferencePair)
 
 
@@ -123,7 +124,7 @@ def _check_unique(made: Sequence[Record], where: str, first_seen: dict[str, str]
 
 def _where(row: Row) -> str:
     name = row.value.get("id")
-    return f"{row.where} (id {name})" if isinstance(name, str | int) else row.where
+    return f"{row.where} (id {str(name)[:_LONGEST_ID]})" if isinstance(name, str | int) else row.where
 
 
 def _gather(

@@ -10,6 +10,7 @@ __all__ = ["SHOWN", "Problem", "ReadReport", "RowError", "Tally"]
 
 SHOWN = 20
 """How many problems an error message spells out before it only counts."""
+_HEAD, _TAIL = 300, 80
 
 
 class RowError(DataError):
@@ -42,6 +43,10 @@ class Problem:
     what: str
     remedy: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "what", _shortened(self.what))
+        object.__setattr__(self, "remedy", _shortened(self.remedy))
+
     def __str__(self) -> str:
         return f"{self.where}: {self.what}\n    {self.remedy}"
 
@@ -72,8 +77,10 @@ class ReadReport:
         """One line for a log: `812 of 815 rows read; 3 dropped: 2 empty response, 1 duplicate id`."""
         if not self.n_dropped:
             return f"{self.n_rows} rows read, none dropped"
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.dropped.items()))
-        return f"{self.n_rows - self.n_dropped} of {self.n_rows} rows read; {self.n_dropped} dropped: {kinds}"
+        return f"{self.n_rows - self.n_dropped} of {self.n_rows} rows read; {self.n_dropped} dropped: {self._kinds()}"
+
+    def _kinds(self) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.dropped.items()))
 
     def error(self, where: str) -> DataError:
         """All problems as one error; lists the first ones and counts the rest."""
@@ -82,7 +89,7 @@ class ReadReport:
             return DataError(only.what, where=only.where, remedy=f"{only.remedy} {_SKIP}")
         listed = "\n".join(f"  {_indented(problem)}" for problem in self.problems)
         rest = self.n_dropped - len(self.problems)
-        more = f"\n  and {rest} more" if rest else ""
+        more = f"\n  and {rest} more; in all: {self._kinds()}" if rest else ""
         return DataError(f"{self.n_dropped} problems in {self.n_rows} rows\n{listed}{more}", where=where,
                          remedy=f"Mend these rows. {_SKIP}")
 
@@ -109,6 +116,11 @@ class Tally:
 
 
 _SKIP = "`--on-bad-record skip` drops and counts such rows."
+
+
+def _shortened(text: str) -> str:
+    """A value of ten megabytes is not repeated; what stands before and behind it is."""
+    return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]} ... {text[-_TAIL:]}"
 
 
 def _indented(problem: Problem) -> str:

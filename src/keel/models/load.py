@@ -2,17 +2,19 @@
 
 import contextlib
 import copy
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import nn
 
 from keel.config import Config
-from keel.errors import ModelError
+from keel.errors import ModelError, RunError
 from keel.rng import stream
 
 __all__ = ["LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "device_of", "frozen_copy", "is_encoder",
@@ -77,19 +79,28 @@ def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
     else:
         _require_folder(spec.path)
         with _explained(spec.path, "causal language model"):
-            model = AutoModelForCausalLM.from_pretrained(
-                spec.path, dtype=getattr(torch, spec.dtype), use_safetensors=True,
+            model, report = AutoModelForCausalLM.from_pretrained(
+                spec.path, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True,
                 trust_remote_code=spec.trust_remote_code)
+        if report["missing_keys"]:
+            raise ModelError(f"not a complete causal language model; weights are missing: "
+                             f"{_few(report['missing_keys'])}", where=spec.path,
+                             remedy="A policy is a causal language model; encoders and reward models have no such "
+                                    "head.")
     return _placed(_adapted(model, spec.lora, "CAUSAL_LM"), spec)
 
 
-def scalar_model(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
+def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
     """A model with one number out, as `AutoModelForSequenceClassification` with one label.
 
-    Made from a causal LM or an encoder without such a head, it gets a new head: normal, std 1 / (hidden + 1).
+    Args:
+        spec: where it is.
+        seed: draws a new head (normal, std 1 / (hidden + 1)) for a causal LM or an encoder that has none yet.
+            None: the head must be there, for a score from a random head is noise.
 
     Raises:
-        ModelError: the folder is missing, has another number of labels, or transformers has no such class for it.
+        ModelError: the folder is missing, has another number of labels, has no head though it needs one, or
+            transformers has no such class for it.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -100,11 +111,14 @@ def scalar_model(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
         if trained_head and config.num_labels != 1:
             raise ModelError(f"this classifier has {config.num_labels} labels; a reward model has 1", where=spec.path,
                              remedy="Give a model with one label, or a base model without a classification head.")
+        if not trained_head and seed is None:
+            raise ModelError("not a reward model: it has no trained head for scores", where=spec.path,
+                             remedy="Train one from it with `keel reward-model`; its out/model is a reward model.")
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 spec.path, num_labels=1, dtype=getattr(torch, spec.dtype), use_safetensors=True,
                 output_loading_info=True, trust_remote_code=spec.trust_remote_code)
-    _fill_missing(model, sorted(report["missing_keys"]), trained_head, spec.path, seed)
+    _fill_missing(model, sorted(report["missing_keys"]), trained_head, spec.path, seed or 0)
     model = _placed(_adapted(model, spec.lora, "SEQ_CLS"), spec)
     _head_of(model).float()
     return model
@@ -130,10 +144,25 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, *, pad_id: int | 
     Args:
         model: LoRA models are merged on a copy; the adapter is written beside, in `adapter/`.
         tokenizer: saved with the model.
-        folder: made if missing; written under another name first.
+        folder: made if missing; written under another name first, so that it is whole or not there.
         pad_id: for scalar models: the id by which transformers finds the last real token. It must never end a row.
+
+    Raises:
+        RunError: it cannot be written; nothing half-written stays.
     """
     beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
+    try:
+        _write(model, tokenizer, beside, pad_id)
+        _swap(beside, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise RunError(f"cannot write the model: {_first_line(error)}", where=str(folder),
+                       remedy="Free some space; then --resume continues from the last checkpoint, which is intact.",
+                       ) from error
+
+
+def _write(model: nn.Module, tokenizer: Any, beside: Path, pad_id: int | None) -> None:
     merged = model.merged() if hasattr(model, "merged") else model
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(beside / "adapter"))
@@ -143,7 +172,6 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, *, pad_id: int | 
     with _quiet():
         merged.save_pretrained(str(beside), safe_serialization=True)
         tokenizer.save_pretrained(str(beside))
-    _swap(beside, folder)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -175,7 +203,12 @@ def _bare(model: nn.Module) -> Any:
 def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
     device = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     _bare(model).keel_autocast = spec.autocast
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"cannot use the device {device!r}: {_first_line(error)}", where=spec.path,
+                         remedy="Give cpu, cuda, cuda:0, ..., or auto; with too little memory, dtype = bfloat16.",
+                         ) from error
 
 
 def _adapted(model: nn.Module, lora: LoraSettings, task: str) -> nn.Module:
@@ -191,7 +224,12 @@ def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str) -> 
     with warnings.catch_warnings():
         # peft still asks for an attribute that transformers 5.23 calls by another name; nothing the user can mend.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        return get_peft_model(model, config, adapter_name=name)
+        try:
+            return get_peft_model(model, config, adapter_name=name)
+        except ValueError as error:
+            raise ModelError(f"cannot adapt the modules {lora.targets!r}: {_first_line(error)}", where="lora.targets",
+                             remedy="Give names such as q_proj,v_proj as the model spells them, or all-linear.",
+                             ) from error
 
 
 def _scratch(spec: ModelConfig, seed: int) -> nn.Module:
@@ -216,9 +254,13 @@ def _scratch(spec: ModelConfig, seed: int) -> nn.Module:
 
 
 def _fill_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str, seed: int) -> None:
-    """Draw what the folder does not hold from our own stream; a trained head that is missing is an error."""
+    """Draw a new head from our own stream. Anything else that the folder does not hold is an error."""
+    trunk = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
+    if trunk:
+        raise ModelError(f"weights are missing: {_few(trunk)}", where=path,
+                         remedy="The folder is not a complete model, or its config.json belongs to another one.")
     if trained_head and missing:
-        raise ModelError(f"weights are missing: {', '.join(missing[:4])}", where=path,
+        raise ModelError(f"weights are missing: {_few(missing)}", where=path,
                          remedy="The folder is not a complete reward model; save it again.")
     generator = stream(seed, "head")
     named = dict(model.named_parameters())
@@ -229,6 +271,15 @@ def _fill_missing(model: nn.Module, missing: list[str], trained_head: bool, path
                 weight.normal_(0.0, 1 / (weight.shape[1] + 1), generator=generator)
             else:
                 weight.zero_()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
 
 
 def _require_folder(path: str) -> None:
@@ -243,9 +294,10 @@ def _explained(path: str, role: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load a {role}: {first}", where=path,
+    except ModelError:
+        raise
+    except Exception as error:  # the tokenizers and safetensors libraries raise bare Exceptions
+        raise ModelError(f"cannot load a {role}: {_first_line(error)}", where=path,
                          remedy="keel reads safetensors only (pickled .bin/.pt weights can run code); check that the "
                                 "folder is complete and of the right kind.") from error
 
@@ -267,8 +319,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _swap(beside: Path, folder: Path) -> None:
-    import shutil
-
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
