@@ -20,7 +20,8 @@ MANY = "".join(f"{pair(id=f'{i * 7919 % 10_007:x}')}\n" for i in range(4000)).en
 @pytest.mark.parametrize("line, fragments", [
     ('{"prompt": "why ?" "chosen": "yes"}', ["pairs.jsonl:3: not JSON", "at column 20"]),
     ('["why ?", "yes", "no"]', ["pairs.jsonl:3: the row is a list, not an object"]),
-    ('{"prompt": "why ?", "chosen": "yes", "rejectd": "no"}', ["no columns for a pair", "mean `rejected` by `rejectd`"]),
+    ('{"prompt": "why ?", "chosen": "yes", "rejectd": "no"}',
+     ["no columns for a pair", "mean `rejected` by `rejectd`"]),
     (pair(chosen=" no "), ["pairs.jsonl:3 (id bad): chosen and rejected are identical after stripping"]),
     (pair(chosen=""), ["(id bad): chosen is empty", "there is nothing to learn from"]),
     (pair(rejected=" \n"), ["(id bad): rejected is only whitespace"]),
@@ -30,9 +31,11 @@ MANY = "".join(f"{pair(id=f'{i * 7919 % 10_007:x}')}\n" for i in range(4000)).en
     (pair(id="half \ud83d", chosen=""), [r"(id half \ud83d): chosen is empty"]),
     (pair(prompt="why \0 ?"), ["turn 1 (user) holds a NUL character at position 4"]),
     (b'{"prompt": "why ?", \0\0\0', ["pairs.jsonl:3: a NUL byte"]),
-    (b'{"prompt": "caf\xe9", "chosen": "yes", "rejected": "no"}', ["pairs.jsonl:3: byte 16 (0xe9) is not UTF-8", "iconv"]),
+    (b'{"prompt": "caf\xe9", "chosen": "yes", "rejected": "no"}',
+     ["pairs.jsonl:3: byte 16 (0xe9) is not UTF-8", "iconv"]),
     (pair(id="p0"), ["the id 'p0' was already used at", "pairs.jsonl:1"]),
-    (pair(prompt=None, chosen=[*ASKED, *tiny.said("yes")], rejected=[{"role": "user", "content": "how ?"}, *tiny.said("no")]),
+    (pair(prompt=None, chosen=[*ASKED, *tiny.said("yes")],
+          rejected=[{"role": "user", "content": "how ?"}, *tiny.said("no")]),
      ["the prompts of chosen and rejected differ from turn 1 on"]),
     (pair(prompt=[*ASKED, *tiny.said("well")]), ["the last turn of the prompt is the assistant's"]),
     (pair(prompt=[{"role": "robot", "content": "x"}]), ["turn 1 has the role 'robot'"]),
@@ -69,7 +72,8 @@ def test_a_cut_zstandard_file(kitchen, capsys):
 
     content = zstandard.compress(MANY)
     data = kitchen.file("pairs.jsonl.zst", content[:-20])
-    refused(kitchen, kitchen.reward_model(data=data), capsys, "DataError", "pairs.jsonl.zst:", "cannot read on after row")
+    refused(kitchen, kitchen.reward_model(data=data), capsys, "DataError", "pairs.jsonl.zst:",
+            "cannot read on after row")
 
 
 def test_no_file_and_no_data_in_a_folder(kitchen, capsys):
@@ -94,7 +98,8 @@ def test_ten_megabytes_in_a_line(kitchen, capsys):
         "speaker": pair(prompt=f"Human: {long}\n\nHuman: x\n\nAssistant:", chosen=""),
         "key": pair(prompt=[{long: "user"}]),
     }.items():
-        said = refused(kitchen, ["data", "check", str(kitchen.file(f"{name}.jsonl", line))], capsys, "DataError", f"{name}.jsonl:1")
+        said = refused(kitchen, ["data", "check", str(kitchen.file(f"{name}.jsonl", line))], capsys, "DataError",
+                       f"{name}.jsonl:1")
         assert len(said) < 1500, name
 
 
@@ -112,6 +117,18 @@ def test_all_records_dropped(kitchen, capsys):
             "no record left: 0 of 1 rows read", "keel data check")
 
 
+@pytest.mark.parametrize("row, options, fragment", [
+    ({"prompt": ASKED, "completion": "yes"}, {"data.as_text": True}, "the prompt is a conversation, and as_text was"),
+    ({"prompt": "Human: hi\n\nAssistant: yes", "completion": "Assistant: no"}, {}, "the last turn of the prompt"),
+    ({"messages": ASKED}, {}, "the conversation ends with the user's turn"),
+    ({"chosen": "\n\nHuman: hi\n\nAssistant: no", "rejected": "oh\n\nHuman: hi\n\nAssistant: yes"}, {},
+     "rejected has text before the first speaker: 'oh'"),
+])
+def test_rows_that_are_something_else(kitchen, capsys, row, options, fragment):
+    data = tiny.write_rows(kitchen.folder / "d.jsonl", [row])
+    refused(kitchen, kitchen.sft(data=data, **options), capsys, "DataError", "d.jsonl:1: ", fragment)
+
+
 @pytest.mark.parametrize("policy, fragment", [
     ("error", "tokens of prompt and 4 of response do not fit into 8"),
     ("drop", "none of"), ("drop_turns", "none of"), ("truncate_response", "none of"),
@@ -125,7 +142,8 @@ def test_rows_that_are_too_long(kitchen, capsys, policy, fragment):
 
 @pytest.mark.parametrize("policy", ["truncate_left", "truncate_response", "drop"])
 def test_a_row_that_is_too_long_is_counted(kitchen, capsys, policy):
-    rows = [{"id": f"d{i}", "prompt": "cat sat", "completion": "yes please . " * 20 if i == 3 else "no no"} for i in range(8)]
+    rows = [{"id": f"d{i}", "prompt": "cat sat",
+             "completion": "yes please . " * 20 if i == 3 else "no no"} for i in range(8)]
     data = tiny.write_rows(kitchen.folder / "d.jsonl", rows)
     options = {"data": data, "data.max_length": 66, "data.too_long": policy, "data.validation_fraction": 0}
     assert served(kitchen, kitchen.sft(**options), capsys) == (0, "")
@@ -149,7 +167,8 @@ def test_convert_leaves_no_half_file(kitchen, capsys):
     data = kitchen.spoiled("pairs", "{")
     for suffix in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
         output = kitchen.folder / f"made/o.{suffix}"
-        refused(kitchen, ["data", "convert", str(data), "--output", str(output)], capsys, "DataError", "pairs.jsonl:3: not JSON")
+        refused(kitchen, ["data", "convert", str(data), "--output", str(output)], capsys, "DataError",
+                "pairs.jsonl:3: not JSON")
         assert list(output.parent.iterdir()) == []
     held = kitchen.file("held.jsonl", "finished")
     refused(kitchen, ["data", "convert", str(kitchen.good("pairs")), "--output", str(held)], capsys, "DataError",

@@ -69,7 +69,8 @@ def test_cut_weights(kitchen, capsys, keep):
 
 
 @pytest.mark.parametrize("name, content", [
-    ("config.json", "{"), ("config.json", ""), ("config.json", "[1]"), ("config.json", '{"model_type": "no-such-type"}'),
+    ("config.json", "{"), ("config.json", ""), ("config.json", "[1]"),
+                                           ("config.json", '{"model_type": "no-such-type"}'),
     ("tokenizer.json", "{"), ("tokenizer.json", '{"model": 3}'), ("tokenizer_config.json", "{"),
 ])
 def test_a_damaged_description(kitchen, capsys, name, content):
@@ -85,7 +86,8 @@ def test_a_damaged_tokenizer_in_the_data_commands(kitchen, capsys):
 
 
 def test_weights_of_another_shape(kitchen, capsys):
-    refused_by_all(kitchen, lambda folder: changed(folder / "config.json", intermediate_size=32), capsys, "cannot load a")
+    refused_by_all(kitchen, lambda folder: changed(folder / "config.json", intermediate_size=32), capsys,
+                   "cannot load a")
 
 
 def test_weights_with_a_layer_missing(kitchen, capsys):
@@ -111,7 +113,8 @@ def test_a_reward_model_without_its_head(kitchen, capsys):
     save_file({name: x for name, x in weights.items() if "score" not in name}, folder / "model.safetensors",
               metadata={"format": "pt"})
     for command in (kitchen.ppo(reward_model=folder), kitchen.reward_model(model=folder)):
-        refused(kitchen, command, capsys, "ModelError", "weights are missing: score.weight", "not a complete reward model")
+        refused(kitchen, command, capsys, "ModelError", "weights are missing: score.weight",
+                "not a complete reward model")
         shutil.rmtree(kitchen.out)
 
 
@@ -153,7 +156,8 @@ def test_a_reward_model_is_no_policy(kitchen, capsys):
     source = tiny.llama(kitchen.folder / "source", tied=False)
     folder = kitchen.model(source)
     LlamaForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(folder)
-    refused(kitchen, kitchen.sft(model=folder), capsys, "ModelError", str(folder), "weights are missing: lm_head.weight",
+    refused(kitchen, kitchen.sft(model=folder), capsys, "ModelError", str(folder),
+            "weights are missing: lm_head.weight",
             "reward models have no such head")
 
 
@@ -165,7 +169,8 @@ def test_an_encoder_is_no_critic(kitchen, capsys):
 
 def test_a_critic_with_another_tokenizer(kitchen, capsys):
     folder = retold(kitchen, "{# another #}" + tiny.TEMPLATE, kitchen.reward)
-    refused(kitchen, kitchen.ppo(reward_model=folder), capsys, "ModelError", "tokenizer or chat template differs", "--critic PATH")
+    refused(kitchen, kitchen.ppo(reward_model=folder), capsys, "ModelError", "tokenizer or chat template differs",
+            "--critic PATH")
 
 
 def test_no_end_of_sequence(kitchen, capsys):
@@ -179,7 +184,8 @@ def test_no_end_of_sequence(kitchen, capsys):
 
 def test_no_chat_template(kitchen, capsys):
     folder = retold(kitchen, None)
-    refused(kitchen, kitchen.sft(model=folder), capsys, "DataError", "the tokenizer has no chat template", "as_text = true")
+    refused(kitchen, kitchen.sft(model=folder), capsys, "DataError", "the tokenizer has no chat template",
+            "as_text = true")
 
 
 @pytest.mark.parametrize("broken, reason", [
@@ -191,24 +197,28 @@ def test_no_chat_template(kitchen, capsys):
 def test_a_template_that_refuses(kitchen, capsys, broken, reason):
     folder = retold(kitchen, broken)
     asked = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why ?"}]
-    data = tiny.write_rows(kitchen.folder / "d.jsonl", [{"id": f"d{i}", "prompt": asked, "completion": "yes"} for i in range(8)])
+    data = tiny.write_rows(kitchen.folder / "d.jsonl",
+                           [{"id": f"d{i}", "prompt": asked, "completion": "yes"} for i in range(8)])
     said = refused(kitchen, kitchen.sft(model=folder, data=data), capsys, "DataError", "the chat template of", reason)
     assert "system text into the first user turn" in said
 
 
 def test_rows_beyond_the_context_of_the_policy(kitchen, capsys):
     options = {"prompts.max_length": 300, "sampling.max_new_tokens": 200}
-    refused(kitchen, kitchen.generate(**options), capsys, "ModelError", "the model's context is 128", "Lower max_new_tokens")
+    refused(kitchen, kitchen.generate(**options), capsys, "ModelError", "the model's context is 128",
+            "Lower max_new_tokens")
 
 
 def test_a_head_count_that_does_not_divide(kitchen, capsys):
     options = {"model.init": "scratch", "model.scratch.hidden": 16, "model.scratch.heads": 3}
-    refused(kitchen, kitchen.sft(**options), capsys, "ModelError", "scratch.hidden=16 is not a multiple of scratch.heads=3")
+    refused(kitchen, kitchen.sft(**options), capsys, "ModelError",
+            "scratch.hidden=16 is not a multiple of scratch.heads=3")
 
 
 def test_a_device_that_is_not_there(kitchen, capsys):
     for device in ("cuda:99", "gpu"):
-        refused(kitchen, kitchen.sft(**{"model.device": device}), capsys, "ModelError", f"cannot use the device {device!r}")
+        refused(kitchen, kitchen.sft(**{"model.device": device}), capsys, "ModelError",
+                f"cannot use the device {device!r}")
         shutil.rmtree(kitchen.out)
 
 
@@ -219,7 +229,8 @@ def test_adapters_on_modules_that_are_not_there(kitchen, capsys):
 
 def test_an_encoder_has_no_language_model_term(kitchen, capsys):
     folder = tiny.bert(kitchen.folder / "bert")
-    refused(kitchen, kitchen.reward_model(model=folder, lm_coef=1), capsys, "ConfigError", "lm_coef > 0 needs a causal trunk")
+    refused(kitchen, kitchen.reward_model(model=folder, lm_coef=1), capsys, "ConfigError",
+            "lm_coef > 0 needs a causal trunk")
 
 
 def test_a_damaged_head_ends_in_record_ids(kitchen, capsys):

@@ -54,7 +54,8 @@ def test_resuming_ends_as_if_nothing_had_happened(half, whole, capsys):
 
 def test_resuming_what_is_no_run(kitchen, capsys):
     for folder in (kitchen.folder / "nowhere", kitchen.file("empty/x", "x").parent, kitchen.file("file", "x")):
-        refused(kitchen, resume(folder), capsys, "RunError", f"{folder}: no run in this folder (config.toml is missing)")
+        refused(kitchen, resume(folder), capsys, "RunError",
+                f"{folder}: no run in this folder (config.toml is missing)")
 
 
 def test_resuming_a_run_of_another_recipe(kitchen, half, capsys):
@@ -109,7 +110,8 @@ def test_resuming_with_another_model_in_the_old_place(kitchen, half, capsys):
     other = tiny.llama(kitchen.folder / "three", layers=3)
     settings = half / "config.toml"
     settings.write_text(settings.read_text().replace(str(kitchen.base), str(other)))
-    refused(kitchen, resume(half), capsys, "RunError", "checkpoint step-0000002.pt holds other parameters than the model")
+    refused(kitchen, resume(half), capsys, "RunError",
+            "checkpoint step-0000002.pt holds other parameters than the model")
 
 
 def test_a_folder_that_holds_a_run(kitchen, half, capsys):
@@ -128,7 +130,8 @@ def test_a_run_that_failed_before_it_began_can_be_begun_anew(kitchen, capsys):
 
 def test_a_folder_that_cannot_be_made(kitchen, capsys):
     held = kitchen.file("held", "x")
-    refused(kitchen, kitchen.sft(out=held), capsys, "RunError", f"{held}: cannot write: File exists", "written with --out")
+    refused(kitchen, kitchen.sft(out=held), capsys, "RunError", f"{held}: cannot write: File exists",
+            "written with --out")
     refused(kitchen, kitchen.sft(out=held / "run"), capsys, "RunError", "cannot write: Not a directory")
     refused(kitchen, kitchen.sft(out="/proc/keel"), capsys, "RunError", "/proc/keel: cannot write: No such file")
 
@@ -167,7 +170,7 @@ def test_a_full_disk_while_saving_the_model_then_space_again(kitchen, half, whol
     before = (half / "checkpoints/step-0000004.pt").read_bytes()
     with full_disk(6000):
         code, said = served(kitchen, resume(half), capsys)
-    one_message(said, "RunError", "cannot write", "Free some space")
+    one_message(said, "RunError", "cannot write the model: ", "Free some space")
     assert code == EXIT["RunError"] and not (half / "model").exists()
     assert (half / "checkpoints/step-0000004.pt").read_bytes() == before
     assert main(resume(half)) == 0
@@ -190,7 +193,8 @@ def test_a_loss_that_is_not_finite(kitchen, capsys):
     options = {"optimizer.lr": 1e30, "optimizer.schedule": "constant", "optimizer.warmup_fraction": 0, "save-every": 1}
     said = refused(kitchen, kitchen.sft(**options), capsys, "NumericsError", "step 2 (records d", " is not finite",
                    "The last checkpoint is intact", "keel data show")
-    ids = {row.split('"id": "')[1].split('"')[0] for row in (kitchen.folder / "demonstrations.jsonl").read_text().splitlines()}
+    rows = (kitchen.folder / "demonstrations.jsonl").read_text().splitlines()
+    ids = {json.loads(row)["id"] for row in rows}
     assert set(said.split("(records ")[1].split(")")[0].split(", ")) <= ids
     assert len((kitchen.out / "metrics.jsonl").read_text().splitlines()) >= 1
     assert json.loads((kitchen.out / "result.json").read_text())["error"].startswith("step 2")
@@ -232,8 +236,15 @@ def test_a_reader_that_went_away_is_no_error(kitchen):
             assert pipe.stderr.read() == b""
 
 
+def test_a_demo_never_writes_into_a_folder_that_holds_something(kitchen, capsys):
+    held = kitchen.file("demo/notes.txt", "mine").parent
+    refused(kitchen, ["demo", "--out", str(held)], capsys, "RunError", f"{held}: the demo's folder is not empty",
+            "--out")
+
+
 def test_a_full_disk_under_standard_output(kitchen):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "keel", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([sys.executable, "-m", "keel", "--help"], stdout=full, stderr=subprocess.PIPE, text=True,
+                              check=False)
     one_message(done.stderr, "RunError", "No space left on device")
     assert done.returncode == EXIT["RunError"]

@@ -31,7 +31,8 @@ def test_a_bad_value_names_its_field(kitchen, capsys, option, value, fragments):
 
 
 def test_all_bad_values_in_one_message(kitchen, capsys):
-    said = refused(kitchen, kitchen.sft(batch=0, epochs=-1, seed="x"), capsys, "ConfigError", "batch = '0'", "epochs = '-1'",
+    said = refused(kitchen, kitchen.sft(batch=0, epochs=-1, seed="x"), capsys, "ConfigError", "batch = '0'",
+                   "epochs = '-1'",
                    "seed = 'x'")
     assert said.count("; ") == 2
 
@@ -48,7 +49,8 @@ def test_contradictions_name_both_fields(kitchen, capsys):
 
 def test_required_fields(kitchen, capsys):
     refused(kitchen, ["sft"], capsys, "ConfigError", "field 'out' is required; field 'model' is required")
-    refused(kitchen, ["sft", "--out", "x", "--model.dtype", "bfloat16"], capsys, "ConfigError", "'model.path' is required")
+    refused(kitchen, ["sft", "--out", "x", "--model.dtype", "bfloat16"], capsys, "ConfigError",
+            "'model.path' is required")
     refused(kitchen, ["data", "check"], capsys, "ConfigError", "field 'paths' is required")
 
 
@@ -76,8 +78,10 @@ def test_no_config_file_and_no_preset(kitchen, capsys):
 
 
 def test_unknown_commands(kitchen, capsys):
-    refused(kitchen, ["stf"], capsys, "ConfigError", "unknown command 'stf'; did you mean 'sft'?", "`keel --help` lists")
-    refused(kitchen, ["data", "chekc"], capsys, "ConfigError", "`keel data` needs one more word", "data check, data show")
+    refused(kitchen, ["stf"], capsys, "ConfigError", "unknown command 'stf'; did you mean 'sft'?",
+            "`keel --help` lists")
+    refused(kitchen, ["data", "chekc"], capsys, "ConfigError", "`keel data` needs one more word",
+            "data check, data show")
     refused(kitchen, ["data"], capsys, "ConfigError", "`keel data` needs one more word")
     refused(kitchen, ["--sft"], capsys, "ConfigError", "unknown command '--sft'")
 
@@ -86,13 +90,15 @@ def test_options_without_a_value(kitchen, capsys):
     refused(kitchen, kitchen.sft("--seed"), capsys, "ConfigError", "--seed has no value", "Write --seed VALUE.")
     refused(kitchen, ["sft", "--out", "--model", "x"], capsys, "ConfigError", "--out has no value")
     refused(kitchen, ["sft", "--resume"], capsys, "ConfigError", "--resume has no value")
-    refused(kitchen, ["sft", "--resume", "x", "--seed", "1"], capsys, "ConfigError", "--resume takes its settings from the run")
+    refused(kitchen, ["sft", "--resume", "x", "--seed", "1"], capsys, "ConfigError",
+            "--resume takes its settings from the run")
     refused(kitchen, kitchen.sft("--seed="), capsys, "ConfigError", "seed = ''")
 
 
 def test_commands_without_runs_refuse_resume(kitchen, capsys):
     for command in ("chat", "data check", "report", "demo", "sandbox export"):
-        refused(kitchen, [*command.split(), "--resume", "x"], capsys, "ConfigError", f"`keel {command}` cannot be resumed")
+        refused(kitchen, [*command.split(), "--resume", "x"], capsys, "ConfigError",
+                f"`keel {command}` cannot be resumed")
 
 
 GOLD = '''
@@ -112,7 +118,8 @@ value = 3
 @pytest.mark.parametrize("gold, fragments", [
     ("nowhere", ["'nowhere' does not name a function", "package.module:function"]),
     ("no_such_module:f", ["cannot import 'no_such_module:f': No module named 'no_such_module'", "PYTHONPATH"]),
-    ("spoiled_gold:missing", ["cannot import 'spoiled_gold:missing': module 'spoiled_gold' has no attribute 'missing'"]),
+    ("spoiled_gold:missing",
+     ["cannot import 'spoiled_gold:missing': module 'spoiled_gold' has no attribute 'missing'"]),
 ])
 def test_a_gold_function_that_is_not_there(kitchen, capsys, monkeypatch, gold, fragments):
     kitchen.file("spoiled_gold.py", GOLD)
@@ -124,7 +131,8 @@ def test_a_gold_function_that_is_not_there(kitchen, capsys, monkeypatch, gold, f
 
 @pytest.mark.parametrize("name, fragments", [
     ("raises", ["spoiled_gold.py:3 (raises): ZeroDivisionError: division by zero"]),
-    ("says", ["(scored_by): ValueError: too many dimensions 'str'"]), ("value", ["TypeError: 'int' object is not callable"]),
+    ("says", ["(scored_by): ValueError: too many dimensions 'str'"]),
+                                             ("value", ["TypeError: 'int' object is not callable"]),
 ])
 def test_a_gold_function_that_fails_is_shown_by_its_line(kitchen, capsys, monkeypatch, name, fragments):
     kitchen.file("spoiled_gold.py", GOLD)
@@ -134,7 +142,8 @@ def test_a_gold_function_that_fails_is_shown_by_its_line(kitchen, capsys, monkey
     assert code == 1
     monkeypatch.setenv("KEEL_TRACEBACK", "1")
     shutil.rmtree(kitchen.out)
-    assert "Traceback (most recent call last)" in served(kitchen, kitchen.generate(gold=f"spoiled_gold:{name}"), capsys)[1]
+    assert "Traceback (most recent call last)" in served(kitchen, kitchen.generate(gold=f"spoiled_gold:{name}"),
+                                                         capsys)[1]
 
 
 def test_the_same_in_a_process_of_its_own(kitchen):
@@ -149,7 +158,8 @@ def test_the_same_in_a_process_of_its_own(kitchen):
 
 def test_an_error_of_the_operating_system_is_a_message(kitchen, capsys):
     held = kitchen.file("held", "x")
-    refused(kitchen, ["sandbox", "export", "--out", str(held / "town")], capsys, "RunError", "Not a directory", str(held))
+    refused(kitchen, ["sandbox", "export", "--out", str(held / "town")], capsys, "RunError", "Not a directory",
+            str(held))
 
 
 def test_errors_say_kind_place_and_remedy():

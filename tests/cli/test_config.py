@@ -69,7 +69,7 @@ def test_none_switches_off():
     assert Outer.resolve(None, {"name": "x", "inner.share": "none"}).inner.share is None
     assert Outer.resolve(None, {"name": "x", "other": "none"}).other is None
     assert Outer.resolve(None, {"name": "x", "other.size": "2"}).other == Inner(size=2)
-    with pytest.raises(ConfigError, match="inner.size = None: input should be a valid integer"):
+    with pytest.raises(ConfigError, match=r"inner\.size = None: input should be a valid integer"):
         Outer.resolve(None, {"name": "x", "inner.size": "none"})
 
 
@@ -125,7 +125,8 @@ def test_help_explains_every_field(command, capsys):
             and not line.startswith(("  --print", "  --resume"))] == [f"--{field.name}" for field in fields]
     for field in fields:
         limits = f", {field.limits}" if field.limits else ""
-        assert f"  --{field.name}  ({field.kind}{limits}; default {field.default})\n        {field.description}\n" in text
+        line = f"  --{field.name}  ({field.kind}{limits}; default {field.default})"
+        assert f"{line}\n        {field.description}\n" in text
         assert field.description and len(field.description) <= 130 and not field.description.endswith("."), field.name
     assert ("--resume RUN" in text) == (command in {"sft", "reward-model", "ppo", "generate"})
 

@@ -43,11 +43,12 @@ def test_what_a_run_remembers_of_its_birth(tmp_path):
     tiny.pairs(many / "b.jsonl", 2)
     tiny.prompts(many / "a.jsonl", 2)
     with opened(tmp_path / "run", data=[data, many, tmp_path / "not there"]) as log:
-        log.finish(score=1.0)
+        log.finish({"score": 1.0})
     found = json.loads((tmp_path / "run/environment.json").read_text())
     assert (found["recipe"], found["seed"], found["torch"]) == ("some_recipe", 3, torch.__version__)
     assert found["python"] == platform.python_version() and found["cores"] == os.cpu_count()
-    assert {"keel", "transformers", "tokenizers", "peft", "numpy", "command", "machine", "cpu", "threads"} <= found.keys()
+    assert {"keel", "transformers", "tokenizers", "peft", "numpy", "command", "machine", "cpu",
+            "threads"} <= found.keys()
     assert found["started"].endswith("Z") and found["command"].startswith("keel ")
     files = [data, many / "a.jsonl", many / "b.jsonl"]
     assert found["data"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -68,11 +69,12 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    values = {"nan": float("nan"), "inf": torch.tensor(float("inf")), "tensor": torch.tensor(2.5), "count": 3, "text": "é"}
+    values = {"nan": float("nan"), "inf": torch.tensor(float("inf")), "tensor": torch.tensor(2.5), "count": 3,
+              "text": "é"}
     with opened(tmp_path / "run") as log:
         log.log(1, values, "eval")
         log.sample([{"id": "x", "score": torch.tensor(float("-inf")), "response": "half \ud83d"}])
-        result = log.finish(best=float("nan"), mean=torch.tensor(0.5))
+        result = log.finish({"best": float("nan"), "mean": torch.tensor(0.5)})
     expected = {"step": 1, "phase": "eval", "nan": None, "inf": None, "tensor": 2.5, "count": 3, "text": "é"}
     assert rows(tmp_path / "run") == [expected]
     assert rows(tmp_path / "run", "samples.jsonl") == [{"id": "x", "score": None, "response": "half \ud83d"}]
@@ -164,7 +166,8 @@ def test_a_stop_is_asked_once_and_forced_by_the_second(tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         assert log.stop_requested()
         assert capsys.readouterr().err == "stopping after this step (once more: at once)\n"
-        with pytest.raises(runs.Stopped, match=r"stopped by SIGTERM after step 7; nothing is lost\n.*keel some-recipe --resume"):
+        with pytest.raises(runs.Stopped,
+                           match=r"stopped by SIGTERM after step 7; nothing is lost\n.*keel some-recipe --resume"):
             log.stop(7)
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -174,7 +177,7 @@ def test_a_stop_is_asked_once_and_forced_by_the_second(tmp_path, capsys):
 def test_in_a_thread_signals_are_left_alone(tmp_path):
     def work():
         with opened(tmp_path / "run") as log:
-            log.finish()
+            log.finish({})
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -199,6 +202,18 @@ def test_terminated_twice_a_process_ends_at_once_and_resumes(tmp_path):
     assert [row["step"] for row in rows(config.out) if row["phase"] == "train"] == list(range(1, last + 2))
 
 
+def test_adapters_are_drawn_from_the_seed(tmp_path):
+    """Not from whatever the process drew before: a resumed run would then differ from a whole one."""
+    made = []
+    for noise, seed in ((1, 0), (2, 0), (1, 5)):
+        torch.manual_seed(noise)
+        config = sft_config(tmp_path, out=tmp_path / f"{noise}-{seed}", seed=seed, steps=2)
+        lora = config.model.lora.model_copy(update={"rank": 2})
+        sft.run(config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})}))
+        made.append((config.out / "model/adapter/adapter_model.safetensors").read_bytes())
+    assert made[0] == made[1] != made[2]
+
+
 def test_the_bar_is_silent_where_nobody_watches(monkeypatch, capsys):
     with progress.bar("work", 3) as shown:
         shown.advance("loss 1")
@@ -218,7 +233,8 @@ def test_the_bar_is_silent_where_nobody_watches(monkeypatch, capsys):
 
 def test_a_run_in_a_pipe_says_one_line(tmp_path):
     (tmp_path / "sft.toml").write_text(sft_config(tmp_path, steps=2).to_toml())
-    done = subprocess.run([sys.executable, "-m", "keel", "sft", str(tmp_path / "sft.toml")], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "keel", "sft", str(tmp_path / "sft.toml")], capture_output=True,
+                          text=True,
                           check=True)
     assert done.stdout == f"sft: done, see {tmp_path / 'sft'}\n" and done.stderr == ""
 

@@ -17,8 +17,8 @@ from keel.config import Config
 from keel.errors import ModelError, RunError
 from keel.rng import stream
 
-__all__ = ["LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "device_of", "frozen_copy", "is_encoder",
-           "load_tokenizer", "save_model", "scalar_model", "share_trunk", "trunk_of", "with_adapter"]
+__all__ = ["LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "device_of", "draw_adapter", "frozen_copy",
+           "is_encoder", "load_tokenizer", "save_model", "scalar_model", "share_trunk", "trunk_of", "with_adapter"]
 
 
 class LoraSettings(Config):
@@ -87,7 +87,7 @@ def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
                              f"{_few(report['missing_keys'])}", where=spec.path,
                              remedy="A policy is a causal language model; encoders and reward models have no such "
                                     "head.")
-    return _placed(_adapted(model, spec.lora, "CAUSAL_LM"), spec)
+    return _placed(_adapted(model, spec.lora, "CAUSAL_LM", seed), spec)
 
 
 def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
@@ -119,7 +119,7 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
                 spec.path, num_labels=1, dtype=getattr(torch, spec.dtype), use_safetensors=True,
                 output_loading_info=True, trust_remote_code=spec.trust_remote_code)
     _fill_missing(model, sorted(report["missing_keys"]), trained_head, spec.path, seed or 0)
-    model = _placed(_adapted(model, spec.lora, "SEQ_CLS"), spec)
+    model = _placed(_adapted(model, spec.lora, "SEQ_CLS", seed or 0), spec)
     _head_of(model).float()
     return model
 
@@ -211,11 +211,22 @@ def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
                          ) from error
 
 
-def _adapted(model: nn.Module, lora: LoraSettings, task: str) -> nn.Module:
-    return model if lora.rank is None else with_adapter(model, lora, task, "default")
+def _adapted(model: nn.Module, lora: LoraSettings, task: str, seed: int) -> nn.Module:
+    return model if lora.rank is None else with_adapter(model, lora, task, "default", seed)
 
 
-def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str) -> Any:
+def draw_adapter(model: nn.Module, name: str, seed: int) -> None:
+    """Draw an adapter anew as peft does (uniform, bound 1 / sqrt(inputs)), from our own stream: peft's draws depend
+    on everything that the process drew before."""
+    generator = stream(seed, "adapter", name)
+    with torch.no_grad():
+        for full_name, weight in model.named_parameters():
+            if f".lora_A.{name}." in full_name:
+                bound = weight.shape[1] ** -0.5
+                weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+
+
+def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str, seed: int = 0) -> Any:
     """The model with one LoRA adapter: starts as the model itself, and only the adapter trains."""
     from peft import LoraConfig, get_peft_model
 
@@ -225,11 +236,13 @@ def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str) -> 
         # peft still asks for an attribute that transformers 5.23 calls by another name; nothing the user can mend.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         try:
-            return get_peft_model(model, config, adapter_name=name)
+            adapted = get_peft_model(model, config, adapter_name=name)
         except ValueError as error:
             raise ModelError(f"cannot adapt the modules {lora.targets!r}: {_first_line(error)}", where="lora.targets",
                              remedy="Give names such as q_proj,v_proj as the model spells them, or all-linear.",
                              ) from error
+    draw_adapter(adapted, name, seed)
+    return adapted
 
 
 def _scratch(spec: ModelConfig, seed: int) -> nn.Module:
