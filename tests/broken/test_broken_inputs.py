@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 import tiny
@@ -117,16 +118,22 @@ def test_all_records_dropped(kitchen, capsys):
             "no record left: 0 of 1 rows read", "keel data check")
 
 
-@pytest.mark.parametrize("row, options, fragment", [
-    ({"prompt": ASKED, "completion": "yes"}, {"data.as_text": True}, "the prompt is a conversation, and as_text was"),
-    ({"prompt": "Human: hi\n\nAssistant: yes", "completion": "Assistant: no"}, {}, "the last turn of the prompt"),
-    ({"messages": ASKED}, {}, "the conversation ends with the user's turn"),
+@pytest.mark.parametrize("row, options, fragment, kind", [
+    ({"prompt": ASKED, "completion": "yes"}, {"data.as_text": True}, "the prompt is a conversation, and as_text was",
+     "1 not plain text"),
+    ({"prompt": "Human: hi\n\nAssistant: yes", "completion": "Assistant: no"}, {}, "the last turn of the prompt",
+     "1 prompt ends with the assistant"),
+    ({"messages": ASKED}, {}, "the conversation ends with the user's turn", "1 no response"),
     ({"chosen": "\n\nHuman: hi\n\nAssistant: no", "rejected": "oh\n\nHuman: hi\n\nAssistant: yes"}, {},
-     "rejected has text before the first speaker: 'oh'"),
+     "rejected has text before the first speaker: 'oh'", "1 bad transcript"),
 ])
-def test_rows_that_are_something_else(kitchen, capsys, row, options, fragment):
-    data = tiny.write_rows(kitchen.folder / "d.jsonl", [row])
-    refused(kitchen, kitchen.sft(data=data, **options), capsys, "DataError", "d.jsonl:1: ", fragment)
+def test_rows_that_are_something_else(kitchen, capsys, row, options, fragment, kind):
+    """Stopping, the message says what; skipping, it counts by kind."""
+    options["data"] = tiny.write_rows(kitchen.folder / "d.jsonl", [row])
+    refused(kitchen, kitchen.sft(**options), capsys, "DataError", "d.jsonl:1: ", fragment)
+    shutil.rmtree(kitchen.out)
+    refused(kitchen, kitchen.sft(**{"data.on_bad_record": "skip"} | options), capsys, "DataError",
+            f"no record left: 0 of 1 rows read; 1 dropped: {kind}", fragment)
 
 
 @pytest.mark.parametrize("policy, fragment", [
