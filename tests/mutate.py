@@ -38,7 +38,7 @@ COMPARED = {ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.
             ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,)}
 RENAMED = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "clamp_min": "clamp_max",
            "clamp_max": "clamp_min", "argmax": "argmin", "argmin": "argmax", "amax": "amin",
-           "amin": "amax", "empty_like": "zeros_like","zeros_like": "ones_like",
+           "amin": "amax", "zeros_like": "ones_like",
            "ones_like": "zeros_like", "zeros": "ones", "new_zeros": "new_ones", "expm1": "exp", "rsqrt": "sqrt",
            "float64": "float32", "all": "any", "any": "all", "sum": "mean", "mean": "sum"}
 COMMUTATIVE = {"min", "max", "minimum", "maximum"}

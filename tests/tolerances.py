@@ -27,3 +27,6 @@ BFLOAT16 = {"rtol": 0.1, "atol": 0.3}
 
 RATIO = 1e-6
 """How far from 1 the ratio of the first minibatch may be."""
+
+MICRO_BATCHES = {"rel": 1e-3, "abs": 1e-5}
+"""Logged numbers of a run of several updates, cut into other micro-batches: float32 rounding has been amplified."""

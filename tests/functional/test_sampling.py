@@ -95,8 +95,9 @@ def test_only_what_the_nucleus_needs_is_sorted() -> None:
     assert width(equal, 600, 0.9) == 600
     assert width(equal[:, :40], None, 0.1) == 40
     # 64 of 128 equal tokens reach one half exactly; nothing more is needed.
-    assert width(equal[:, :128], None, 0.5) == 64
-    assert kept(equal[:, :128], None, 0.5)[0] == top_k_top_p(equal[:, :128], top_k=None, top_p=0.5)[1][0].tolist()
+    some = equal[:, :128].float()
+    assert width(some, None, 0.5) == 64
+    assert kept(some, None, 0.5)[0] == top_k_top_p(some, top_k=None, top_p=0.5)[1][0].tolist()
 
 
 def test_the_last_candidate_decides_whether_to_sort_more() -> None:
@@ -208,6 +209,14 @@ def test_draw_in_float64_resolves_what_float32_cannot() -> None:
     # And at the end, where float32 would round the total away.
     logits = float64([[0, math.log(1e-9)]]).expand(2, -1)
     assert draw(logits, float64([1 - 5e-10, 1 - 2e-9])).tolist() == [1, 0]
+
+
+def test_rounding_of_the_weights_is_shared_by_all_candidates() -> None:
+    """41 float32 shares of 1/41 add up to 1 - 6e-8; edges at k/41 of that total, not of 1."""
+    logits = torch.zeros(1, 41)
+    assert float(torch.softmax(logits, 1).cumsum(1)[0, -1]) < 1.0
+    for k in (1, 5, 8):
+        assert draw(logits, float64([k / 41 * (1 - 3e-8)])).tolist() == [k - 1]
 
 
 @given(seeds, st.integers(1, 8))

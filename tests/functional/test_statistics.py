@@ -63,8 +63,9 @@ def test_bootstrap_averages_in_float64_and_takes_values_with_a_graph() -> None:
     mean, _, _ = bootstrap_interval(float64([1, 1 + 2**-29]), generator=generator(), n_resamples=2)
     assert mean == 1 + 2**-30
     assert bootstrap_interval(torch.ones(2, requires_grad=True), generator=generator(), n_resamples=2)[0] == 1.0
-    mean, low, high = bootstrap_interval(torch.tensor([0.1, 0.1]), generator=generator(), n_resamples=3)
-    assert mean == low == high == float(torch.tensor(0.1))
+    narrow = noise(4, 101).float()
+    mean, low, high = bootstrap_interval(narrow, generator=generator(), n_resamples=3)
+    assert (mean, low, high) == bootstrap_interval(narrow.double(), generator=generator(), n_resamples=3)
 
 
 def test_bootstrap_of_nothing_is_refused() -> None:
@@ -113,9 +114,11 @@ def test_calibration_carries_no_graph_and_works_in_float64() -> None:
 
 
 def test_ten_bins_are_the_default() -> None:
-    margins = noise(2, 300, scale=2.0)
-    expected = truth.expected_calibration_error(margins.tolist(), 10)
-    assert_close(expected_calibration_error(margins), float64(expected), **FLOAT64)
+    # Confidences 0.52, 0.545, ..., 0.97, two per bin, right and wrong in turn: in other bins other neighbours cancel.
+    margins = [(-1) ** i * math.log(p / (1 - p)) for i, p in enumerate(0.97 - 0.025 * i for i in range(19))]
+    n9, n10, n11 = (truth.expected_calibration_error(margins, n_bins) for n_bins in (9, 10, 11))
+    assert n10 not in (n9, n11)
+    assert_close(expected_calibration_error(float64(margins)), float64(n10), **FLOAT64)
 
 
 @given(seeds, st.integers(1, 30), st.integers(1, 12))
@@ -147,6 +150,11 @@ def test_explained_variance_where_returns_do_not_vary() -> None:
     # 7.2e-13 is not.
     none = explained_variance(float64([[0, 0.85e-6]]), float64([[0, 1.7e-6]]), torch.ones(1, 2) > 0)
     assert_close(none, float64(0), **EXACT)
+    # Nor is 1e-12 itself.
+    edge = explained_variance(float64([[0, 0]]), float64([[-1e-6, 1e-6]]), torch.ones(1, 2) > 0)
+    assert_close(edge, float64(0), **EXACT)
+    edge = explained_variance(float64([[-5e-7, 5e-7]]), float64([[-1e-6, 1e-6]]), torch.ones(1, 2) > 0)
+    assert_close(edge, float64(0), **EXACT)
 
 
 def test_explained_variance_carries_no_graph_and_works_in_float64() -> None:

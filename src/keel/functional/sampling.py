@@ -65,7 +65,7 @@ def draw(logits: Float[Tensor, "B K"], uniform: Float[Tensor, " B"]) -> Int[Tens
     weights = torch.softmax(wide(logits), dim=-1)
     cumulative = weights.cumsum(-1)
     # Scaled to the rounded total, so that a uniform number near 1 cannot fall behind the last candidate.
-    target = (uniform[:, None] * cumulative[:, -1:]).to(cumulative.dtype)
+    target = uniform[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, target, right=True).squeeze(1)
     # uniform * total may round up to the total itself: then the last index with positive weight is meant.
     last = torch.where(weights > 0, torch.arange(weights.shape[-1], device=weights.device), 0).amax(-1)
