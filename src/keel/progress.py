@@ -18,6 +18,11 @@ class Bar:
         if self._shown is not None:
             self._shown.update(self._task, advance=n, note=note)
 
+    def reach(self, n: int) -> None:
+        """Say how many are done in all."""
+        if self._shown is not None:
+            self._shown.update(self._task, completed=n)
+
 
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:

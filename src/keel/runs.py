@@ -23,7 +23,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import IO, Any
 
 from keel.config import Config, read_toml
 from keel.errors import ConfigError, KeelError, RunError
+from keel.progress import Bar, bar
 
 __all__ = ["Run", "RunResult", "Stopped", "is_finished", "saved_config", "start", "write_json"]
 
@@ -66,6 +67,7 @@ class Run:
     _clock: float = field(default_factory=time.monotonic)
     _handlers: dict[int, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _open: ExitStack = field(default_factory=ExitStack)
 
     def log(self, step: int, values: Mapping[str, Any], phase: str = "train") -> None:
         """Append one step's numbers to metrics.jsonl and to TensorBoard."""
@@ -121,7 +123,11 @@ class Run:
         raise Stopped(f"stopped by {name} after step {step}; nothing is lost", where=str(self.folder),
                       remedy=f"Continue with: keel {self.recipe.replace('_', '-')} --resume {self.folder}")
 
-    def finish(self, **values: Any) -> RunResult:
+    def bar(self, total: int, done: int) -> Bar:
+        """A progress bar that lives as long as the run is open."""
+        return self._open.enter_context(bar(self.recipe.replace("_", "-"), total, done))
+
+    def finish(self, values: Mapping[str, Any]) -> RunResult:
         """Write result.json and return it."""
         self._write_result("finished", values)
         return RunResult(self.folder, json.loads((self.folder / "result.json").read_text()))
@@ -135,6 +141,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._open.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         for file in (*self._files.values(), *([self._board] if self._board is not None else [])):

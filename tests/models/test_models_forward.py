@@ -2,6 +2,7 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
+
 from keel.batches import TokenBatch
 from keel.errors import ModelError
 from keel.models import forward
@@ -128,15 +129,18 @@ def test_scores_and_values_do_not_depend_on_padding(tmp_path, make):
         for extra in (0, 3):
             tokens = batch(side=side, extra=extra)
             torch.testing.assert_close(response_scores(model, tokens), scores, **tol.FLOAT32)
-            torch.testing.assert_close(flat(token_values(model, tokens), tokens),
-                                       flat(token_values(model, batch()), batch()), **tol.FLOAT32)
+            torch.testing.assert_close(
+                flat(token_values(model, tokens), tokens), flat(token_values(model, batch()), batch()), **tol.FLOAT32
+            )
 
 
 def test_pad_equal_to_eos_changes_no_score(folder):
     model = scalar_model(ModelConfig(path=str(folder)), seed=1)
     ended = batch(((3, 4), (2, 2)))
     ended.ids[0, 6] = ended.ids[1, 3] = 2  # both rows end in eos
-    alike = TokenBatch(torch.where(ended.attention_mask, ended.ids, 2), ended.attention_mask, ended.response_mask, ("a", "b"))
+    alike = TokenBatch(
+        torch.where(ended.attention_mask, ended.ids, 2), ended.attention_mask, ended.response_mask, ("a", "b")
+    )
     torch.testing.assert_close(response_scores(model, ended), response_scores(model, alike))
 
 
@@ -194,7 +198,9 @@ def test_lora_trains_adapters_only_and_saves_a_merged_model(folder, tmp_path):
                 p.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
     save_model(model, AutoTokenizer.from_pretrained(folder), tmp_path / "out")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(full_logprobs(plain, tokens).float(), flat(token_logprobs(model, tokens)[0], tokens), **tol.FLOAT32)
+    torch.testing.assert_close(
+        full_logprobs(plain, tokens).float(), flat(token_logprobs(model, tokens)[0], tokens), **tol.FLOAT32
+    )
     assert (tmp_path / "out/adapter/adapter_config.json").exists()
     base = causal_lm(ModelConfig(path=str(folder)))
     assert not torch.allclose(token_logprobs(base, tokens)[0], token_logprobs(model, tokens)[0])
@@ -231,4 +237,6 @@ def test_autocast_stays_close_and_logprobs_stay_float32(folder):
 def test_hidden_states_of_right_padded_rows_need_no_mask(folder):
     model, tokens = causal_lm(ModelConfig(path=str(folder))), batch()
     masked = model.model(input_ids=tokens.ids, attention_mask=tokens.attention_mask.long()).last_hidden_state
-    torch.testing.assert_close(hidden_states(model, tokens)[tokens.attention_mask], masked[tokens.attention_mask], **tol.FLOAT32)
+    torch.testing.assert_close(
+        hidden_states(model, tokens)[tokens.attention_mask], masked[tokens.attention_mask], **tol.FLOAT32
+    )

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import tiny
-from keel.models.load import ModelConfig, ScratchConfig, scalar_model, save_model, load_tokenizer
+
+from keel.models.load import ModelConfig, ScratchConfig, load_tokenizer, save_model, scalar_model
 from keel.recipes.ppo import PPOConfig
 from keel.recipes.reward_model import RewardModelConfig
 from keel.recipes.sft import SFTConfig
@@ -26,27 +27,54 @@ def logged(folder: Path, name: str = "metrics.jsonl", phase: str | None = "train
 
 def sft_config(tmp: Path, **changes) -> SFTConfig:
     settings = {
-        "out": tmp / "sft", "model": ModelConfig(path=str(_model(tmp))), "batch": 6, "steps": 4, "optimizer": FAST,
+        "out": tmp / "sft",
+        "model": ModelConfig(path=str(_model(tmp))),
+        "batch": 6,
+        "steps": 4,
+        "optimizer": FAST,
         "data": DataConfig(path=str(_file(tmp, "demonstrations")), validation_fraction=0.3, max_length=64),
-        "eval_every": 2, "save_every": 2, "n_samples": 2, "sampling": SamplingConfig(max_new_tokens=6)}
+        "eval_every": 2,
+        "save_every": 2,
+        "n_samples": 2,
+        "sampling": SamplingConfig(max_new_tokens=6),
+    }
     return SFTConfig(**(settings | changes))
 
 
 def reward_config(tmp: Path, **changes) -> RewardModelConfig:
     settings = {
-        "out": tmp / "rm", "model": ModelConfig(path=str(_model(tmp))), "batch": 6, "steps": 4, "optimizer": FAST,
+        "out": tmp / "rm",
+        "model": ModelConfig(path=str(_model(tmp))),
+        "batch": 6,
+        "steps": 4,
+        "optimizer": FAST,
         "data": DataConfig(path=str(_file(tmp, "pairs")), validation_fraction=0.3, max_length=64),
-        "eval_every": 2, "save_every": 2}
+        "eval_every": 2,
+        "save_every": 2,
+    }
     return RewardModelConfig(**(settings | changes))
 
 
 def ppo_config(tmp: Path, **changes) -> PPOConfig:
     settings = {
-        "out": tmp / "ppo", "policy": ModelConfig(path=str(_model(tmp))), "reward_model": ModelConfig(path=str(reward(tmp))),
+        "out": tmp / "ppo",
+        "policy": ModelConfig(path=str(_model(tmp))),
+        "reward_model": ModelConfig(path=str(reward(tmp))),
         "prompts": DataConfig(path=str(_file(tmp, "prompts")), validation_fraction=0.3, max_length=64),
-        "steps": 3, "rollouts": 8, "minibatch": 4, "critic_pretrain": 1, "critic_pretrain_until": 1.0,
-        "sampling": SamplingConfig(max_new_tokens=8, slots=4), "policy_optimizer": FAST, "critic_optimizer": FAST,
-        "eval_every": 2, "save_every": 1, "eval_prompts": 5, "n_samples": 3, "gold": "tiny:count_yes"}
+        "steps": 3,
+        "rollouts": 8,
+        "minibatch": 4,
+        "critic_pretrain": 1,
+        "critic_pretrain_until": 1.0,
+        "sampling": SamplingConfig(max_new_tokens=8, slots=4),
+        "policy_optimizer": FAST,
+        "critic_optimizer": FAST,
+        "eval_every": 2,
+        "save_every": 1,
+        "eval_prompts": 5,
+        "n_samples": 3,
+        "gold": "tiny:count_yes",
+    }
     return PPOConfig(**(settings | changes))
 
 
@@ -65,7 +93,7 @@ def scratch(tmp: Path) -> ModelConfig:
 
 
 def killed_and_resumed(command: str, config, moments: list[float]) -> None:
-    """Run in a process of its own; SIGKILL it `moment` seconds after its first log line, resume, and so on to the end."""
+    """Run in a process of its own; SIGKILL it `moment` seconds after its first log line, resume, and so on."""
     file = config.out.with_suffix(".toml")
     file.write_text(config.to_toml())
     begin = [command, str(file)]
@@ -83,8 +111,9 @@ def killed_and_resumed(command: str, config, moments: list[float]) -> None:
 
 def started(arguments: list[str]) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.Popen([sys.executable, "-m", "keel", *arguments], env=environment, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "keel", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def same_results(one: Path, other: Path) -> None:

@@ -1,8 +1,10 @@
 import pytest
+import tiny
 import tolerances as tol
+from recipes.running import killed_and_resumed, logged, same_results, scratch, sft_config
+
 from keel.errors import DataError, ModelError, RunError
 from keel.recipes import sft
-from recipes.running import killed_and_resumed, logged, same_results, scratch, sft_config
 
 
 def test_three_steps_lower_the_held_out_loss_and_leave_a_model(tmp_path):
@@ -65,7 +67,7 @@ def test_run_folder_is_not_overwritten(tmp_path):
 def test_scratch_shape_is_checked(tmp_path):
     shape = scratch(tmp_path)
     bad = shape.model_copy(update={"scratch": shape.scratch.model_copy(update={"heads": 3})})
-    with pytest.raises(ModelError, match="not a multiple of scratch.heads"):
+    with pytest.raises(ModelError, match=r"not a multiple of scratch\.heads"):
         sft.run(sft_config(tmp_path, model=bad))
 
 
@@ -73,3 +75,12 @@ def test_no_records_left_is_an_error(tmp_path):
     cfg = sft_config(tmp_path)
     with pytest.raises(DataError, match="rows fits into 8 tokens"):
         sft.run(cfg.model_copy(update={"data": cfg.data.model_copy(update={"max_length": 8, "too_long": "drop"})}))
+
+
+def test_rows_beyond_the_models_context_are_refused(tmp_path):
+    cfg = sft_config(tmp_path, model=scratch(tmp_path))
+    long = [{"prompt": [{"role": "user", "content": "cat " * 100}], "completion": tiny.said("yes .")}]
+    path = tiny.write_rows(tmp_path / "long.jsonl", long)
+    data = cfg.data.model_copy(update={"path": str(path), "validation_fraction": 0.0, "max_length": 256})
+    with pytest.raises(ModelError, match="the model's context is 64"):
+        sft.run(cfg.model_copy(update={"data": data}))

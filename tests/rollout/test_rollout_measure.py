@@ -2,10 +2,12 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
+
 from keel.batches import Rollout
 from keel.data.collate import collate
 from keel.data.records import Message, Prompt
 from keel.data.render import Row, template
+from keel.errors import NumericsError
 from keel.models.forward import response_scores, token_logprobs, token_values
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer, scalar_model
 from keel.rollout.measure import Scorer, measure, same_tokens
@@ -25,8 +27,10 @@ def responses(folder):
     words = template(load_tokenizer(folder))
     asked = [Prompt(f"q{i}", (Message("user", "hello cat " * (i + 1)),)) for i in range(4)]
     heads = [words.prompt_ids(p) for p in asked]
-    rows = [Row(h + words.response_ids(t, i < 3), len(h), p.id)
-            for i, (h, t, p) in enumerate(zip(heads, TEXTS, asked, strict=True))]
+    rows = [
+        Row(h + words.response_ids(t, i < 3), len(h), p.id)
+        for i, (h, t, p) in enumerate(zip(heads, TEXTS, asked, strict=True))
+    ]
     tokens = collate(rows, words.pad_id)
     rollout = Rollout(tokens, torch.zeros(tokens.ids.shape), torch.tensor([True, True, True, False]), torch.arange(4))
     return Responses(rollout, tuple(asked), tuple(TEXTS))
@@ -36,8 +40,14 @@ def test_every_model_measures_the_same_tokens_whatever_the_parts(folder, respons
     words, model = template(load_tokenizer(folder)), scalar_model(ModelConfig(path=folder), seed=1)
     policy, tokens = causal_lm(ModelConfig(path=folder)), responses.rollout.tokens
     for budget in (1, 25, 10_000):
-        found = measure(responses, reference=policy, critic=model, scorer=Scorer(model, words, words, budget),
-                        micro_tokens=budget, temperature=1.0)
+        found = measure(
+            responses,
+            reference=policy,
+            critic=model,
+            scorer=Scorer(model, words, words, budget),
+            micro_tokens=budget,
+            temperature=1.0,
+        )
         torch.testing.assert_close(found.ref_logprobs, token_logprobs(policy, tokens)[0], **tol.FLOAT32)
         torch.testing.assert_close(found.values, token_values(model, tokens), **tol.FLOAT32)
         torch.testing.assert_close(found.scores, response_scores(model, tokens), **tol.FLOAT32)
@@ -61,3 +71,14 @@ def test_tokenizers_are_the_same_only_with_the_same_template_and_vocabulary(fold
     grown = load_tokenizer(folder)
     grown.add_tokens(["zebra"])
     assert not same_tokens(words, template(grown))
+
+
+def test_scoring_function_must_give_a_finite_number(responses):
+    for function, what in (
+        (lambda *_: float("nan"), "gave nan"),
+        (lambda *_: "text", "failed: ValueError"),
+        (lambda *_: 1 / 0, "failed: ZeroDivisionError"),
+    ):
+        with pytest.raises(NumericsError, match=f"record q0: the scoring function {what}"):
+            responses.scored_by(function)
+    assert responses.scored_by(lambda p, t, e: len(t) - e).tolist() == [len(t) - (i < 3) for i, t in enumerate(TEXTS)]

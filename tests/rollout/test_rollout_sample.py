@@ -2,6 +2,7 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
+
 from keel.errors import ModelError
 from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, causal_lm
@@ -20,8 +21,15 @@ PROMPTS = [[1, 4, 8 + i % 9] + [9] * (i % 5) for i in range(30)]
 def draw(model, prompts=PROMPTS, seed=0, ids=None, **settings):
     config = SamplingConfig(**({"max_new_tokens": 12, "slots": 8} | settings))
     ids = ids if ids is not None else list(range(len(prompts)))
-    return sample(model, prompts, config, [stream(seed, "s", i) for i in ids], stop_ids=[2], pad_id=0,
-                  record_ids=[f"r{i}" for i in ids])
+    return sample(
+        model,
+        prompts,
+        config,
+        [stream(seed, "s", i) for i in ids],
+        stop_ids=[2],
+        pad_id=0,
+        record_ids=[f"r{i}" for i in ids],
+    )
 
 
 def rows(rollout):
@@ -30,8 +38,10 @@ def rows(rollout):
 
 def test_rows_are_prompt_plus_response_and_end_by_eos_or_limit(model):
     rollout = draw(model)
-    for row, prompt, response, ended in zip(rows(rollout), PROMPTS, rollout.tokens.response_mask, rollout.ended, strict=True):
-        said = row[len(prompt):]
+    for row, prompt, response, ended in zip(
+        rows(rollout), PROMPTS, rollout.tokens.response_mask, rollout.ended, strict=True
+    ):
+        said = row[len(prompt) :]
         assert row[: len(prompt)] == prompt and len(said) == int(response.sum())
         assert 1 <= len(said) <= 12 and (2 not in said[:-1]) and bool(ended) == (said[-1] == 2)
         assert ended or len(said) == 12
@@ -60,15 +70,23 @@ def test_logprobs_are_those_of_the_full_forward_pass(model):
 
 def test_tempered_logprobs_are_at_the_sampling_temperature(model):
     rollout = draw(model, temperature=0.6, logprobs="tempered")
-    torch.testing.assert_close(rollout.logprobs, token_logprobs(model, rollout.tokens, temperature=0.6)[0], **tol.GRADIENT32)
+    torch.testing.assert_close(
+        rollout.logprobs, token_logprobs(model, rollout.tokens, temperature=0.6)[0], **tol.GRADIENT32
+    )
 
 
 def test_greedy_equals_plain_transformers(model):
     prompts = [[1, 4, 9], [1, 4, 10], [1, 4, 11]]
     found = rows(draw(model, prompts, temperature=0))
     for prompt, row in zip(prompts, found, strict=True):
-        said = model.generate(input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, 3).long(), do_sample=False,
-                              max_new_tokens=12, eos_token_id=2, pad_token_id=0)[0].tolist()
+        said = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, 3).long(),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=2,
+            pad_token_id=0,
+        )[0].tolist()
         assert row == said
 
 
@@ -89,13 +107,19 @@ def test_top_k_one_is_greedy_and_repetition_penalty_is_over_the_response_only(mo
     first = [row[len(p)] for row, p in zip(rows(free), PROMPTS, strict=True)]
     assert [row[len(p)] for row, p in zip(rows(punished), PROMPTS, strict=True)] == first  # nothing written yet
     for row, prompt in zip(rows(punished), PROMPTS, strict=True):
-        said = row[len(prompt):]
+        said = row[len(prompt) :]
         assert len(set(said)) >= min(len(said), 10)
 
 
 def test_exactness_is_known():
     assert SamplingConfig().exact and SamplingConfig(temperature=0.8, logprobs="tempered").exact
-    for inexact in ({"temperature": 0.8}, {"top_p": 0.9}, {"top_k": 5}, {"repetition_penalty": 1.1}, {"temperature": 0}):
+    for inexact in (
+        {"temperature": 0.8},
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"repetition_penalty": 1.1},
+        {"temperature": 0},
+    ):
         assert not SamplingConfig(**inexact).exact
 
 
@@ -114,6 +138,14 @@ def test_what_does_not_fit_is_refused(model):
 
 def test_progress_is_told(model):
     told = []
-    sample(model, PROMPTS, SamplingConfig(max_new_tokens=5, slots=4), [stream(0, i) for i in range(30)], stop_ids=[2],
-           pad_id=0, record_ids=["x"] * 30, on_done=told.append)
+    sample(
+        model,
+        PROMPTS,
+        SamplingConfig(max_new_tokens=5, slots=4),
+        [stream(0, i) for i in range(30)],
+        stop_ids=[2],
+        pad_id=0,
+        record_ids=["x"] * 30,
+        on_done=told.append,
+    )
     assert told == sorted(told) and told[-1] == 30

@@ -1,8 +1,12 @@
 import json
 
 import pytest
+import tolerances as tol
 import torch
+
+from keel import runs
 from keel.batches import Rollout, TokenBatch
+from keel.config import Config
 from keel.data.records import Message, Prompt
 from keel.errors import ConfigError, NumericsError, RunError
 from keel.train import alarms, checkpoint
@@ -10,8 +14,6 @@ from keel.train.inputs import split, split_prompts
 from keel.train.order import batch_indices, n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
-from keel import runs
-from keel.config import Config
 
 
 class Settings(Config):
@@ -30,7 +32,12 @@ def test_every_pass_covers_every_record_once_and_a_later_start_continues_it():
 
 
 def test_steps_round_the_last_batch_up():
-    assert [n_steps(10, 4, 1.0, None), n_steps(10, 4, 2.0, None), n_steps(10, 4, 0.1, None), n_steps(10, 4, 9, 3)] == [3, 5, 1, 3]
+    assert [n_steps(10, 4, 1.0, None), n_steps(10, 4, 2.0, None), n_steps(10, 4, 0.1, None), n_steps(10, 4, 9, 3)] == [
+        3,
+        5,
+        1,
+        3,
+    ]
 
 
 def test_split_keeps_a_prompt_on_one_side_whatever_the_order():
@@ -52,8 +59,11 @@ def test_tally_is_one_mean_over_all_parts_not_a_mean_of_means():
 
 def test_step_clips_warms_up_and_clears():
     weight = torch.nn.Linear(3, 1, bias=False)
-    learner = Learner.of([weight], OptimizerConfig(lr=0.1, warmup_fraction=0.5, schedule="linear", lr_floor=0.0,
-                                                   max_grad_norm=1.0), total_steps=4)
+    learner = Learner.of(
+        [weight],
+        OptimizerConfig(lr=0.1, warmup_fraction=0.5, schedule="linear", lr_floor=0.0, max_grad_norm=1.0),
+        total_steps=4,
+    )
     weight.weight.grad = torch.tensor([[3.0, 4.0, 0.0]])
     assert learner.step(1, ["a"]) == {"grad_norm": 5.0, "lr": pytest.approx(0.05)}
     assert weight.weight.grad is None
@@ -71,7 +81,7 @@ def test_clipped_gradient_has_the_bound_as_its_norm():
     learner.optimizer.step = lambda: seen.append(weight.weight.grad.clone())  # type: ignore[method-assign]
     weight.weight.grad = torch.tensor([[3.0, 4.0]])
     learner.step(1, [])
-    assert seen[0].norm().item() == pytest.approx(1.0, rel=1e-5)
+    assert seen[0].norm().item() == pytest.approx(1.0, rel=tol.RELATIVE32)
 
 
 def test_non_finite_gradient_stops_before_the_update_and_names_records():
@@ -114,18 +124,30 @@ def test_only_whole_checkpoints_count_and_the_last_two_are_kept(tmp_path):
     assert checkpoint.latest(tmp_path / "run").name == "step-0000004.pt" and len(list(folder.glob("step-*"))) == 2
 
 
-HEALTHY = {"response/cut": 0.1, "response/length": 20.0, "response/repetition": 0.02, "score/mean": 0.0, "score/std": 1.0,
-           "score/p95": 1.6, "kl/reference_k3": 0.02, "policy/entropy": 2.0, "value/explained_variance": 0.4}
+HEALTHY = {
+    "response/cut": 0.1,
+    "response/length": 20.0,
+    "response/repetition": 0.02,
+    "score/mean": 0.0,
+    "score/std": 1.0,
+    "score/p95": 1.6,
+    "kl/reference_k3": 0.02,
+    "policy/entropy": 2.0,
+    "value/explained_variance": 0.4,
+}
 
 
-@pytest.mark.parametrize(("name", "last"), [
-    ("truncation", {"response/cut": 0.51}),
-    ("length_reward_race", {"response/length": 41.0, "score/mean": 0.5}),
-    ("kl_jump", {"kl/reference_k3": 0.11}),
-    ("entropy_drop", {"policy/entropy": 1.19}),
-    ("score_long_tail", {"score/p95": 4.7}),
-    ("repetition", {"response/repetition": 0.31}),
-])
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("truncation", {"response/cut": 0.51}),
+        ("length_reward_race", {"response/length": 41.0, "score/mean": 0.5}),
+        ("kl_jump", {"kl/reference_k3": 0.11}),
+        ("entropy_drop", {"policy/entropy": 1.19}),
+        ("score_long_tail", {"score/p95": 4.7}),
+        ("repetition", {"response/repetition": 0.31}),
+    ],
+)
 def test_each_alarm_fires_and_stays_silent(name, last):
     assert alarms.raised([HEALTHY] * 12) == []
     found = alarms.raised([HEALTHY] * 12 + [HEALTHY | last])

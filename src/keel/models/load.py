@@ -17,8 +17,23 @@ from keel.config import Config
 from keel.errors import ModelError, RunError
 from keel.rng import stream
 
-__all__ = ["LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "device_of", "draw_adapter", "frozen_copy",
-           "is_encoder", "load_tokenizer", "save_model", "scalar_model", "share_trunk", "trunk_of", "with_adapter"]
+__all__ = [
+    "LoraSettings",
+    "ModelConfig",
+    "ScratchConfig",
+    "causal_lm",
+    "check_context",
+    "device_of",
+    "draw_adapter",
+    "frozen_copy",
+    "is_encoder",
+    "load_tokenizer",
+    "save_model",
+    "scalar_model",
+    "share_trunk",
+    "trunk_of",
+    "with_adapter",
+]
 
 
 class LoraSettings(Config):
@@ -122,6 +137,18 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
     model = _placed(_adapted(model, spec.lora, "SEQ_CLS", seed or 0), spec)
     _head_of(model).float()
     return model
+
+
+def check_context(model: nn.Module, longest: int) -> None:
+    """Rows must fit the positions that the model was made for.
+
+    Raises:
+        ModelError: they do not.
+    """
+    limit = getattr(_bare(model).config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ModelError(f"the longest row has {longest} tokens, the model's context is {limit}",
+                         remedy=f"Set data.max_length to {limit} or less.")
 
 
 def share_trunk(writer: nn.Module, owner: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from keel.models.load import LoraSettings, ModelConfig, causal_lm, with_adapter
+from keel.models.load import LoraSettings, ModelConfig, causal_lm, draw_adapter, with_adapter
 
 __all__ = ["SharedTrunk"]
 
@@ -20,8 +20,9 @@ class SharedTrunk:
 
     def __init__(self, spec: ModelConfig, seed: int) -> None:
         base = causal_lm(spec.model_copy(update={"lora": LoraSettings()}), seed=seed)
-        model = with_adapter(base, spec.lora, "CAUSAL_LM", "policy")
+        model = with_adapter(base, spec.lora, "CAUSAL_LM", "policy", seed)
         model.add_adapter("critic", model.peft_config["policy"])
+        draw_adapter(model, "critic", seed)
         # A critic that begins at zero begins neutral: advantages are then the returns themselves.
         head = nn.Linear(base.config.hidden_size, 1, bias=False).to(next(base.parameters()).device)
         nn.init.zeros_(head.weight)

@@ -11,7 +11,7 @@ from pydantic import Field
 from keel.config import Config
 from keel.data.records import Message, Prompt
 from keel.data.render import render_prompts, template
-from keel.errors import DataError
+from keel.errors import ConfigError, DataError
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
 from keel.rollout.respond import respond
 from keel.rollout.sample import SamplingConfig
@@ -31,6 +31,9 @@ class ChatConfig(Config):
 
 def run(cfg: ChatConfig, *, lines: Iterable[str] | None = None) -> list[Message]:
     """Answer each line of standard input until it ends; returns the conversation."""
+    if cfg.max_length <= cfg.sampling.max_new_tokens:
+        raise ConfigError(f"max_length={cfg.max_length} leaves no room beside sampling.max_new_tokens="
+                          f"{cfg.sampling.max_new_tokens}", remedy="Raise the first or lower the second.")
     words, policy = template(load_tokenizer(cfg.model.path)), causal_lm(cfg.model)
     said = [Message("system", cfg.system)] if cfg.system else []
     for turn, line in enumerate(lines if lines is not None else spoken()):

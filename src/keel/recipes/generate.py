@@ -12,11 +12,10 @@ from keel.config import Config
 from keel.data.load import read_prompts
 from keel.data.render import render_prompts, template
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer, scalar_model
-from keel.progress import bar
 from keel.rollout.measure import Scorer
 from keel.rollout.respond import respond, sample_rows, scoring_function, summary
 from keel.rollout.sample import SamplingConfig
-from keel.train.inputs import DataConfig
+from keel.train.inputs import DataConfig, prompt_room
 
 __all__ = ["GenerateConfig", "run"]
 
@@ -42,18 +41,12 @@ def run(cfg: GenerateConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(load_tokenizer(cfg.model.path))
         records, report = read_prompts(cfg.prompts.path, on_bad_record=cfg.prompts.on_bad_record,
                                        as_text=cfg.prompts.as_text)
-        room = cfg.prompts.max_length - cfg.sampling.max_new_tokens
+        room = prompt_room(cfg.prompts, cfg.sampling.max_new_tokens)
         rows, cut = render_prompts(words, records[: cfg.limit], room, cfg.prompts.too_long)
         policy = causal_lm(cfg.model)
-        with bar("generate", len(rows)) as progress:
-            told = 0
-
-            def on_done(n: int) -> None:
-                nonlocal told
-                progress.advance(n=n - told)
-                told = n
-
-            responses = respond(policy, words, rows, cfg.sampling, seed=cfg.seed, names=["generate"], on_done=on_done)
+        progress = log.bar(len(rows), 0)
+        responses = respond(policy, words, rows, cfg.sampling, seed=cfg.seed, names=["generate"],
+                            on_done=progress.reach)
         columns = {}
         if cfg.reward_model is not None:
             own = template(load_tokenizer(cfg.reward_model.path))
@@ -61,5 +54,5 @@ def run(cfg: GenerateConfig, *, resume: bool = False) -> runs.RunResult:
         if cfg.gold:
             columns["gold"] = responses.scored_by(scoring_function(cfg.gold))
         log.sample(sample_rows(0, responses, columns, len(rows)))
-        return log.finish(**{name: summary(x, cfg.seed, name) for name, x in columns.items()}, n=len(rows),
-                          skipped={"records": report.n_dropped} | vars(cut))
+        return log.finish({name: summary(x, cfg.seed, name) for name, x in columns.items()} | {
+            "n": len(rows), "skipped": {"records": report.n_dropped} | vars(cut)})

@@ -17,14 +17,13 @@ from keel.config import Config
 from keel.data.collate import budget_batches, collate
 from keel.data.load import read_demonstrations, read_prompts
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts, template
-from keel.errors import ConfigError, NumericsError
+from keel.errors import NumericsError
 from keel.functional.advantage import gae, process_scores, token_rewards
 from keel.functional.masked import masked_sum, merge_moments, no_moments, whiten
 from keel.functional.policy import clipped_surrogate, clipped_value_loss, kl_k1, kl_k2, kl_k3, nll
 from keel.models.forward import token_logprobs, token_values
 from keel.models.load import ModelConfig, causal_lm, frozen_copy, load_tokenizer, save_model, scalar_model
 from keel.models.shared import SharedTrunk
-from keel.progress import bar
 from keel.rng import shuffled
 from keel.rollout.measure import Scorer, measure, parts_of, same_vocabulary
 from keel.rollout.monitor import monitors
@@ -32,7 +31,7 @@ from keel.rollout.respond import respond, sample_rows, scoring_function, summary
 from keel.rollout.sample import SamplingConfig
 from keel.train import alarms, checkpoint
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, split_prompts
+from keel.train.inputs import DataConfig, prompt_room, split_prompts
 from keel.train.order import batch_indices
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
@@ -110,7 +109,8 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(tokenizer)
         prompts, held_out, skipped = load_prompts(cfg, words)
         mix = load_mix(cfg, words)
-        policy, reference, critic, scorer = load_models(cfg, words)
+        policy, reference, critic = load_models(cfg, words)
+        scorer = load_scorer(cfg, words)
         if not cfg.sampling.exact:
             log.note("Sampling is sharper than the distribution whose log-probabilities are trained on (filters, "
                      "temperature or penalty with raw log-probabilities): k1 is biased and can be negative.")
@@ -125,64 +125,64 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
             memory["before"] = memory["after"] = evaluate(log, 0, policy, words, held_out, scorer, cfg)
 
         clock = Clock()
-        with bar("ppo", total, step) as progress:
-            while step < total:
-                step += 1
-                pretraining = step <= cfg.critic_pretrain
-                phase, shown = ("critic", step) if pretraining else ("train", step - cfg.critic_pretrain)
-                # Write: sample once, then measure the same tokens with every model that has an opinion.
-                picked = next(batch_indices(len(prompts), cfg.rollouts, cfg.seed, "prompts", first_step=step))
-                responses = respond(policy, words, [prompts[i] for i in picked], cfg.sampling, seed=cfg.seed,
-                                    names=["sample", step])
-                clock.phase("sample")
-                rollout = measure(responses, reference=reference, critic=critic, scorer=scorer,
-                                  micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature)
-                # Credit: one score per response becomes one advantage per token.
-                memory["moments"] = merge_moments(memory["moments"], rollout.scores)
-                scores = process_scores(rollout.scores, memory["moments"], center=cfg.score_center,
-                                        scale=cfg.score_scale, clip=cfg.score_clip, min_std=cfg.score_min_std)
-                mask, kl = rollout.tokens.response_mask, KL[cfg.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
-                rewards = token_rewards(scores.to(kl.device), kl, mask, kl_coef=cfg.kl_coef)
-                advantages, returns = gae(rewards, rollout.values, mask, gamma=cfg.gamma, lam=cfg.lam)
-                rollout = replace(rollout, advantages=advantages, returns=returns)
-                metrics = monitors(responses, rollout, rewards, memory["moments"])
-                if cfg.gold:
-                    metrics["gold/mean"] = float(responses.scored_by(scoring_function(cfg.gold)).mean())
-                clock.phase("measure")
-                # Learn: several passes over one rollout; every response token of a step weighs the same.
-                tally = Tally()
-                for k in range(cfg.updates):
-                    part = rollout.rows(minibatch(cfg, step, k))
-                    number = (step - 1) * cfg.updates + k + 1
-                    metrics |= learn_values(critic, part, learners["critic"], number, cfg, tally)
-                    if not pretraining:
-                        number -= cfg.critic_pretrain * cfg.updates
-                        metrics |= learn_policy(policy, part, mix_parts(mix, cfg, words, number), learners["policy"],
-                                                number, cfg, tally, fresh=k == 0)
-                metrics |= tally.means()
-                clock.phase("update")
-
-                memory["history"].append({name: metrics[name] for name in alarms.WATCHED if name in metrics})
-                log.log(shown, metrics, phase)
+        progress = log.bar(total, step)
+        while step < total:
+            step += 1
+            pretraining = step <= cfg.critic_pretrain
+            phase, shown = ("critic", step) if pretraining else ("train", step - cfg.critic_pretrain)
+            # Write: sample once, then measure the same tokens with every model that has an opinion.
+            picked = next(batch_indices(len(prompts), cfg.rollouts, cfg.seed, "prompts", first_step=step))
+            responses = respond(policy, words, [prompts[i] for i in picked], cfg.sampling, seed=cfg.seed,
+                                names=["sample", step])
+            clock.phase("sample")
+            rollout = measure(responses, reference=reference, critic=critic, scorer=scorer,
+                              micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature)
+            # Credit: one score per response becomes one advantage per token.
+            memory["moments"] = merge_moments(memory["moments"], rollout.scores)
+            scores = process_scores(rollout.scores, memory["moments"], center=cfg.score_center,
+                                    scale=cfg.score_scale, clip=cfg.score_clip, min_std=cfg.score_min_std)
+            mask, kl = rollout.tokens.response_mask, KL[cfg.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
+            rewards = token_rewards(scores.to(kl.device), kl, mask, kl_coef=cfg.kl_coef)
+            advantages, returns = gae(rewards, rollout.values, mask, gamma=cfg.gamma, lam=cfg.lam)
+            rollout = replace(rollout, advantages=advantages, returns=returns)
+            metrics = monitors(responses, rollout, rewards, memory["moments"])
+            if cfg.gold:
+                metrics["gold/mean"] = float(responses.scored_by(scoring_function(cfg.gold)).mean())
+            clock.phase("measure")
+            # Learn: several passes over one rollout; every response token of a step weighs the same.
+            tally = Tally()
+            for k in range(cfg.updates):
+                part = rollout.rows(minibatch(cfg, step, k))
+                number = (step - 1) * cfg.updates + k + 1
+                metrics |= learn_values(critic, part, learners["critic"], number, cfg, tally)
                 if not pretraining:
-                    memory["n_alarms"] += raise_alarms(log, shown, memory["history"][cfg.critic_pretrain:], cfg)
-                elif metrics["value/explained_variance"] > cfg.critic_pretrain_until:
-                    memory["history"] += memory["history"][-1:] * (cfg.critic_pretrain - step)
-                    step = cfg.critic_pretrain
-                if not pretraining and (shown % cfg.eval_every == 0 or step == total):
-                    memory["after"] = evaluate(log, shown, policy, words, held_out, scorer, cfg)
-                log.time(shown, clock.lap(samples=cfg.rollouts, tokens=metrics["response/tokens"]), phase)
-                if step % cfg.save_every == 0 or step == total or log.stop_requested():
-                    checkpoint.save(log, step, **state, extra=memory)
-                if log.stop_requested() and step < total:
-                    log.stop(step)
-                progress.advance(f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
+                    number -= cfg.critic_pretrain * cfg.updates
+                    metrics |= learn_policy(policy, part, mix_parts(mix, cfg, words, number), learners["policy"],
+                                            number, cfg, tally, fresh=k == 0)
+            metrics |= tally.means()
+            clock.phase("update")
+
+            memory["history"].append({name: metrics[name] for name in alarms.WATCHED if name in metrics})
+            log.log(shown, metrics, phase)
+            if not pretraining:
+                memory["n_alarms"] += raise_alarms(log, shown, memory["history"][cfg.critic_pretrain:], cfg)
+            elif metrics["value/explained_variance"] > cfg.critic_pretrain_until:
+                memory["history"] += memory["history"][-1:] * (cfg.critic_pretrain - step)
+                step = cfg.critic_pretrain
+            if not pretraining and (shown % cfg.eval_every == 0 or step == total):
+                memory["after"] = evaluate(log, shown, policy, words, held_out, scorer, cfg)
+            log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase)
+            if step % cfg.save_every == 0 or step == total or log.stop_requested():
+                checkpoint.save(log, step, **state, extra=memory)
+            if log.stop_requested() and step < total:
+                log.stop(step)
+            progress.advance(f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
         save_model(policy, tokenizer, cfg.out / "model")
         before, after = memory["before"], memory["after"]
-        return log.finish(
-            steps=cfg.steps, n_alarms=memory["n_alarms"], skipped=skipped, headline=headline(before, after, cfg.seed),
-            **{when: {name: x for name, x in found.items() if not name.startswith("each/")}
-               for when, found in (("before", before), ("after", after))})
+        return log.finish({
+            "steps": cfg.steps, "n_alarms": memory["n_alarms"], "skipped": skipped,
+            "headline": headline(before, after, cfg.seed), "before": without_each(before),
+            "after": without_each(after)})
 
 
 def learn_policy(policy: nn.Module, part: Rollout, mix: list[TokenBatch], learner: Learner, number: int,
@@ -244,11 +244,7 @@ def minibatch(cfg: PPOConfig, step: int, k: int) -> list[int]:
 def load_prompts(cfg: PPOConfig, words: Template) -> tuple[list[PromptRow], list[PromptRow], dict[str, int]]:
     """Training prompts, held-out prompts, and what was dropped or cut."""
     data = cfg.prompts
-    room = data.max_length - cfg.sampling.max_new_tokens
-    if room < 1:
-        raise ConfigError(f"prompts.max_length={data.max_length} leaves no room beside "
-                          f"sampling.max_new_tokens={cfg.sampling.max_new_tokens}",
-                          remedy="Raise the first or lower the second.")
+    room = prompt_room(data, cfg.sampling.max_new_tokens)
     how: dict[str, Any] = {"on_bad_record": data.on_bad_record, "as_text": data.as_text}
     train, report = read_prompts(data.path, **how)
     if data.validation:
@@ -277,21 +273,25 @@ def mix_parts(mix: list[Row], cfg: PPOConfig, words: Template, number: int) -> l
     return [collate([rows[i] for i in part], words.pad_id) for part in parts]
 
 
-def load_models(cfg: PPOConfig, words: Template) -> tuple[nn.Module, nn.Module, nn.Module, Scorer]:
-    """Policy, reference, critic, and the scorer around the reward model."""
+def load_scorer(cfg: PPOConfig, words: Template) -> Scorer:
+    """The frozen reward model."""
     rewarder = scalar_model(cfg.reward_model).requires_grad_(False)
-    scorer = Scorer(rewarder, template(load_tokenizer(cfg.reward_model.path)), words, cfg.micro_tokens)
+    return Scorer(rewarder, template(load_tokenizer(cfg.reward_model.path)), words, cfg.micro_tokens)
+
+
+def load_models(cfg: PPOConfig, words: Template) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Policy, reference, critic."""
     if cfg.topology == "shared":
         trunk = SharedTrunk(cfg.policy, cfg.seed)
-        return trunk.policy, trunk.reference, trunk.critic, scorer
+        return trunk.policy, trunk.reference, trunk.critic
     policy = causal_lm(cfg.policy, seed=cfg.seed)
     start = cfg.critic or cfg.reward_model
     same_vocabulary(words, template(load_tokenizer(start.path)))
-    return policy, frozen_copy(policy), scalar_model(start, seed=cfg.seed), scorer
+    return policy, frozen_copy(policy), scalar_model(start, seed=cfg.seed)
 
 
 def evaluate(log: runs.Run, shown: int, policy: nn.Module, words: Template, held_out: list[PromptRow], scorer: Scorer,
-             cfg: PPOConfig) -> dict[str, dict[str, float]]:
+             cfg: PPOConfig) -> dict[str, Any]:
     """Answer held-out prompts, with the same random streams every time; log means with intervals, keep samples."""
     if not held_out:
         return {}
@@ -315,6 +315,11 @@ def raise_alarms(log: runs.Run, shown: int, history: list[dict[str, float]], cfg
         raise NumericsError(f"alarm {found[0].name}: {found[0].meaning}", where=f"{cfg.out}, step {shown}",
                             remedy=f"{found[0].remedy} Checkpoints and logs are intact.")
     return len(found)
+
+
+def without_each(found: dict[str, Any]) -> dict[str, Any]:
+    """The summaries, without the single values that the paired interval needs."""
+    return {name: x for name, x in found.items() if not name.startswith("each/")}
 
 
 def headline(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any] | None:

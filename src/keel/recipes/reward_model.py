@@ -23,6 +23,7 @@ from keel.models.forward import response_scores, token_logprobs
 from keel.models.load import (
     ModelConfig,
     causal_lm,
+    check_context,
     device_of,
     is_encoder,
     load_tokenizer,
@@ -30,7 +31,6 @@ from keel.models.load import (
     scalar_model,
     share_trunk,
 )
-from keel.progress import bar
 from keel.rng import stream
 from keel.train import checkpoint
 from keel.train.clock import Clock
@@ -77,6 +77,7 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
+        check_context(scorer, max(pair_length(row) for row in rows))
         writer = None
         if cfg.lm_coef:
             if is_encoder(scorer):
@@ -91,40 +92,41 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
         found = extra.get("evaluation", {})
         batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "reward_model", first_step=done + 1), Tally()
         clock = Clock()
-        with bar("reward-model", total, done) as progress:
-            for step in range(done + 1, total + 1):
-                batch = [rows[i] for i in next(batches)]
-                parts = [collate_pairs([batch[i] for i in part], words.pad_id).to(device_of(scorer))
-                         for part in budget_batches([2 * pair_length(row) for row in batch], cfg.micro_tokens)]
-                weight = sum(float(part.weight.sum()) for part in parts)
-                n_tokens = sum(chosen_rows(part).n_response_tokens for part in parts)
-                for part in parts:
-                    chosen, rejected = response_scores(scorer, part.tokens).chunk(2)
-                    loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
-                    center = centring(chosen, rejected)
-                    objective = (part.weight * (loss + cfg.center_coef * center)).sum() / max(weight, 1e-9)
-                    tally.add({"loss": loss, "center": center, **stats})
-                    if writer is not None:
-                        told = chosen_rows(part)
-                        lm = nll(token_logprobs(writer, told)[0], told.response_mask)
-                        objective = objective + cfg.lm_coef * masked_sum(lm, told.response_mask) / n_tokens
-                        tally.add({"lm/loss": lm}, told.response_mask)
-                    require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
-                    objective.backward()
-                metrics = tally.means() | learner.step(step, [row.record_id for row in batch])
-                log.log(step, metrics)
-                log.time(step, clock.lap(pairs=len(batch)))
-                if held_rows and (step % cfg.eval_every == 0 or step == total):
-                    found = evaluate(scorer, held_rows, words.pad_id, cfg)
-                    log.log(step, found, "eval")
-                if step % cfg.save_every == 0 or step == total or log.stop_requested():
-                    checkpoint.save(log, step, **state, extra={"evaluation": found})
-                if log.stop_requested() and step < total:
-                    log.stop(step)
-                progress.advance(f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}")
+        progress = log.bar(total, done)
+        for step in range(done + 1, total + 1):
+            batch = [rows[i] for i in next(batches)]
+            parts = [collate_pairs([batch[i] for i in part], words.pad_id).to(device_of(scorer))
+                     for part in budget_batches([2 * pair_length(row) for row in batch], cfg.micro_tokens)]
+            weight = sum(float(part.weight.sum()) for part in parts)
+            n_tokens = sum(chosen_rows(part).n_response_tokens for part in parts)
+            for part in parts:
+                chosen, rejected = response_scores(scorer, part.tokens).chunk(2)
+                loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
+                center = centring(chosen, rejected)
+                objective = (part.weight * (loss + cfg.center_coef * center)).sum() / max(weight, 1e-9)
+                tally.add({"loss": loss, "center": center, **stats})
+                if writer is not None:
+                    told = chosen_rows(part)
+                    lm = nll(token_logprobs(writer, told)[0], told.response_mask)
+                    objective = objective + cfg.lm_coef * masked_sum(lm, told.response_mask) / n_tokens
+                    tally.add({"lm/loss": lm}, told.response_mask)
+                require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
+                objective.backward()
+            metrics = tally.means() | learner.step(step, [row.record_id for row in batch])
+            log.log(step, metrics)
+            log.time(step, clock.lap({"pairs": len(batch)}))
+            if held_rows and (step % cfg.eval_every == 0 or step == total):
+                found = evaluate(scorer, held_rows, words.pad_id, cfg)
+                log.log(step, found, "eval")
+            if step % cfg.save_every == 0 or step == total or log.stop_requested():
+                checkpoint.save(log, step, **state, extra={"evaluation": found})
+            if log.stop_requested() and step < total:
+                log.stop(step)
+            progress.advance(f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}")
         save_model(scorer, tokenizer, cfg.out / "model", pad_id=words.pad_id)
-        return log.finish(steps=total, n_train=len(rows), n_validation=len(held_rows), evaluation=found,
-                          skipped={"records": report.n_dropped} | vars(cut), headline=headline(found))
+        return log.finish({
+            "steps": total, "n_train": len(rows), "n_validation": len(held_rows), "evaluation": found,
+            "skipped": {"records": report.n_dropped} | vars(cut), "headline": headline(found)})
 
 
 def pair_length(row: PairRow) -> int:

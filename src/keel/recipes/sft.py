@@ -18,8 +18,7 @@ from keel.data.render import Row, render_demonstrations, render_prompts, templat
 from keel.functional.masked import masked_sum
 from keel.functional.policy import nll
 from keel.models.forward import token_logprobs
-from keel.models.load import ModelConfig, causal_lm, device_of, load_tokenizer, save_model
-from keel.progress import bar
+from keel.models.load import ModelConfig, causal_lm, check_context, device_of, load_tokenizer, save_model
 from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
@@ -69,6 +68,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         prompts, _ = render_prompts(words, [d.prompt for d in held_out[: cfg.n_samples]], cfg.data.max_length, "drop")
 
         model = causal_lm(cfg.model, seed=cfg.seed)
+        check_context(model, max(len(row.ids) for row in rows))
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([model], cfg.optimizer, total)
         state = {"modules": {"model": model}, "optimizers": {"optimizer": learner.optimizer}}
@@ -81,37 +81,37 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
 
         batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "sft", first_step=done + 1), Tally()
         clock = Clock()
-        with bar("sft", total, done) as progress:
-            for step in range(done + 1, total + 1):
-                batch = [rows[i] for i in next(batches)]
-                parts = [collate([batch[i] for i in part], words.pad_id).to(device_of(model))
-                         for part in budget_batches([len(row.ids) for row in batch], cfg.micro_tokens)]
-                n_tokens = sum(part.n_response_tokens for part in parts)  # micro-batches share it
-                for part in parts:
-                    loss = nll(token_logprobs(model, part)[0], part.response_mask)
-                    total_loss = masked_sum(loss, part.response_mask)
-                    require_finite(total_loss.detach(), "loss", step, part.record_ids)
-                    (total_loss / n_tokens).backward()
-                    tally.add({"loss": loss}, part.response_mask)
-                ids = [row.record_id for row in batch]
-                metrics = tally.means() | learner.step(step, ids) | {"tokens": n_tokens}
-                log.log(step, metrics)
-                log.time(step, clock.lap(tokens=sum(len(row.ids) for row in batch)))
-                if held_rows and (step % cfg.eval_every == 0 or step == total):
-                    last_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
-                    log.log(step, eval_metrics(last_loss), "eval")
-                if step % cfg.save_every == 0 or step == total or log.stop_requested():
-                    checkpoint.save(log, step, **state, extra={"losses": (first_loss, last_loss)})
-                if log.stop_requested() and step < total:
-                    log.stop(step)
-                progress.advance(f"loss {metrics['loss']:.3f}")
+        progress = log.bar(total, done)
+        for step in range(done + 1, total + 1):
+            batch = [rows[i] for i in next(batches)]
+            parts = [collate([batch[i] for i in part], words.pad_id).to(device_of(model))
+                     for part in budget_batches([len(row.ids) for row in batch], cfg.micro_tokens)]
+            n_tokens = sum(part.n_response_tokens for part in parts)  # micro-batches share it
+            for part in parts:
+                loss = nll(token_logprobs(model, part)[0], part.response_mask)
+                total_loss = masked_sum(loss, part.response_mask)
+                require_finite(total_loss.detach(), "loss", step, part.record_ids)
+                (total_loss / n_tokens).backward()
+                tally.add({"loss": loss}, part.response_mask)
+            ids = [row.record_id for row in batch]
+            metrics = tally.means() | learner.step(step, ids) | {"tokens": n_tokens}
+            log.log(step, metrics)
+            log.time(step, clock.lap({"tokens": sum(len(row.ids) for row in batch)}))
+            if held_rows and (step % cfg.eval_every == 0 or step == total):
+                last_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
+                log.log(step, eval_metrics(last_loss), "eval")
+            if step % cfg.save_every == 0 or step == total or log.stop_requested():
+                checkpoint.save(log, step, **state, extra={"losses": (first_loss, last_loss)})
+            if log.stop_requested() and step < total:
+                log.stop(step)
+            progress.advance(f"loss {metrics['loss']:.3f}")
         show(log, total, model, words, prompts, cfg)
         save_model(model, tokenizer, cfg.out / "model")
-        return log.finish(
-            steps=total, n_train=len(rows), n_validation=len(held_rows),
-            skipped={"records": report.n_dropped} | vars(cut),
-            headline={"metric": "validation loss (nats per token)", "higher_is_better": False,
-                      "before": {"mean": first_loss}, "after": {"mean": last_loss}} if held_rows else None)
+        return log.finish({
+            "steps": total, "n_train": len(rows), "n_validation": len(held_rows),
+            "skipped": {"records": report.n_dropped} | vars(cut),
+            "headline": {"metric": "validation loss (nats per token)", "higher_is_better": False,
+                      "before": {"mean": first_loss}, "after": {"mean": last_loss}} if held_rows else None})
 
 
 @torch.no_grad()

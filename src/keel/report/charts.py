@@ -26,7 +26,7 @@ def sections(folders: list[RunFolder], collected: list[Collected]) -> list[dict[
 def addresses(collected: list[Collected]) -> list[tuple[str, str]]:
     """Every (metric, phase) of these runs in the order of the page; critic warm-up last."""
     found = {address for series in collected for address in series}
-    return sorted(found, key=lambda a: (a[1] == "critic", position(a[0]), a[1] != "train", a[1]))
+    return sorted(found, key=lambda a: (a[1] == "critic", position(a[0]), a[0], a[1] != "train", a[1]))
 
 
 def _section(

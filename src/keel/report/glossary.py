@@ -112,11 +112,11 @@ def describe(name: str) -> Metric:
     return Metric(prefix.replace("_", " ").capitalize() if slash else "Other", "")
 
 
-def position(name: str) -> tuple[int, str, int, str]:
+def position(name: str) -> tuple[int, str, int]:
     """Where a metric stands on the page: group by group, each in the order above, unknown names after the known."""
     group, names = describe(name).group, list(METRICS)
     rank = GROUPS.index(group) if group in GROUPS else len(GROUPS)
-    return rank, group, names.index(name) if name in METRICS else len(names), name
+    return rank, group, names.index(name) if name in METRICS else len(names)
 
 
 def recipe_title(recipe: str) -> str:

@@ -1,7 +1,5 @@
 """A key-value cache of slots: every row has its own length, and a slot is used again when its row has finished."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -18,23 +16,24 @@ class _Slots(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.owner.n_slots, key_states.shape[1], self.owner.capacity)
-        self.keys = key_states.new_empty((*shape, key_states.shape[3]))
+        # Under autocast rotated keys come in float32, but attention reads them in the format of the values.
+        self.keys = value_states.new_empty((*shape, key_states.shape[3]))
         self.values = value_states.new_empty((*shape, value_states.shape[3]))
         # Positions beyond a row's length are masked, but 0 * NaN is NaN: fresh memory must hold numbers.
         self.keys.zero_()
         self.values.zero_()
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         owner, width = self.owner, key_states.shape[2]
         if owner.fill is not None:  # prefill: whole prompts into fresh slots; they attend among themselves
-            self.keys[owner.fill, :, :width] = key_states
+            self.keys[owner.fill, :, :width] = key_states.to(self.keys.dtype)
             self.values[owner.fill, :, :width] = value_states
             return key_states, value_states
         rows = owner.rows[: owner.n_active]
-        self.keys[rows, :, owner.lengths[: owner.n_active]] = key_states[:, :, 0]
+        self.keys[rows, :, owner.lengths[: owner.n_active]] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[rows, :, owner.lengths[: owner.n_active]] = value_states[:, :, 0]
         seen = slice(0, owner.longest + 1)
         return self.keys[: owner.n_active, :, seen], self.values[: owner.n_active, :, seen]

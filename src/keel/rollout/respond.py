@@ -1,6 +1,7 @@
 """Responses as people read them: text beside tokens, with scores from a Python function where one is given."""
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from keel.batches import Rollout
 from keel.data.records import Prompt
 from keel.data.render import PromptRow, Template
-from keel.errors import ConfigError
+from keel.errors import ConfigError, KeelError, NumericsError
 from keel.functional.statistics import bootstrap_interval
 from keel.rng import stream
 from keel.rollout.sample import SamplingConfig, sample
@@ -30,10 +31,28 @@ class Responses:
     texts: tuple[str, ...]
 
     def scored_by(self, function: ScoringFunction) -> torch.Tensor:
-        """Score per response, from a function of prompt record, text, and whether the response ended by itself."""
+        """Score per response, from a function of prompt record, text, and whether the response ended by itself.
+
+        Raises:
+            NumericsError: the function failed, or gave something that is not a finite number.
+        """
         ended = self.rollout.ended.tolist()
-        scores = [function(p, t, e) for p, t, e in zip(self.prompts, self.texts, ended, strict=True)]
-        return torch.tensor(scores, dtype=torch.float32)
+        return torch.tensor([_one_score(function, p, t, e)
+                             for p, t, e in zip(self.prompts, self.texts, ended, strict=True)], dtype=torch.float32)
+
+
+def _one_score(function: ScoringFunction, prompt: Prompt, text: str, ended: bool) -> float:
+    try:
+        score = float(function(prompt, text, ended))
+    except KeelError:
+        raise
+    except Exception as error:
+        raise NumericsError(f"the scoring function failed: {type(error).__name__}: {error}",
+                            where=f"record {prompt.id}", remedy="It must give a number for any text at all.") from error
+    if not math.isfinite(score):
+        raise NumericsError(f"the scoring function gave {score}", where=f"record {prompt.id}",
+                            remedy="It must give a finite number for any text at all.")
+    return score
 
 
 def respond(policy: nn.Module, template: Template, rows: Sequence[PromptRow], sampling: SamplingConfig, *, seed: int,

@@ -16,8 +16,8 @@ from keel.batches import Rollout, TokenBatch
 from keel.config import Config
 from keel.errors import ModelError
 from keel.functional.sampling import draw, penalise_repetition, top_k_top_p
-from keel.models.forward import logit_scale, output_head, trunk_output
-from keel.models.load import device_of, trunk_of
+from keel.models.forward import autocasting, logit_scale, output_head, trunk_output
+from keel.models.load import device_of
 from keel.rollout.cache import SlotCache
 
 __all__ = ["SamplingConfig", "sample"]
@@ -92,18 +92,21 @@ def sample(
         desk.seen = torch.zeros(n_slots, vocabulary, dtype=torch.bool, device=device_of(policy))
     queue = list(range(len(prompts)))[::-1]
     refill = max(1, n_slots // 8)
-    while queue or desk.owner:
-        free = n_slots - len(desk.owner)
-        if queue and (free >= refill or not desk.owner):
-            new = [queue.pop() for _ in range(min(free, len(queue)))]
-            hidden = _prefill(policy, desk, [prompts[i] for i in new], new, pad_id)
-            first = len(desk.owner) - len(new)
-        else:
-            hidden, first = _decode(policy, desk), 0
-        _write(policy, desk, hidden, first)
-        _retire(desk)
-        if on_done is not None:
-            on_done(len(prompts) - len(queue) - len(desk.owner))
+    device = device_of(policy).type
+    with autocasting(policy, device):  # around all steps: else each would convert every weight again
+        while queue or desk.owner:
+            free = n_slots - len(desk.owner)
+            if queue and (free >= refill or not desk.owner):
+                new = [queue.pop() for _ in range(min(free, len(queue)))]
+                hidden = _prefill(policy, desk, [prompts[i] for i in new], new, pad_id)
+                first = len(desk.owner) - len(new)
+            else:
+                hidden, first = _decode(policy, desk), 0
+            with torch.autocast(device, enabled=False):
+                _write(policy, desk, hidden, first)
+            _retire(desk)
+            if on_done is not None:
+                on_done(len(prompts) - len(queue) - len(desk.owner))
     return _as_rollout(desk, prompts, pad_id, record_ids, device_of(policy))
 
 
@@ -114,7 +117,7 @@ def _prefill(policy: nn.Module, desk: _Desk, prompts: list[list[int]], new: list
     ids = _padded(prompts, pad_id, torch.long).to(device)
     slots = torch.arange(len(desk.owner), len(desk.owner) + len(new), device=device)
     cache.fill = slots
-    out = trunk_output(policy, trunk_of(policy), input_ids=ids, past_key_values=cache, use_cache=True)
+    out = trunk_output(policy, {"input_ids": ids, "past_key_values": cache, "use_cache": True})
     cache.fill = None
     desk.owner.extend(new)
     cache.n_active = len(desk.owner)
@@ -130,8 +133,9 @@ def _decode(policy: nn.Module, desk: _Desk) -> Tensor:
     last = torch.tensor([desk.written[i][-1] for i in desk.owner], device=cache.lengths.device)
     at = cache.lengths[: cache.n_active]
     cache.longest = int(at.max())
-    out = trunk_output(policy, trunk_of(policy), input_ids=last[:, None], position_ids=at[:, None].clone(),
-                       attention_mask=cache.visible(), past_key_values=cache, use_cache=True)
+    out = trunk_output(policy, {
+        "input_ids": last[:, None], "position_ids": at[:, None].clone(), "attention_mask": cache.visible(),
+        "past_key_values": cache, "use_cache": True})
     cache.lengths[: cache.n_active] += 1
     return out.last_hidden_state[:, 0]
 

@@ -74,13 +74,16 @@ def pairs(
     *names: str | int,
     annotators: tuple[Annotator, ...] = (Annotator(),),
     quality: tuple[float, float] = (0.0, 1.0),
+    off_topic: float = 0.0,
     split: str = "train",
     dialect: bool | None = None,
 ) -> list[PreferencePair]:
     """Two different responses per prompt, of independent qualities, labelled by one annotator each.
 
     Meta holds what a real data set would: the domain, who labelled it, and how many of the panel agree (`votes_for`
-    of `voters`). The gold gap (chosen minus rejected) and whether the label is wrong are in `truth` alone.
+    of `voters`). In a share `off_topic` of the pairs one response is a good answer to another question: without such
+    pairs a reward model need not look at the prompt. The gold gap (chosen minus rejected) and whether the label is
+    wrong are in `truth` alone.
     """
     if not annotators or not 0 <= quality[0] <= quality[1] <= 1:
         raise DataError(
@@ -92,6 +95,9 @@ def pairs(
     for number, prompt in enumerate(world.prompts(n, "pairs", *names, split=split, dialect=dialect)):
         rng = python_stream(world.seed, "pairs", *names, split, number)
         first, second = _two_responses(world, prompt, quality, rng)
+        if rng.random() < off_topic:
+            stray = _off_topic(world, number, rng, *names)
+            first, second = rng.sample([first, second if stray.strip() == first.strip() else stray], 2)
         gap = score(prompt, first).total - score(prompt, second).total
         longer = n_tokens(first) - n_tokens(second)
         choices = [annotator.prefers_first(gap, longer, rng) for annotator in annotators]
@@ -107,6 +113,13 @@ def pairs(
         truth = {**prompt.truth, "gold_gap": gap, "wrong_label": gap < 0}
         found.append(PreferencePair(replace(prompt, meta=meta, truth=truth), first, second))
     return found
+
+
+def _off_topic(world: World, number: int, rng: Random, *names: str | int) -> str:
+    """A good answer to a question of any domain, each as likely."""
+    domain = rng.choice([name for name, share in world.shares.items() if share > 0])
+    other = world.prompts(1, "off topic", *names, number, domains=(domain,), unknown=False)[0]
+    return write(world, other, 1.0, rng)
 
 
 def _two_responses(world: World, prompt: Prompt, quality: tuple[float, float], rng: Random) -> list[str]:

@@ -44,6 +44,7 @@ class SandboxExportConfig(Config):
         4.0, ge=0, description="log-odds of a preference per point of gold score; more errs less"
     )
     length_bias: float = Field(0.0, description="log-odds of a preference per extra token; above 0 likes long answers")
+    off_topic: float = Field(0.15, ge=0, le=1, description="share of pairs where one response answers another question")
     careless: float = Field(0.02, ge=0, le=0.5, description="share of labels turned over whatever they were")
 
 
@@ -84,7 +85,8 @@ def _split_files(cfg: SandboxExportConfig, world: World, split: str, *, dialect:
     )
     asked = world.prompts(count(cfg.n_prompts), "export", split=split, dialect=dialect)
     shown = demonstrations(world, count(cfg.n_demonstrations), cfg.quality, "export", split=split, dialect=dialect)
-    judged = pairs(world, count(cfg.n_pairs), "export", annotators=labellers, split=split, dialect=dialect)
+    judged = pairs(world, count(cfg.n_pairs), "export", annotators=labellers, off_topic=cfg.off_topic, split=split,
+                   dialect=dialect)
     return {
         "prompts": map(prompt_row, asked),
         "demonstrations": map(demonstration_row, shown),

@@ -1,6 +1,7 @@
 """How long things take; kept out of metrics.jsonl, which is equal from run to run."""
 
 import time
+from collections.abc import Mapping
 
 __all__ = ["Clock"]
 
@@ -18,7 +19,7 @@ class Clock:
         self._phases[f"{name}_s"] = self._phases.get(f"{name}_s", 0.0) + now - self._mark
         self._mark = now
 
-    def lap(self, **counts: float) -> dict[str, float]:
+    def lap(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Seconds of this lap, of its phases, and each count per second; then start the next lap."""
         now = time.perf_counter()
         seconds = now - self._start

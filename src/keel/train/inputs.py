@@ -7,9 +7,10 @@ from pydantic import Field
 
 from keel.config import Config
 from keel.data.records import Prompt
+from keel.errors import ConfigError
 from keel.rng import digest
 
-__all__ = ["DataConfig", "split", "split_prompts"]
+__all__ = ["DataConfig", "prompt_room", "split", "split_prompts"]
 
 
 class DataConfig(Config):
@@ -23,6 +24,18 @@ class DataConfig(Config):
         "drop_turns", description="what happens to longer rows; every cut is counted and reported")
     on_bad_record: Literal["stop", "skip"] = Field("stop", description="stop and list bad records, or drop and count")
     as_text: bool = Field(False, description="a plain prompt is text to continue, without a chat template")
+
+
+def prompt_room(data: DataConfig, max_new_tokens: int) -> int:
+    """Tokens left for a prompt.
+
+    Raises:
+        ConfigError: none are.
+    """
+    if data.max_length <= max_new_tokens:
+        raise ConfigError(f"prompts.max_length={data.max_length} leaves no room beside "
+                          f"sampling.max_new_tokens={max_new_tokens}", remedy="Raise the first or lower the second.")
+    return data.max_length - max_new_tokens
 
 
 class HasPrompt(Protocol):
