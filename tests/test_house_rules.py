@@ -25,7 +25,10 @@ ROOMS = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "base", "misc", "helpers", "tools", "manager"}
 EXCEPTIONS = {"Exception", "ValueError", "KeyError", "TypeError", "RuntimeError", "OSError"}
-MAY_CALL_SUPER = EXCEPTIONS | {"Module", "Function"}
+MAY_CALL_SUPER = EXCEPTIONS | {"Module", "Function", "Cache", "CacheLayerMixin"}
+"""torch's and transformers' own base classes, which have to be initialised, and exceptions."""
+CALLED_BY_LIBRARIES = {"_attention"}
+"""transformers calls it with whatever an architecture has to say."""
 SHORTEST_FRAGMENT = 12
 
 FILES = {path.relative_to(KEEL): path for path in sorted(KEEL.rglob("*.py"))}
@@ -198,7 +201,8 @@ def test_nesting_of_four_levels_at_most() -> None:
 
 
 def test_no_kwargs() -> None:
-    offenders = [at(name, node, node.name) for name, node in functions() if node.args.kwarg is not None]
+    offenders = [at(name, node, node.name) for name, node in functions()
+                 if node.args.kwarg is not None and node.name not in CALLED_BY_LIBRARIES]
     expect_none(offenders, "**kwargs hides what a function takes:")
 
 
@@ -227,7 +231,7 @@ def test_super_init_only_under_modules_and_exceptions() -> None:
                  and ast.unparse(child.func) == "super().__init__"]
         if calls and not ancestors(node.name, bases) & MAY_CALL_SUPER:  # type: ignore[attr-defined]
             offenders.append(at(name, calls[0], node.name))  # type: ignore[attr-defined]
-    expect_none(offenders, "super().__init__ belongs under nn.Module, exceptions and autograd functions only:")
+    expect_none(offenders, "super().__init__ belongs under the base classes of libraries and exceptions only:")
 
 
 # --- papers ----------------------------------------------------------------------------------------------------------

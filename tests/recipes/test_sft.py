@@ -82,5 +82,5 @@ def test_rows_beyond_the_models_context_are_refused(tmp_path):
     long = [{"prompt": [{"role": "user", "content": "cat " * 100}], "completion": tiny.said("yes .")}]
     path = tiny.write_rows(tmp_path / "long.jsonl", long)
     data = cfg.data.model_copy(update={"path": str(path), "validation_fraction": 0.0, "max_length": 256})
-    with pytest.raises(ModelError, match="the model's context is 64"):
+    with pytest.raises(ModelError, match=r"the longest row has .* the model's context is 64"):
         sft.run(cfg.model_copy(update={"data": data}))

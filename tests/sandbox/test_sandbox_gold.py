@@ -1,6 +1,7 @@
 """The gold score against examples worked by hand from the table of the design, and against ways of cheating it."""
 
 import pytest
+import tolerances as tol
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,7 +159,7 @@ def test_refusing_every_question_earns_next_to_nothing(unknown_share):
     world = World(unknown_share=unknown_share)
     asked = world.prompts(500, "refuse", domains=("recall",))
     mean = sum(score(prompt, "i do not know.").total for prompt in asked) / len(asked)
-    assert mean == pytest.approx(unknown_share, abs=0.06)
+    assert mean == pytest.approx(unknown_share, abs=tol.WITHIN["share of 1000 cells"])
 
 
 def test_prompts_of_other_origin_are_refused():

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
+import tolerances as tol
 
 from keel.errors import ConfigError, DataError
 from keel.sandbox import World, demonstrations, pairs, talk
@@ -49,7 +50,7 @@ def test_shares_are_kept():
     count = Counter(prompt.meta["domain"] for prompt in WORLD.prompts(n, "shares"))
     for domain, share in SHARES.items():
         # Three standard errors of a share at n draws: 3 * sqrt(0.45 * 0.55 / 4000) = 0.024.
-        assert count[domain] / n == pytest.approx(share, abs=0.024)
+        assert count[domain] / n == pytest.approx(share, abs=tol.WITHIN["share of 3000 prompts"])
 
 
 @pytest.mark.parametrize("dialect", [False, True])

@@ -41,8 +41,8 @@ class DemoConfig(Config):
     quality: float = Field(0.7, ge=0, le=1, description="quality of the demonstrations; below 1 leaves room for RL")
     n_demonstrations: int = Field(1500, ge=50, description="demonstrations of middling quality for SFT")
     n_pairs: int = Field(6000, ge=100, description="labelled pairs from noisy annotators for the reward model")
-    ppo_steps: int = Field(30, ge=2, description="rollout phases of PPO")
-    n_test: int = Field(500, ge=20, description="test prompts on which every policy is judged")
+    ppo_steps: int = Field(40, ge=2, description="rollout phases of PPO")
+    n_test: int = Field(1000, ge=20, description="test prompts on which every policy is judged")
 
 
 def run(cfg: DemoConfig) -> Path:
@@ -93,8 +93,8 @@ def ppo_config(cfg: DemoConfig, town: Path, preset: str) -> PPOConfig:
     rate = OptimizerConfig(lr=3e-4, schedule="constant")
     return PPOConfig.checked(switches | {
         "out": cfg.out / preset, "policy": {"path": str(cfg.out / "sft/model")}, "seed": cfg.seed, "gold": GOLD,
-        # The report's price of 0.05 a token is for responses of 150 tokens; these have a ninth of that.
-        "kl_coef": 9 * switches["kl_coef"],
+        # The highest price that the report tries: responses are a ninth as long as its own.
+        "kl_coef": 4 * switches["kl_coef"],
         "reward_model": {"path": str(cfg.out / "reward_model/model")}, "steps": cfg.ppo_steps, "sampling": SAMPLING,
         "prompts": data(town, "prompts"), "critic_pretrain": min(switches["critic_pretrain"], 3), "eval_every": 20,
         "ptx": data(town, "demonstrations") if switches["ptx_coef"] else None,

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ __all__ = ["autocasting", "hidden_states", "position_ids", "response_scores", "t
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once: 16 MB in float32."""
-PRODUCTS_UP_TO = 512
-"""Longest row whose attention weights are written out, where that is faster: they take length squared."""
 
 
 def position_ids(attention_mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -44,64 +41,13 @@ def trunk_output(model: nn.Module, inputs: dict[str, Any]) -> Any:
     """Run the trunk in the number format the model was loaded for."""
     device, trunk = inputs["input_ids"].device.type, trunk_of(model)
     with autocasting(model, device), model.active() if hasattr(model, "active") else contextlib.nullcontext():
-        if is_encoder(model):
-            return trunk(**inputs)
-        with _quick_attention(trunk, device):
-            return trunk(**{"use_cache": False} | inputs)
+        return trunk(**inputs) if is_encoder(model) else trunk(**{"use_cache": False} | inputs)
 
 
 def autocasting(model: nn.Module, device: str) -> torch.autocast:
     """bfloat16 products if the model was loaded for them. Around many passes, each weight is converted only once."""
     bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
     return torch.autocast(device, dtype=torch.bfloat16, enabled=getattr(bare, "keel_autocast", False))
-
-
-@contextlib.contextmanager
-def _quick_attention(trunk: nn.Module, device: str) -> Iterator[None]:
-    """Models that ask transformers for "sdpa" get `_attention_by_products` while the context lasts; on CPUs only."""
-    if device != "cpu" or getattr(trunk, "gradient_checkpointing", False):  # backward would run the other kernel
-        yield
-        return
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention_by_products
-    try:
-        yield
-    finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = plain
-
-
-def _attention_by_products(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any,
-) -> tuple[Tensor, None]:
-    """Two products and a softmax where they beat the CPU's fused kernel: for one query a row, and for short rows in
-    bfloat16, whose fused backward takes three times as long. Everything else goes to that kernel."""
-    n_queries, n_keys, width = query.shape[2], key.shape[2], query.shape[3]
-    causal = more.get("is_causal") is not False and getattr(module, "is_causal", True)
-    short = attention_mask is None and n_queries == n_keys <= PRODUCTS_UP_TO and value.dtype == torch.bfloat16
-    special = more.get("dropout") or any(more.get(name) is not None for name in ("position_bias", "cache", "softcap"))
-    if special or not (n_queries == 1 or (short and causal)):
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    rows, heads, groups = query.shape[0], key.shape[1], query.shape[1] // key.shape[1]
-    scaling = width ** -0.5 if more.get("scaling") is None else more["scaling"]
-    with torch.autocast(query.device.type, enabled=False):
-        query, key = (query * scaling).to(value.dtype), key.to(value.dtype)
-        if n_queries == 1:  # queries that share a key are as good as several queries of one head
-            query = query.reshape(rows, heads, groups, width)
-        elif groups > 1:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = query @ key.transpose(2, 3)
-        if n_queries > 1:
-            scores += torch.full((n_keys, n_keys), float("-inf"), dtype=scores.dtype).triu(1)
-        elif attention_mask is not None and attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        elif attention_mask is not None:
-            scores = scores + attention_mask
-        out = (scores.softmax(-1) @ value).reshape(rows, heads * groups, n_queries, value.shape[3])
-    return out.transpose(1, 2).contiguous(), None
 
 
 def token_logprobs(

@@ -15,6 +15,7 @@ from torch import nn
 
 from keel.config import Config
 from keel.errors import ModelError, RunError
+from keel.models.attention import use_quick_attention
 from keel.rng import stream
 
 __all__ = [
@@ -231,11 +232,14 @@ def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
     device = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     _bare(model).keel_autocast = spec.autocast
     try:
-        return model.to(device).eval()
+        model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"cannot use the device {device!r}: {_first_line(error)}", where=spec.path,
                          remedy="Give cpu, cuda, cuda:0, ..., or auto; with too little memory, dtype = bfloat16.",
                          ) from error
+    if not is_encoder(model):
+        use_quick_attention(_bare(model))
+    return model
 
 
 def _adapted(model: nn.Module, lora: LoraSettings, task: str, seed: int) -> nn.Module:
