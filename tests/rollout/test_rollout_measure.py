@@ -74,11 +74,9 @@ def test_tokenizers_are_the_same_only_with_the_same_template_and_vocabulary(fold
 
 
 def test_scoring_function_must_give_a_finite_number(responses):
-    for function, what in (
-        (lambda *_: float("nan"), "gave nan"),
-        (lambda *_: "text", "failed: ValueError"),
-        (lambda *_: 1 / 0, "failed: ZeroDivisionError"),
-    ):
-        with pytest.raises(NumericsError, match=f"record q0: the scoring function {what}"):
+    with pytest.raises(NumericsError, match="record q0: the scoring function gave nan"):
+        responses.scored_by(lambda *_: float("nan"))
+    for function in (lambda *_: "text", lambda *_: 1 / 0):
+        with pytest.raises(NumericsError, match=r"record q0: the scoring function failed: (Value|ZeroDivision)Error"):
             responses.scored_by(function)
     assert responses.scored_by(lambda p, t, e: len(t) - e).tolist() == [len(t) - (i < 3) for i, t in enumerate(TEXTS)]

@@ -59,7 +59,7 @@ class PPOConfig(Config):
     rollouts: int = Field(128, ge=1, description="responses per phase")
     minibatch: int = Field(32, ge=1, description="responses per optimiser step; divides rollouts")
     passes: int = Field(1, ge=1, description="passes over the responses of a phase")
-    micro_tokens: int = Field(4096, ge=1, description="token positions per forward pass; changes memory, not results")
+    micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
     sampling: SamplingConfig = SamplingConfig()
     score_center: bool = Field(True, description="subtract the running mean of all scores so far")
     score_scale: bool = Field(True, description="divide by the running standard deviation of all scores so far")

@@ -52,7 +52,7 @@ class RewardModelConfig(Config):
     epochs: float = Field(1.0, gt=0, description="passes over the data; reward models overfit within a few")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs")
     batch: int = Field(32, ge=1, description="pairs per optimiser step")
-    micro_tokens: int = Field(4096, ge=1, description="token positions per forward pass; changes memory, not results")
+    micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
     lm_coef: float = Field(0.0, ge=0, description="weight of the cross-entropy of chosen responses; the report: 1")
     center_coef: float = Field(0.0, ge=0, description="weight of (chosen + rejected)^2; 0.01 keeps scores near zero")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6)

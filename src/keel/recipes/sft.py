@@ -42,7 +42,7 @@ class SFTConfig(Config):
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs")
     batch: int = Field(32, ge=1, description="demonstrations per optimiser step")
-    micro_tokens: int = Field(4096, ge=1, description="token positions per forward pass; changes memory, not results")
+    micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5)
     eval_every: int = Field(100, ge=1, description="steps between validation passes")
     eval_rows: int = Field(512, ge=1, description="validation demonstrations used at most")
