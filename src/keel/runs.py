@@ -7,7 +7,7 @@
     samples.jsonl      texts with their scores
     alarms.jsonl       collapse alarms with meaning and remedy
     result.json        what came out; written last
-    checkpoints/ model/ best/ tensorboard/
+    checkpoints/ model/ tensorboard/
 """
 
 import errno

@@ -129,21 +129,31 @@ def test_a_gold_function_that_is_not_there(kitchen, capsys, monkeypatch, gold, f
         shutil.rmtree(kitchen.out)
 
 
-@pytest.mark.parametrize("name, fragments", [
-    ("raises", ["spoiled_gold.py:3 (raises): ZeroDivisionError: division by zero"]),
-    ("says", ["(scored_by): ValueError: too many dimensions 'str'"]),
-                                             ("value", ["TypeError: 'int' object is not callable"]),
+@pytest.mark.parametrize("name, fragment", [
+    ("raises", "the scoring function failed: ZeroDivisionError: division by zero"),
+    ("says", "the scoring function failed: ValueError: could not convert string to float"),
+    ("nothing", "the scoring function gave nan"),
+    ("value", "the scoring function failed: TypeError: 'int' object is not callable"),
 ])
-def test_a_gold_function_that_fails_is_shown_by_its_line(kitchen, capsys, monkeypatch, name, fragments):
+def test_a_gold_function_that_fails_names_the_record(kitchen, capsys, monkeypatch, name, fragment):
     kitchen.file("spoiled_gold.py", GOLD)
     monkeypatch.syspath_prepend(str(kitchen.folder))
     code, said = served(kitchen, kitchen.generate(gold=f"spoiled_gold:{name}"), capsys)
-    one_message(said, "UnexpectedError", *fragments, "If that line is yours, mend it", "KEEL_TRACEBACK=1")
+    one_message(said, "NumericsError", "record ", fragment, "number for any text at all")
+    assert code == 5
+
+
+def test_what_nobody_foresaw_is_shown_by_its_line(kitchen, capsys, monkeypatch):
+    from keel.recipes import generate
+
+    monkeypatch.setattr(generate, "respond", lambda *a, **k: 1 / 0)
+    code, said = served(kitchen, kitchen.generate(), capsys)
+    one_message(said, "UnexpectedError", "ZeroDivisionError: division by zero", "If that line is yours, mend it",
+                "KEEL_TRACEBACK=1")
     assert code == 1
     monkeypatch.setenv("KEEL_TRACEBACK", "1")
     shutil.rmtree(kitchen.out)
-    assert "Traceback (most recent call last)" in served(kitchen, kitchen.generate(gold=f"spoiled_gold:{name}"),
-                                                         capsys)[1]
+    assert "Traceback (most recent call last)" in served(kitchen, kitchen.generate(), capsys)[1]
 
 
 def test_the_same_in_a_process_of_its_own(kitchen):

@@ -99,7 +99,7 @@ def killed_and_resumed(command: str, config, moments: list[float]) -> None:
     begin = [command, str(file)]
     for moment in moments:
         worker = started(begin)
-        _wait_for(config.out / "metrics.jsonl", worker)
+        _wait_for_a_checkpoint(config.out, worker)
         time.sleep(moment)
         worker.kill()
         worker.communicate()
@@ -123,10 +123,15 @@ def same_results(one: Path, other: Path) -> None:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def _wait_for(file: Path, worker: subprocess.Popen) -> None:
-    limit = time.monotonic() + 60
-    while not (file.exists() and file.stat().st_size) and worker.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
+def _wait_for_a_checkpoint(run: Path, worker: subprocess.Popen) -> None:
+    """Until there is a newer one than when we began to wait, or the run has ended."""
+    before, limit = _checkpoints(run), time.monotonic() + 60
+    while _checkpoints(run) == before and worker.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+
+
+def _checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("step-*.pt"))
 
 
 def _model(tmp: Path) -> Path:

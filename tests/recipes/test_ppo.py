@@ -150,6 +150,12 @@ def test_shared_topology_learns_with_the_trunk_frozen_and_starts_like_separate(t
         assert one[0][key] == pytest.approx(other[0][key], rel=tol.GRADIENT32["rtol"])  # the same samples and scores
     assert other[0]["value/mean"] == 0 and other[-1]["value/mean"] != 0
     assert other[-1]["kl/reference_k3"] > 0
+    from keel.models.shared import SharedTrunk
+    from keel.train.step import Learner
+
+    trunk = SharedTrunk(lora, 0)
+    policy, critic = (len(Learner.of([view], FAST, 1).parameters) for view in (trunk.policy, trunk.critic))
+    assert critic == policy + 1 and not list(trunk.reference.parameters())
     from transformers import AutoModelForCausalLM
 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "shared/model").state_dict()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -121,6 +122,7 @@ def side_by_side(cfg: DemoConfig, title: str, configs: dict[str, Any]) -> None:
         RunError: one of them failed; its log says why.
     """
     print(title, file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `finally` ends the stages as well
     waiting, running = list(configs), dict[str, subprocess.Popen[bytes]]()
     with bar("", sum(expected(config) for config in configs.values())) as progress:
         try:

@@ -90,7 +90,9 @@ def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
 def response_scores(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " B"]:
     """One score per row: the head at the last real token (causal models) or the model's own pooling (encoders)."""
     if is_encoder(model):
-        return model(input_ids=batch.ids, attention_mask=batch.attention_mask.long()).logits[:, 0].float()
+        with autocasting(model, batch.ids.device.type):
+            found = model(input_ids=batch.ids, attention_mask=batch.attention_mask.long())
+        return found.logits[:, 0].float()
     positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     last = torch.where(batch.attention_mask, positions, -1).max(1).values
     hidden = hidden_states(model, batch)

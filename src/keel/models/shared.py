@@ -23,6 +23,7 @@ class SharedTrunk:
         model = with_adapter(base, spec.lora, "CAUSAL_LM", "policy", seed)
         model.add_adapter("critic", model.peft_config["policy"])
         draw_adapter(model, "critic", seed)
+        # DEVIATION(ppo-5): the report's critic starts from the reward model; an adapter on the policy's trunk cannot.
         # A critic that begins at zero begins neutral: advantages are then the returns themselves.
         head = nn.Linear(base.config.hidden_size, 1, bias=False).to(next(base.parameters()).device)
         nn.init.zeros_(head.weight)
@@ -30,6 +31,7 @@ class SharedTrunk:
         self.critic = View(model, "critic", head)
         self.reference = View(model, None, None)
         self.policy.eval()
+        self.policy.unfreeze()
 
 
 class View(nn.Module):
@@ -41,7 +43,7 @@ class View(nn.Module):
         own = {name.replace(".", "|"): p for name, p in model.named_parameters() if f".{adapter}." in name}
         self.learned = nn.ParameterDict(own)
         object.__setattr__(self, "shared", model)  # not a submodule: the trunk belongs to all views
-        self.keel_shared = True
+        self.keel_autocast = model.get_base_model().keel_autocast
 
     @property
     def config(self) -> Any:
@@ -61,12 +63,17 @@ class View(nn.Module):
         if self.adapter is None:
             with self.shared.disable_adapter():
                 yield
-            return
-        self.shared.set_adapter(self.adapter)
-        for name, parameter in self.shared.named_parameters():  # set_adapter freezes the other adapter
+        else:
+            self.shared.set_adapter(self.adapter)
+            self.unfreeze()
+            yield
+        self.unfreeze()
+
+    def unfreeze(self) -> None:
+        """Both adapters learn at all times; peft freezes the one that is not switched on."""
+        for name, parameter in self.shared.named_parameters():
             if ".policy." in name or ".critic." in name:
                 parameter.requires_grad_(True)
-        yield
 
     def merged(self) -> nn.Module:
         """A plain causal LM with the adapter folded in, for saving."""

@@ -34,7 +34,8 @@ def run(cfg: ChatConfig, *, lines: Iterable[str] | None = None) -> list[Message]
     if cfg.max_length <= cfg.sampling.max_new_tokens:
         raise ConfigError(f"max_length={cfg.max_length} leaves no room beside sampling.max_new_tokens="
                           f"{cfg.sampling.max_new_tokens}", remedy="Raise the first or lower the second.")
-    words, policy = template(load_tokenizer(cfg.model.path)), causal_lm(cfg.model)
+    words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
+    policy = causal_lm(cfg.model)
     said = [Message("system", cfg.system)] if cfg.system else []
     for turn, line in enumerate(lines if lines is not None else spoken()):
         if not line.strip():

@@ -15,6 +15,7 @@ from keel.models.load import ModelConfig, causal_lm, load_tokenizer, scalar_mode
 from keel.rollout.measure import Scorer
 from keel.rollout.respond import respond, sample_rows, scoring_function, summary
 from keel.rollout.sample import SamplingConfig
+from keel.runs import Stopped
 from keel.train.inputs import DataConfig, prompt_room
 
 __all__ = ["GenerateConfig", "run"]
@@ -38,18 +39,24 @@ def run(cfg: GenerateConfig, *, resume: bool = False) -> runs.RunResult:
     """Write samples.jsonl and, in result.json, mean scores with intervals."""
     with runs.start("generate", cfg, cfg.out, seed=cfg.seed, data=[Path(cfg.prompts.path)], resume=resume) as log:
         log.rewind({})
-        words = template(load_tokenizer(cfg.model.path))
+        words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
         records, report = read_prompts(cfg.prompts.path, on_bad_record=cfg.prompts.on_bad_record,
                                        as_text=cfg.prompts.as_text)
         room = prompt_room(cfg.prompts, cfg.sampling.max_new_tokens)
         rows, cut = render_prompts(words, records[: cfg.limit], room, cfg.prompts.too_long)
         policy = causal_lm(cfg.model)
         progress = log.bar(len(rows), 0)
-        responses = respond(policy, words, rows, cfg.sampling, seed=cfg.seed, names=["generate"],
-                            on_done=progress.reach)
+
+        def on_done(n: int) -> None:
+            progress.reach(n)
+            if log.stop_requested():
+                raise Stopped(f"stopped after {n} of {len(rows)} responses; none is kept", where=str(cfg.out),
+                              remedy="Run it again with another --out.")
+
+        responses = respond(policy, words, rows, cfg.sampling, seed=cfg.seed, names=["generate"], on_done=on_done)
         columns = {}
         if cfg.reward_model is not None:
-            own = template(load_tokenizer(cfg.reward_model.path))
+            own = template(load_tokenizer(cfg.reward_model.path, trust_remote_code=cfg.reward_model.trust_remote_code))
             columns["score"] = Scorer(scalar_model(cfg.reward_model), own, words, cfg.micro_tokens)(responses)
         if cfg.gold:
             columns["gold"] = responses.scored_by(scoring_function(cfg.gold))

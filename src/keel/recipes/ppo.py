@@ -22,7 +22,7 @@ from keel.functional.advantage import gae, process_scores, token_rewards
 from keel.functional.masked import masked_sum, merge_moments, no_moments, whiten
 from keel.functional.policy import clipped_surrogate, clipped_value_loss, kl_k1, kl_k2, kl_k3, nll
 from keel.models.forward import token_logprobs, token_values
-from keel.models.load import ModelConfig, causal_lm, frozen_copy, load_tokenizer, save_model, scalar_model
+from keel.models.load import ModelConfig, causal_lm, device_of, frozen_copy, load_tokenizer, save_model, scalar_model
 from keel.models.shared import SharedTrunk
 from keel.rng import shuffled
 from keel.rollout.measure import Scorer, measure, parts_of, same_vocabulary
@@ -42,12 +42,13 @@ KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 class PPOConfig(Config):
-    """Everything `keel ppo` reads. Defaults are those of the preset ppo_max_report where the report gives them."""
+    """Everything `keel ppo` reads. Defaults: PPO-max's switches, exact sampling; the preset is the report's."""
 
     out: Path = Field(description="run folder to make")
     policy: ModelConfig = Field(description="policy to improve, from supervised fine-tuning; also the reference")
     reward_model: ModelConfig = Field(description="reward model; frozen")
-    critic: ModelConfig | None = Field(None, description="where the critic starts; none: from the reward model")
+    critic: ModelConfig | None = Field(None, description="where the critic starts; none: from the reward model "
+                                        "(topology shared: an adapter with a new head)")
     topology: Literal["separate", "shared"] = Field("separate", description="four models, or one frozen trunk with a "
                                                     "LoRA adapter each for policy and critic (needs policy.lora.rank)")
     prompts: DataConfig = Field(description="prompts to answer; responses in the file are ignored")
@@ -105,7 +106,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model`."""
     files = [Path(d.path) for d in (cfg.prompts, cfg.ptx) if d is not None]
     with runs.start("ppo", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
-        tokenizer = load_tokenizer(cfg.policy.path)
+        tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)
         prompts, held_out, skipped = load_prompts(cfg, words)
         mix = load_mix(cfg, words)
@@ -114,7 +115,10 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         if not cfg.sampling.exact:
             log.note("Sampling is sharper than the distribution whose log-probabilities are trained on (filters, "
                      "temperature or penalty with raw log-probabilities): k1 is biased and can be negative.")
+        if cfg.ptx_coef and cfg.ptx is None:
+            log.note(f"ptx_coef={cfg.ptx_coef} has no effect without ptx: this run has no LM-mix loss.")
         total = cfg.critic_pretrain + cfg.steps
+        # DEVIATION(ppo-4): gradients are clipped network by network; a wild critic must not shrink the policy's step.
         learners = {"policy": Learner.of([policy], cfg.policy_optimizer, cfg.steps * cfg.updates),
                     "critic": Learner.of([critic], cfg.critic_optimizer, total * cfg.updates)}
         state: dict[str, Any] = {"modules": {"policy": policy, "critic": critic},
@@ -157,25 +161,32 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
                 metrics |= learn_values(critic, part, learners["critic"], number, cfg, tally)
                 if not pretraining:
                     number -= cfg.critic_pretrain * cfg.updates
-                    metrics |= learn_policy(policy, part, mix_parts(mix, cfg, words, number), learners["policy"],
+                    metrics |= learn_policy(policy, part, mix_parts(mix, cfg, words, number, device_of(policy)),
+                                            learners["policy"],
                                             number, cfg, tally, fresh=k == 0)
             metrics |= tally.means()
             clock.phase("update")
 
             memory["history"].append({name: metrics[name] for name in alarms.WATCHED if name in metrics})
             log.log(shown, metrics, phase)
-            if not pretraining:
-                memory["n_alarms"] += raise_alarms(log, shown, memory["history"][cfg.critic_pretrain:], cfg)
-            elif metrics["value/explained_variance"] > cfg.critic_pretrain_until:
+            log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase)
+            found = [] if pretraining else alarms.raised(memory["history"][cfg.critic_pretrain:])
+            for alarm in found:
+                log.alarm(alarm.row(shown))
+            memory["n_alarms"] += len(found)
+            if pretraining and metrics["value/explained_variance"] > cfg.critic_pretrain_until:
                 memory["history"] += memory["history"][-1:] * (cfg.critic_pretrain - step)
                 step = cfg.critic_pretrain
             if not pretraining and (shown % cfg.eval_every == 0 or step == total):
                 memory["after"] = evaluate(log, shown, policy, words, held_out, scorer, cfg)
-            log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase)
-            if step % cfg.save_every == 0 or step == total or log.stop_requested():
+            ends = bool(found) and cfg.on_alarm == "stop"
+            if step % cfg.save_every == 0 or step == total or log.stop_requested() or ends:
                 checkpoint.save(log, step, **state, extra=memory)
+            if ends:
+                stop_on(found[0], cfg, shown)
             if log.stop_requested() and step < total:
                 log.stop(step)
+            clock.lap({})
             progress.advance(f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
         save_model(policy, tokenizer, cfg.out / "model")
         before, after = memory["before"], memory["after"]
@@ -195,6 +206,7 @@ def learn_policy(policy: nn.Module, part: Rollout, mix: list[TokenBatch], learne
     mask = part.tokens.response_mask
     advantages = whiten(part.advantages, mask) if cfg.whiten_advantages else part.advantages
     part = replace(part, advantages=advantages)
+    # DEVIATION(ppo-3): the released code recomputes every old log-probability; only a fresh minibatch needs that.
     n_tokens, gap = part.tokens.n_response_tokens, torch.zeros(())
     for micro in (part.rows(index) for index in parts_of(part, cfg.micro_tokens)):
         where = micro.tokens.response_mask
@@ -210,7 +222,9 @@ def learn_policy(policy: nn.Module, part: Rollout, mix: list[TokenBatch], learne
     n_mix = sum(batch.n_response_tokens for batch in mix)
     for batch in mix:
         loss = nll(token_logprobs(policy, batch)[0], batch.response_mask)
-        (cfg.ptx_coef * masked_sum(loss, batch.response_mask) / n_mix).backward()
+        objective = cfg.ptx_coef * masked_sum(loss, batch.response_mask) / n_mix
+        require_finite(objective.detach(), "loss/ptx", number, batch.record_ids)
+        objective.backward()
         tally.add({"loss/ptx": loss}, batch.response_mask)
     done = learner.step(number, part.tokens.record_ids)
     return {"grad_norm/policy": done["grad_norm"], "lr/policy": done["lr"]} | (
@@ -264,19 +278,21 @@ def load_mix(cfg: PPOConfig, words: Template) -> list[Row]:
     return render_demonstrations(words, told, cfg.ptx.max_length, cfg.ptx.too_long)[0]
 
 
-def mix_parts(mix: list[Row], cfg: PPOConfig, words: Template, number: int) -> list[TokenBatch]:
+def mix_parts(mix: list[Row], cfg: PPOConfig, words: Template, number: int, device: torch.device) -> list[TokenBatch]:
     """The demonstrations of one optimiser step, in micro-batches."""
     if not mix:
         return []
     rows = [mix[i] for i in next(batch_indices(len(mix), cfg.ptx_batch, cfg.seed, "ptx", first_step=number))]
     parts = budget_batches([len(row.ids) for row in rows], cfg.micro_tokens)
-    return [collate([rows[i] for i in part], words.pad_id) for part in parts]
+    return [collate([rows[i] for i in part], words.pad_id).to(device) for part in parts]
 
 
 def load_scorer(cfg: PPOConfig, words: Template) -> Scorer:
     """The frozen reward model."""
     rewarder = scalar_model(cfg.reward_model).requires_grad_(False)
-    return Scorer(rewarder, template(load_tokenizer(cfg.reward_model.path)), words, cfg.micro_tokens)
+    spec = cfg.reward_model
+    own = template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
+    return Scorer(rewarder, own, words, cfg.micro_tokens)
 
 
 def load_models(cfg: PPOConfig, words: Template) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -286,7 +302,7 @@ def load_models(cfg: PPOConfig, words: Template) -> tuple[nn.Module, nn.Module, 
         return trunk.policy, trunk.reference, trunk.critic
     policy = causal_lm(cfg.policy, seed=cfg.seed)
     start = cfg.critic or cfg.reward_model
-    same_vocabulary(words, template(load_tokenizer(start.path)))
+    same_vocabulary(words, template(load_tokenizer(start.path, trust_remote_code=start.trust_remote_code)))
     return policy, frozen_copy(policy), scalar_model(start, seed=cfg.seed)
 
 
@@ -306,15 +322,14 @@ def evaluate(log: runs.Run, shown: int, policy: nn.Module, words: Template, held
     return found | {f"each/{name}": x.tolist() for name, x in columns.items()}
 
 
-def raise_alarms(log: runs.Run, shown: int, history: list[dict[str, float]], cfg: PPOConfig) -> int:
-    """Log what the newest metrics set off; with on_alarm = stop, end the run."""
-    found = alarms.raised(history)
-    for alarm in found:
-        log.alarm(alarm.row(shown))
-    if found and cfg.on_alarm == "stop":
-        raise NumericsError(f"alarm {found[0].name}: {found[0].meaning}", where=f"{cfg.out}, step {shown}",
-                            remedy=f"{found[0].remedy} Checkpoints and logs are intact.")
-    return len(found)
+def stop_on(alarm: alarms.Alarm, cfg: PPOConfig, shown: int) -> None:
+    """End the run because of an alarm.
+
+    Raises:
+        NumericsError: always.
+    """
+    raise NumericsError(f"alarm {alarm.name}: {alarm.meaning}", where=f"{cfg.out}, step {shown}",
+                        remedy=f"{alarm.remedy} The checkpoint of this step is kept; --resume goes on from it.")
 
 
 def without_each(found: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave a model for `AutoModelForSequenceClassification` in `out/model`."""
     files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
     with runs.start("reward_model", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
-        tokenizer = load_tokenizer(cfg.model.path)
+        tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
         how: dict = {"on_bad_record": cfg.data.on_bad_record, "as_text": cfg.data.as_text}
         train, report = read_pairs(cfg.data.path, **how)
@@ -149,7 +149,7 @@ def evaluate(scorer: torch.nn.Module, rows: list[PairRow], pad_id: int, cfg: Rew
         chosen, rejected = response_scores(scorer, batch.tokens).chunk(2)
         gaps.append((chosen - rejected).cpu())
         sums.append(torch.stack([chosen, rejected]).cpu())
-        longer += [float(len(rows[i].chosen_ids) > len(rows[i].rejected_ids)) for i in part]
+        longer += [longer_wins(rows[i]) for i in part]
     gap, scores = torch.cat(gaps), torch.cat(sums, dim=1)
     loss, stats = bradley_terry(gap, torch.zeros_like(gap))
     mean, low, high = bootstrap_interval(stats["accuracy"], generator=stream(cfg.seed, "bootstrap"))
@@ -159,6 +159,12 @@ def evaluate(scorer: torch.nn.Module, rows: list[PairRow], pad_id: int, cfg: Rew
             "ece": float(expected_calibration_error(gap)), "margin": float(gap.mean()),
             "margin_std": float(gap.std(correction=0)), "undecided": float((gap.abs() < 0.1).float().mean()),
             "score_chosen": float(scores[0].mean()), "score_rejected": float(scores[1].mean()), "n": gap.numel()}
+
+
+def longer_wins(row: PairRow) -> float:
+    """1 where the chosen response has more tokens, 0 where it has fewer; a tie is a guess, worth a half."""
+    gap = len(row.chosen_ids) - len(row.rejected_ids)
+    return 0.5 if gap == 0 else float(gap > 0)
 
 
 def headline(found: dict[str, float]) -> dict[str, object] | None:

@@ -55,7 +55,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the model in `out/model`."""
     files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
     with runs.start("sft", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
-        tokenizer = load_tokenizer(cfg.model.path)
+        tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
         how: dict = {"turns": cfg.turns, "on_bad_record": cfg.data.on_bad_record, "as_text": cfg.data.as_text}
         train, report = read_demonstrations(cfg.data.path, **how)
@@ -65,7 +65,9 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
             train, held_out = split(train, cfg.data.validation_fraction, cfg.seed)
         rows, cut = render_demonstrations(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_demonstrations(words, held_out[: cfg.eval_rows], cfg.data.max_length, cfg.data.too_long)
-        prompts, _ = render_prompts(words, [d.prompt for d in held_out[: cfg.n_samples]], cfg.data.max_length, "drop")
+        room = cfg.data.max_length - cfg.sampling.max_new_tokens
+        asked = [d.prompt for d in held_out[: cfg.n_samples] if len(words.prompt_ids(d.prompt)) <= room]
+        prompts, _ = render_prompts(words, asked, max(room, 1), "drop")
 
         model = causal_lm(cfg.model, seed=cfg.seed)
         check_context(model, max(len(row.ids) for row in rows))

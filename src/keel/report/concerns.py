@@ -83,7 +83,7 @@ def _overoptimised(found: Divergence | None, judged: str) -> list[Concern]:
             f"to {brief(found.proxy_end)} while the gold score fell from {brief(found.gold_best)} "
             f"to {brief(found.gold_end)}."
         )
-        return [Concern(text, "Use the best checkpoint, not the last; raise kl_coef or stop earlier.", grave=True)]
+        return [Concern(text, "Raise kl_coef or stop earlier; the end of this run is not its best.", grave=True)]
     if judged == "overoptimised":
         text = "Over-optimisation: the proxy score rose, yet the gold score fell below where it began."
         return [Concern(text, "Do not use this policy; raise kl_coef or stop earlier.", grave=True)]

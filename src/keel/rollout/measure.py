@@ -50,7 +50,7 @@ class Scorer:
         prompt = responses.prompts[i]
         head = self.own.prompt_ids(prompt)
         ended = bool(responses.rollout.ended[i])
-        return Row(head + self.own.response_ids(responses.texts[i], ended), len(head), prompt.id)
+        return Row(head + self.own.response_ids(responses.texts[i], ended, after=prompt.text), len(head), prompt.id)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,11 +74,6 @@ def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, or none."""
     found = _found(folder / "checkpoints")
     return found[-1] if found else None
-
-
-def discard(folder: Path) -> None:
-    """Remove the checkpoints of a finished run: its models are saved in their own format."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _found(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -11,6 +12,8 @@ from keel.config import Config
 from keel.errors import NumericsError
 from keel.train.schedule import Schedule, factor
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 __all__ = ["Learner", "OptimizerConfig", "require_finite"]
 
 
@@ -18,12 +21,13 @@ class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
     lr: float = Field(1e-5, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of first and second moment")
+    betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW's decay rates of first and second moment")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, per unit of learning rate")
     schedule: Schedule = Field("cosine", description="shape of the learning rate after warm-up")
     warmup_fraction: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
-    lr_floor: float = Field(0.1, ge=0, le=1, description="smallest share of the peak learning rate")
+    lr_floor: float = Field(0.1, ge=0, le=1, description="share of the peak at which linear and cosine end; "
+                           "at least this much during warm-up")
     max_grad_norm: float | None = Field(1.0, gt=0, description="bound on the global gradient norm; none: unbounded")
 
 
