@@ -70,6 +70,13 @@ def test_first_minibatch_has_ratio_one_and_the_losses_of_an_on_policy_step(tmp_p
     assert row["kl/reference_k3"] < 1e-6  # the policy is still the reference
 
 
+def test_later_minibatches_are_held_against_the_policy_that_sampled(tmp_path):
+    """Only the fresh minibatch may take its own log-probabilities as old ones; a second pass has moved away from them."""
+    ppo.run(ppo_config(tmp_path, steps=1, critic_pretrain=0, passes=4))
+    row = logged(tmp_path / "ppo")[0]
+    assert row["policy/kl_old"] > tol.RATIO and abs(row["policy/ratio"] - 1) > tol.RATIO
+
+
 def test_learning_rate_near_zero_keeps_the_ratio_at_one_in_every_minibatch(tmp_path):
     still = FAST.model_copy(update={"lr": 1e-30})
     ppo.run(ppo_config(tmp_path, policy_optimizer=still, critic_pretrain=0, passes=2))
