@@ -71,7 +71,7 @@ def test_first_minibatch_has_ratio_one_and_the_losses_of_an_on_policy_step(tmp_p
 
 
 def test_later_minibatches_are_held_against_the_policy_that_sampled(tmp_path):
-    """Only the fresh minibatch may take its own log-probabilities as old ones; a second pass has moved away from them."""
+    """Only the fresh minibatch may take its own log-probabilities as old ones; later passes have moved away."""
     ppo.run(ppo_config(tmp_path, steps=1, critic_pretrain=0, passes=4))
     row = logged(tmp_path / "ppo")[0]
     assert row["policy/kl_old"] > tol.RATIO and abs(row["policy/ratio"] - 1) > tol.RATIO
