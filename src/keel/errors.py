@@ -1,6 +1,6 @@
 """Errors that say what was wrong, where, and what to do; each kind has its own exit code."""
 
-__all__ = ["ConfigError", "DataError", "KeelError", "ModelError", "NumericsError", "RunError"]
+__all__ = ["ConfigError", "DataError", "EndpointError", "KeelError", "ModelError", "NumericsError", "RunError"]
 
 
 class KeelError(Exception):
@@ -48,3 +48,9 @@ class RunError(KeelError):
     """A run folder is busy, missing, full, or belongs to something else."""
 
     exit_code = 6
+
+
+class EndpointError(KeelError):
+    """A server does not answer, refuses, or answers with something else than what was asked for."""
+
+    exit_code = 7
