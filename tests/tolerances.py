@@ -13,6 +13,10 @@ RELATIVE64 = 1e-10
 RELATIVE32 = 1e-5
 """For `pytest.approx(x, rel=RELATIVE64)`."""
 
+SMALL_DIFFERENCE32 = {"rtol": 0.02, "atol": 0.0}
+"""A term of order 1e-10 computed in float32 as a difference of numbers of order 1e-5, where half a unit in the last
+place is 1%; without care all of it is lost."""
+
 STANDARD_ERRORS = 4.0
 """Standard errors between a Monte Carlo mean and the truth; one seed in 16 000 would miss it, and ours is fixed."""
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from hypothesis import reject
 from references.ragged import noise
 from torch import Tensor
 
-from keel.functional import advantage, masked, policy, preference
+from keel.functional import advantage, ensemble, masked, policy, preference
 
 Inputs = dict[str, Tensor]
 
@@ -19,9 +20,13 @@ class Row:
 
     Attributes:
         function: called with all inputs by name; returns a result, or a result and its stats.
-        inputs: names of its tensors. `response_mask` and `mask` are masks, names in `per_row` are [B], others [B T].
+        inputs: names of its tensors, [B T] but for those named below. `response_mask`, `mask` and a `counted` that is
+            not in `per_row` are masks.
         learns: the inputs that receive gradient; all others are targets.
-        per_row: the inputs with one number per row.
+        per_row: the inputs with one number per row; `ended` and `counted` are booleans, `groups` integers that pair
+            the rows.
+        scalars: the inputs with one number for the whole batch.
+        per_member: the inputs with one row per ensemble member, [K B].
         local: whether row i of the result depends on row i of the inputs alone.
     """
 
@@ -29,22 +34,46 @@ class Row:
     inputs: tuple[str, ...]
     learns: tuple[str, ...] = ()
     per_row: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
+    per_member: tuple[str, ...] = ()
     local: bool = True
 
     @property
     def mask_name(self) -> str | None:
         """The input that says which tokens count; none for losses with one value per row."""
-        return next((name for name in self.inputs if name.endswith("mask")), None)
+        masks = [name for name in self.inputs if name.endswith("mask")]
+        counted = [name for name in self.inputs if name == "counted" and name not in self.per_row]
+        return next(iter(masks + counted), None)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The inputs that have no tokens: a mask over tokens says nothing about them."""
+        return self.per_row + self.scalars + self.per_member
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether any input is more than a mask."""
+        return any(name != self.mask_name and name not in BOOLEANS for name in self.inputs)
 
     def make(self, seed: int, mask: Tensor) -> Inputs:
         """Float64 inputs under that mask; scores and labels have one number for each of its rows."""
         made: Inputs = {}
         for i, name in enumerate(self.inputs):
-            shape = mask.shape[:1] if name in self.per_row else mask.shape
+            shape = (tuple(mask.shape[:1]) if name in self.per_row else () if name in self.scalars
+                     else (3, len(mask)) if name in self.per_member else tuple(mask.shape))
             made[name] = mask.clone() if name == self.mask_name else noise(seed + i, *shape, scale=0.7)
             if name == "label_prob":
                 made[name] = made[name].sigmoid()
+            elif name == "groups":
+                made[name] = groups_of(made[name])
+            elif name in BOOLEANS and name != self.mask_name:
+                made[name] = made[name] > 0
         return made
+
+    def rows(self, inputs: Inputs, index: slice | Tensor) -> Inputs:
+        """Some rows of the batch, in some order."""
+        return {name: x if name in self.scalars else x[:, index] if name in self.per_member else x[index]
+                for name, x in inputs.items()}
 
     def call(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The result, and everything else it returned, by name."""
@@ -55,15 +84,43 @@ class Row:
         return result, rest if isinstance(rest, dict) else {"second": rest}
 
 
+BOOLEANS = ("ended", "counted")
+
+
+def groups_of(order: Tensor) -> Tensor:
+    """Pairs of rows in an arbitrary order, the last three together where the number of rows is odd."""
+    if len(order) < 2:
+        reject()  # no other response to compare with
+    places = order.argsort().argsort()
+    return torch.minimum(places // 2, torch.tensor(len(order) // 2 - 1))
+
+
 PPO = ("logprobs", "old_logprobs", "advantages", "response_mask")
 CRITIC = ("values", "old_values", "returns", "response_mask")
 PAIR = ("chosen_scores", "rejected_scores")
+DRIFT = ("logprobs", "ref_logprobs")
+LOGITS = ("logits", "ref_logits")
+ENTROPY = ("entropy", "mean_entropy")
+REWARDS = ("rewards", "response_mask")
+GROUPED = (*REWARDS, "groups")
+CUT = ("scores", "ended")
 
 LOSSES = {
     "clipped_surrogate": Row(partial(policy.clipped_surrogate, clip=0.2), PPO, learns=PPO[:1]),
     "unclipped_surrogate": Row(partial(policy.clipped_surrogate, clip=None), PPO, learns=PPO[:1]),
+    "penalised_surrogate": Row(partial(policy.penalised_surrogate, old_kl_coef=0.3), PPO, learns=PPO[:1]),
     "clipped_value_loss": Row(partial(policy.clipped_value_loss, clip=0.2), CRITIC, learns=CRITIC[:1]),
     "value_loss": Row(partial(policy.clipped_value_loss, clip=None), CRITIC, learns=CRITIC[:1]),
+    "entropy_bonus": Row(
+        partial(policy.entropy_term, mode="bonus"), ENTROPY, learns=ENTROPY[:1], scalars=ENTROPY[1:]),
+    "entropy_floor": Row(
+        partial(policy.entropy_term, mode="floor", target=0.2), ENTROPY, learns=ENTROPY[:1], scalars=ENTROPY[1:]),
+    "entropy_target": Row(
+        partial(policy.entropy_term, mode="target", target=0.2), ENTROPY, learns=ENTROPY[:1], scalars=ENTROPY[1:]),
+    "kl_k1": Row(policy.kl_k1, DRIFT, learns=DRIFT[:1]),
+    "kl_k2": Row(policy.kl_k2, DRIFT, learns=DRIFT[:1]),
+    "kl_k3": Row(policy.kl_k3, DRIFT, learns=DRIFT[:1]),
+    "kl_full": Row(policy.kl_full, LOGITS, learns=LOGITS[:1]),
     "nll": Row(policy.nll, ("logprobs", "response_mask"), learns=("logprobs",)),
     "bradley_terry": Row(preference.bradley_terry, PAIR, learns=PAIR, per_row=PAIR),
     "bradley_terry_margin": Row(
@@ -77,16 +134,43 @@ LOSSES = {
 
 TARGETS = {
     "gae": Row(partial(advantage.gae, gamma=0.9, lam=0.8), ("rewards", "values", "response_mask")),
+    "gae_after": Row(partial(advantage.gae, gamma=0.9, lam=0.8), ("rewards", "values", "response_mask", "after"),
+                     per_row=("after",)),
+    "rolling_sums": Row(partial(advantage.rolling_sums, gamma=0.9), REWARDS),
+    "rloo": Row(advantage.rloo, GROUPED, per_row=("groups",), local=False),
+    "grpo": Row(advantage.grpo, GROUPED, per_row=("groups",), local=False),
+    "grpo_unscaled": Row(partial(advantage.grpo, scale=False), GROUPED, per_row=("groups",), local=False),
+    "reinforce_plus_plus": Row(partial(advantage.reinforce_plus_plus, gamma=0.9), REWARDS, local=False),
+    "shaped_advantages": Row(
+        partial(advantage.shaped_advantages, normalise=True, clip=0.8), ("advantages", "counted"), local=False),
+    "clipped_advantages": Row(
+        partial(advantage.shaped_advantages, normalise=False, clip=0.8), ("advantages", "counted")),
+    "cut_scores": Row(partial(advantage.cut_scores, how="score"), CUT, per_row=CUT),
+    "cut_scores_mask": Row(partial(advantage.cut_scores, how="mask"), CUT, per_row=CUT),
+    "cut_scores_penalty": Row(partial(advantage.cut_scores, how="penalty", value=0.3), CUT, per_row=CUT),
+    "cut_scores_constant": Row(partial(advantage.cut_scores, how="constant", value=-2.5), CUT, per_row=CUT),
+    "cut_scores_bootstrap": Row(partial(advantage.cut_scores, how="bootstrap"), CUT, per_row=CUT),
     "token_rewards": Row(
         partial(advantage.token_rewards, kl_coef=0.1), ("scores", "kl", "response_mask"), per_row=("scores",)),
     "process_scores": Row(
         partial(advantage.process_scores, moments=torch.tensor([9.0, 0.3, 4.0], dtype=torch.float64),
                 center=True, scale=True, clip=5.0), ("scores",), per_row=("scores",)),
+    "process_scores_spread": Row(
+        partial(advantage.process_scores, moments=torch.tensor([9.0, 0.3, 4.0], dtype=torch.float64),
+                spread=torch.tensor([5.0, 9.0, 12.0], dtype=torch.float64), center=True, scale=True, clip=None),
+        ("scores",), per_row=("scores",)),
+    "mean_score": Row(
+        partial(ensemble.combined_scores, how="mean"), ("scores",), per_member=("scores",)),
+    "lowest_score": Row(
+        partial(ensemble.combined_scores, how="minimum"), ("scores",), per_member=("scores",)),
+    "cautious_score": Row(
+        partial(ensemble.combined_scores, how="mean_minus_std", std_coef=0.5), ("scores",), per_member=("scores",)),
+    "token_weights": Row(
+        partial(masked.loss_weights, reduction="token"), ("response_mask", "counted"), per_row=("counted",)),
+    "response_weights": Row(
+        partial(masked.loss_weights, reduction="sequence"), ("response_mask", "counted"), per_row=("counted",)),
     "whiten": Row(masked.whiten, ("x", "mask"), local=False),
     "whiten_off_center": Row(partial(masked.whiten, center=False), ("x", "mask"), local=False),
-    "kl_k1": Row(policy.kl_k1, ("logprobs", "ref_logprobs")),
-    "kl_k2": Row(policy.kl_k2, ("logprobs", "ref_logprobs")),
-    "kl_k3": Row(policy.kl_k3, ("logprobs", "ref_logprobs")),
 }
 """What losses are fed with: nothing here may carry gradient."""
 

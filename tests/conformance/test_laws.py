@@ -14,6 +14,7 @@ every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
 every_function = pytest.mark.parametrize("row", ALL.values(), ids=ALL)
 masked_functions = {name: row for name, row in ALL.items() if row.mask_name}
 every_masked_function = pytest.mark.parametrize("row", masked_functions.values(), ids=masked_functions)
+numeric_functions = {name: row for name, row in ALL.items() if row.has_numbers}
 local_functions = {name: row for name, row in ALL.items() if row.local}
 junk = st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e30, -7.0])
 
@@ -30,7 +31,7 @@ def outcome(row: Row, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor], Inputs
 def spoiled(row: Row, inputs: Inputs, value: float) -> Inputs:
     """The inputs with that value wherever the mask is False."""
     mask = inputs[row.mask_name]
-    return {name: x if name in (*row.per_row, row.mask_name) else x.masked_fill(~mask, value)
+    return {name: x if name in (*row.beside, row.mask_name) else x.masked_fill(~mask, value)
             for name, x in inputs.items()}
 
 
@@ -60,7 +61,7 @@ def test_three_more_columns_of_padding_change_nothing(row: Row, mask: Tensor, se
         return torch.cat([columns, x] if left else [x, columns], 1)
 
     inputs = row.make(seed, mask)
-    wider = {name: x if name in row.per_row else widened(x, x.dtype != torch.bool and float("nan"))
+    wider = {name: x if name in row.beside else widened(x, x.dtype != torch.bool and float("nan"))
              for name, x in inputs.items()}
     result, stats, gradients = outcome(row, inputs)
     expected = (widened(result, 0.0), {name: widened(x, 0.0) for name, x in stats.items()},
@@ -72,7 +73,7 @@ def test_three_more_columns_of_padding_change_nothing(row: Row, mask: Tensor, se
 @given(response_masks(), seeds)
 def test_stats_carry_no_graph_and_only_what_learns_gets_gradient(row: Row, mask: Tensor, seed: int) -> None:
     inputs = row.make(seed, mask)
-    leaves = {name: x if x.dtype == torch.bool else x.requires_grad_() for name, x in inputs.items()}
+    leaves = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in inputs.items()}
     result, stats = row.call(leaves)
     assert result.requires_grad == bool(row.learns)
     assert not any(x.requires_grad for x in stats.values())
@@ -89,7 +90,7 @@ def test_permuting_rows_permutes_results(row: Row, mask: Tensor, seed: int, orde
     result, stats, gradients = outcome(row, inputs)
     expected = (result[order], {name: x[order] for name, x in stats.items()},
                 {name: x[order] for name, x in gradients.items()})
-    assert_close(outcome(row, {name: x[order] for name, x in inputs.items()}), expected, **FLOAT64)
+    assert_close(outcome(row, row.rows(inputs, order)), expected, **FLOAT64)
 
 
 @every_loss
@@ -101,7 +102,7 @@ def test_micro_batching_leaves_the_gradient_equal(row: Row, mask: Tensor, seed: 
     whole = {name: gradient / max(count, 1) for name, gradient in outcome(row, inputs)[2].items()}
     leaves = {name: inputs[name].clone().requires_grad_() for name in row.learns}
     for start in range(0, len(mask), size):
-        part = {name: x[start : start + size] for name, x in (inputs | leaves).items()}
+        part = row.rows(inputs | leaves, slice(start, start + size))
         (row.call(part)[0].sum() / max(count, 1)).backward()
     assert_close({name: leaf.grad for name, leaf in leaves.items()}, whole, **FLOAT64)
 
@@ -110,8 +111,7 @@ def test_micro_batching_leaves_the_gradient_equal(row: Row, mask: Tensor, seed: 
 @given(response_masks(), seeds)
 def test_a_row_does_not_depend_on_the_other_rows(row: Row, mask: Tensor, seed: int) -> None:
     inputs = row.make(seed, mask)
-    first = {name: x[:1] for name, x in inputs.items()}
-    assert_close(row.call(first)[0], row.call(inputs)[0][:1], **FLOAT64)
+    assert_close(row.call(row.rows(inputs, slice(1)))[0], row.call(inputs)[0][:1], **FLOAT64)
 
 
 @every_function
@@ -133,19 +133,19 @@ def test_extremes_stay_finite(row: Row, dtype: torch.dtype, size: float, signs: 
     inputs = row.make(0, mask)
     extreme = torch.tensor(signs, dtype=dtype).view(4, 6) * size
     for i, (name, x) in enumerate(inputs.items()):
-        if x.dtype != torch.bool and name != "label_prob":
+        if x.is_floating_point() and name != "label_prob":
             inputs[name] = extreme[i, : x.numel()].view(x.shape)
     result, stats, gradients = outcome(row, inputs)
     for name, x in {"result": result, **stats, **gradients}.items():
         assert bool(torch.isfinite(x).all()), name
 
 
-@every_function
+@pytest.mark.parametrize("row", numeric_functions.values(), ids=numeric_functions)
 @given(response_masks(), seeds)
 def test_bfloat16_in_float32_out_and_float64_stays(row: Row, mask: Tensor, seed: int) -> None:
     inputs = row.make(seed, mask)
-    narrow = {name: x if x.dtype == torch.bool else x.bfloat16() for name, x in inputs.items()}
-    same_numbers = {name: x if x.dtype == torch.bool else x.double() for name, x in narrow.items()}
+    narrow = {name: x.bfloat16() if x.is_floating_point() else x for name, x in inputs.items()}
+    same_numbers = {name: x.double() if x.is_floating_point() else x for name, x in narrow.items()}
     for given_inputs, dtype in ((narrow, torch.float32), (same_numbers, torch.float64)):
         result, stats = row.call(given_inputs)
         assert {x.dtype for x in (result, *stats.values())} == {dtype}
@@ -162,9 +162,10 @@ def test_same_inputs_same_bits(row: Row) -> None:
 
 def test_every_loss_and_target_of_the_room_has_a_row() -> None:
     """A new function with a mask, or a loss, must not escape the laws by being left out of the table."""
-    from keel.functional import advantage, masked, policy, preference
+    from keel.functional import advantage, ensemble, masked, policy, preference
 
-    exempt = {"Moments", "Stats", "masked_mean", "masked_sum", "merge_moments", "no_moments", "wide"}
-    public = {name for room in (advantage, masked, policy, preference) for name in room.__all__} - exempt
+    exempt = {"Moments", "Stats", "adapted_kl_coef", "masked_mean", "masked_sum", "merge_moments", "no_moments",
+              "weighted_sum", "wide"}
+    public = {name for room in (advantage, ensemble, masked, policy, preference) for name in room.__all__} - exempt
     called = {getattr(row.function, "func", row.function).__name__ for row in ALL.values()}
     assert called == public

@@ -1,5 +1,6 @@
 """Masked sums, whitening and running moments."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,16 @@ from references.ragged import noise, padded, response_masks, rows_of, seeds
 from tolerances import EXACT, FLOAT32, FLOAT64
 from torch.testing import assert_close
 
-from keel.functional.masked import masked_mean, masked_sum, merge_moments, no_moments, whiten, wide
+from keel.functional.masked import (
+    loss_weights,
+    masked_mean,
+    masked_sum,
+    merge_moments,
+    no_moments,
+    weighted_sum,
+    whiten,
+    wide,
+)
 
 NAN = float("nan")
 
@@ -44,6 +54,65 @@ def test_gradient_of_a_mean_is_shared_over_the_mask_only() -> None:
     masked_mean(x, torch.tensor([True, False, True, True])).backward()
     third = 1 / 3
     assert_close(x.grad, torch.tensor([third, 0.0, third, third]), **FLOAT32)
+
+
+def test_weighted_sum_by_hand() -> None:
+    x = torch.tensor([[1.0, NAN, 4.0], [NAN, -2.0, 6.0]], requires_grad=True)
+    weights = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.25, 2.0]], requires_grad=True)
+    total = weighted_sum(x, weights)
+    # 1 + 2 - 0.5 + 12.
+    assert_close(total, torch.tensor(14.5), **EXACT)
+    total.backward()
+    assert_close(x.grad, weights.detach(), **EXACT)
+    assert weights.grad is None
+
+
+def test_weighted_sum_of_bfloat16_is_taken_in_float32() -> None:
+    ones = torch.ones(1000, dtype=torch.bfloat16)
+    assert_close(weighted_sum(ones, ones), torch.tensor(1000.0), **EXACT)
+    assert weighted_sum(ones.double(), ones).dtype == torch.float64
+
+
+LENGTHS = torch.tensor([[False, True, True, False], [True, True, True, True], [False, True, False, False],
+                        [False, False, False, False], [True, True, False, False]])
+COUNTED = torch.tensor([True, True, True, True, False])
+
+
+@pytest.mark.parametrize(("reduction", "weights"), [
+    ("token", [1.0, 1.0, 1.0]),
+    ("sequence", [0.5, 0.25, 1.0]),  # one over the lengths 2, 4 and 1
+])
+def test_loss_weights_by_hand(reduction: str, weights: list[float]) -> None:
+    short, full, single = weights
+    expected = torch.tensor([[0, short, short, 0], [full] * 4, [0, single, 0, 0], [0.0] * 4, [0.0] * 4])
+    assert_close(loss_weights(LENGTHS, COUNTED, reduction=reduction), expected, **EXACT)
+
+
+def test_reductions_by_hand() -> None:
+    """Token: (1 + 3 + 4 * 2) / 7. Sequence: the means 2, 2 and 10 of three responses weigh the same."""
+    x = torch.tensor([[NAN, 1, 3, NAN], [2, 2, 2, 2], [NAN, 10, NAN, NAN], [NAN] * 4, [50, 70, NAN, NAN]])
+    token, sequence = (loss_weights(LENGTHS, COUNTED, reduction=name) for name in ("token", "sequence"))
+    assert_close(weighted_sum(x, token) / token.sum(), torch.tensor(22 / 7), **FLOAT32)
+    assert_close(weighted_sum(x, sequence) / sequence.sum(), torch.tensor(14 / 3), **FLOAT32)
+
+
+@given(response_masks(), seeds, st.sampled_from(["token", "sequence"]))
+def test_loss_weights_agree_with_the_reference(mask: torch.Tensor, seed: int, reduction: str) -> None:
+    counted = noise(seed, len(mask)) > 0
+    expected = padded(truth.loss_weights(rows_of(mask.double(), mask), counted.tolist(), reduction), mask)
+    assert_close(loss_weights(mask, counted, reduction=reduction), expected.float(), **FLOAT32)
+
+
+@given(response_masks(), seeds)
+def test_token_weights_make_a_masked_sum(mask: torch.Tensor, seed: int) -> None:
+    x = noise(seed, *mask.shape).masked_fill(~mask, NAN)
+    weights = loss_weights(mask, torch.ones(len(mask), dtype=torch.bool), reduction="token")
+    assert_close(weighted_sum(x, weights), masked_sum(x, mask), **FLOAT64)
+
+
+def test_another_reduction_is_refused() -> None:
+    with pytest.raises(ValueError, match="reduction='mean' is neither 'token' nor 'sequence'"):
+        loss_weights(LENGTHS, COUNTED, reduction="mean")
 
 
 def test_whiten_by_hand() -> None:

@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**31)
 
 def noise(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
     """Normal float64 numbers fixed by a seed."""
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def rows_of(x: Tensor, mask: Tensor) -> list[list[float]]:

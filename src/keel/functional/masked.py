@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Moments", "Stats", "masked_mean", "masked_sum", "merge_moments", "no_moments", "whiten", "wide"]
+__all__ = ["Moments", "Stats", "loss_weights", "masked_mean", "masked_sum", "merge_moments", "no_moments",
+           "weighted_sum", "whiten", "wide"]
 
 Stats = dict[str, Tensor]
 Moments = Float[Tensor, "3"]
@@ -28,6 +29,35 @@ def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tenso
     return masked_sum(x, mask) / mask.sum().clamp_min(1)
 
 
+def weighted_sum(x: Float[Tensor, "*S"], weights: Float[Tensor, "*S"]) -> Float[Tensor, ""]:
+    """Sum of x times its weight; where the weight is 0, x is invisible, even NaN.
+
+    Source: arXiv:2307.04964, token means of section 5, with the weights of `loss_weights`.
+    """
+    return (torch.where(weights > 0, wide(x), 0.0) * weights.detach()).sum()
+
+
+def loss_weights(
+    response_mask: Bool[Tensor, "B T"], counted: Bool[Tensor, " B"], *, reduction: str,
+) -> Float[Tensor, "B T"]:
+    """What each token weighs in a loss: 0 outside responses and in rows that do not count.
+
+    Source: `token`, every token the same: arXiv:2307.04964, section 5; `sequence`, every response the same:
+    GRPO, arXiv:2402.03300, Eq. 3 (a mean over the tokens of each response, then over responses).
+
+    Args:
+        response_mask: True on response tokens.
+        counted: False for responses that the loss leaves out.
+        reduction: "token" or "sequence".
+    Raises:
+        ValueError: another reduction.
+    """
+    if reduction not in ("token", "sequence"):
+        raise ValueError(f"reduction={reduction!r} is neither 'token' nor 'sequence'")
+    weights = (response_mask & counted[:, None]).float()
+    return weights if reduction == "token" else weights / weights.sum(1, keepdim=True).clamp_min(1)
+
+
 def whiten(
     x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, center: bool = True,
     reduce: Callable[[Tensor], Tensor] | None = None,
@@ -36,7 +66,7 @@ def whiten(
 
         y = (x - mean) / sqrt(var + 1e-6)
 
-    Source: arXiv:2307.04964, section 5.2.3 (advantage normalisation); epsilon and biased variance as in MOSS-RLHF.
+    Source: arXiv:2307.04964, section 5 (advantage normalisation); epsilon and biased variance as in MOSS-RLHF.
 
     Args:
         x: detached here; NaN under the mask is invisible.
@@ -63,7 +93,7 @@ def merge_moments(seen: Moments, x: Float[Tensor, " N"]) -> Moments:
     """Moments of everything seen before and of x together.
 
     Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", Eq. 2.1; used for the running
-    score statistics of arXiv:2307.04964, section 5.2.3.
+    score statistics of arXiv:2307.04964, section 5.
     """
     x = x.detach().to(seen.device, torch.float64)
     if x.numel() == 0:

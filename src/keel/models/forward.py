@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from keel.batches import TokenBatch
 from keel.errors import ModelError
+from keel.functional.policy import kl_full
 from keel.models.load import is_encoder, trunk_of
 
-__all__ = ["autocasting", "hidden_states", "position_ids", "response_scores", "token_logprobs", "token_values",
-           "trunk_output"]
+__all__ = ["autocasting", "hidden_states", "position_ids", "response_scores", "token_kl", "token_logprobs",
+           "token_values", "trunk_output"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once: 16 MB in float32."""
@@ -53,7 +55,7 @@ def autocasting(model: nn.Module, device: str) -> torch.autocast:
 def token_logprobs(
     model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0, with_entropy: bool = False,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
-    """log p(ids[b, t] | ids[b, :t]) in nats on response tokens, 0 elsewhere; and the entropy there, detached.
+    """log p(ids[b, t] | ids[b, :t]) in nats on response tokens, 0 elsewhere; and the entropy there.
 
     The head runs on positions before response tokens only, in chunks that backward computes again: no tensor of
     [batch, length, vocabulary] ever exists.
@@ -62,7 +64,7 @@ def token_logprobs(
         model: a causal language model.
         batch: rows whose response tokens are wanted.
         temperature: divides the logits, > 0.
-        with_entropy: also give the entropy of each next-token distribution, in nats; no gradient.
+        with_entropy: also give the entropy of each next-token distribution, in nats; it has a gradient too.
     """
     hidden = hidden_states(model, batch)
     wanted = batch.response_mask[:, 1:]
@@ -72,6 +74,37 @@ def token_logprobs(
                                            with_entropy)
     logprobs = _scattered(found, wanted)
     return logprobs, _scattered(spread, wanted) if with_entropy else None
+
+
+def token_kl(
+    model: nn.Module, reference: nn.Module, batch: TokenBatch, *, temperature: float = 1.0,
+) -> Float[Tensor, "B T"]:
+    """KL(model || reference) of each next-token distribution over the whole vocabulary, in nats; 0 off the responses.
+
+    Exact where k1, k2 and k3 estimate. Costs a forward pass of each model; logits exist in chunks only, which backward
+    computes again. The reference receives no gradient.
+
+    Args:
+        model: the policy.
+        reference: a model with the same vocabulary.
+        batch: rows whose response tokens are wanted.
+        temperature: divides the logits of both, > 0.
+    """
+    wanted = batch.response_mask[:, 1:]
+    with torch.no_grad():
+        ref_hidden = hidden_states(reference, batch)[:, :-1][wanted]
+    hidden = hidden_states(model, batch)[:, :-1][wanted]
+    (weight, bias), (ref_weight, ref_bias) = output_head(model), output_head(reference)
+    scale, ref_scale = logit_scale(model) / temperature, logit_scale(reference) / temperature
+
+    def divergence(h: Tensor, ref_h: Tensor) -> Tensor:
+        with torch.no_grad():
+            ref_logits = _logits(ref_h, ref_weight, ref_bias, ref_scale)
+        return kl_full(_logits(h, weight, bias, scale), ref_logits)
+
+    found = [checkpoint(divergence, hidden[part], ref_hidden[part], use_reentrant=False, preserve_rng_state=False)
+             for part in _chunks(len(hidden), weight.shape[0])]
+    return _scattered(torch.cat(found) if found else hidden.new_zeros(0).float(), wanted)
 
 
 def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
@@ -135,7 +168,8 @@ def _scattered(values: Float[Tensor, " N"], wanted: Bool[Tensor, "B S"]) -> Floa
 class _ChunkedLogprobs(torch.autograd.Function):
     """Log-probabilities of targets, and entropies, by chunks of rows; backward recomputes each chunk's logits.
 
-    d loss / d logits = g (onehot - p), so only hidden states, targets and the log-normaliser need be kept.
+    d logprob / d logits = onehot - p and d entropy / d logits = -p (log p + entropy), so only hidden states, targets,
+    log-normaliser and entropy need be kept.
     """
 
     @staticmethod
@@ -152,23 +186,31 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if with_entropy:
                 logits -= normaliser[part, None]
                 entropy[part] = -(logits.exp() * logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
         ctx.scale = scale
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        g = grads[0].float() * ctx.scale
+    def backward(ctx: Any, g: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) \
             if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(hidden.shape[0], weight.shape[0]):
-            d_logits = _logits(hidden[part], weight, bias, ctx.scale).sub_(normaliser[part, None]).exp_()
-            d_logits.mul_(-g[part, None])
-            d_logits.scatter_add_(1, targets[part, None], g[part, None])
+            d_logits = _logits(hidden[part], weight, bias, ctx.scale).sub_(normaliser[part, None])
+            if g_entropy is not None:
+                p = d_logits.exp()
+                d_logits.add_(entropy[part, None]).mul_(p).mul_(-g_entropy[part, None])
+                if g is not None:
+                    d_logits.addcmul_(p, -g[part, None])
+            else:
+                d_logits.exp_().mul_(-g[part, None])
+            if g is not None:
+                d_logits.scatter_add_(1, targets[part, None], g[part, None])
+            if ctx.scale != 1.0:
+                d_logits.mul_(ctx.scale)
             if d_hidden is not None:
                 d_hidden[part] = (d_logits.to(weight.dtype) @ weight).to(hidden.dtype)
             if d_weight is not None:
