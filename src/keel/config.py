@@ -1,6 +1,7 @@
 """Typed settings: TOML file plus `--field value`, resolved into one frozen model, with errors that name the field."""
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -18,6 +19,9 @@ __all__ = ["PRESETS", "Config", "FieldHelp", "describe", "nearest", "read_toml"]
 
 PRESETS = Path(__file__).parent / "presets"
 """Named settings that come with keel, one TOML file each."""
+
+SHORT_FOR = ("path", "url")
+"""Text where a table is expected stands for this field of it: policy = "models/mine" is policy.path."""
 
 
 class Config(BaseModel):
@@ -55,8 +59,8 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_none(cls, values: Any) -> Any:
-        if isinstance(values, str) and "path" in cls.model_fields:  # policy = "models/mine" is policy.path
-            return {"path": values}
+        if isinstance(values, str):
+            return next(({name: values} for name in SHORT_FOR if name in cls.model_fields), values)
         if not isinstance(values, dict):
             return values
         given = {name: None if value == "none" else value for name, value in values.items()}
@@ -76,11 +80,11 @@ class FieldHelp(typing.NamedTuple):
     default: str
     description: str
     several: bool
-    """True where a list is taken."""
+    """True where a list of plain values is taken."""
 
 
 def describe(config: type[Config], prefix: str = "", within: Config | str | None = None) -> Iterator[FieldHelp]:
-    """Every field of a config, nested ones by their dotted names.
+    """Every field of a config, nested ones by their dotted names, those of the tables in a list as `list[].field`.
 
     Args:
         config: the settings.
@@ -95,11 +99,14 @@ def describe(config: type[Config], prefix: str = "", within: Config | str | None
             off = "none" if found is None or within == "none" else None
             yield from describe(nested, f"{prefix}{name}.", found if isinstance(found, Config) else off)
             continue
+        item = _item(field)
         required = field.is_required() and not isinstance(within, Config)
         default = "none" if required and within == "none" else "required" if required else _shown(found)
-        kind = _kind(field.annotation)
+        kind = _kind(field.annotation) if item is None else "list of tables"
         several = "list[" in kind or ("tuple[" in kind and "..." in kind)
         yield FieldHelp(prefix + name, kind, _limits(field), default, field.description or "", several)
+        if item is not None and "[]" not in prefix:  # one level deep: what tables in tables hold is shown elsewhere
+            yield from describe(item, f"{prefix}{name}[].")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -128,9 +135,17 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: Any) -> None:
     known = {field.name: field for field in describe(config)}
+    in_lists = [name for name in known if "[]" in name]
+    if (plain := re.sub(r"\.\d+|\[\d*\]", "", dotted)) in [name.replace("[]", "") for name in in_lists]:
+        within, _, field = plain.partition(".")
+        raise ConfigError(f"{dotted!r} is a field of the tables in a list",
+                          remedy=f"Give the whole list: --{within} '[{{{field} = ...}}, ...]', or write a [[{within}]] "
+                                 "table per entry in the config file.")
+    known = {name: field for name, field in known.items() if name not in in_lists}
     off = value == "none" and any(name.startswith(f"{dotted}.") for name in known)  # --critic none: no critic
-    if f"{dotted}.path" in known and not off:
-        dotted = f"{dotted}.path"  # --policy DIR is --policy.path DIR
+    short = next((f"{dotted}.{name}" for name in SHORT_FOR if f"{dotted}.{name}" in known), None)
+    if short is not None and not off:
+        dotted = short  # --policy DIR is --policy.path DIR
     elif dotted not in known and not off:
         raise ConfigError(f"unknown field {dotted!r}{nearest(dotted, list(known))}",
                           remedy="`--help` lists every field with its range and default.")
@@ -140,8 +155,19 @@ def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: An
             values[part] = {}
         values = values[part]
     values[last] = _parsed(value)
-    if dotted in known and known[dotted].several and isinstance(values[last], str):
+    if dotted in known and known[dotted].kind == "list of tables":
+        values[last] = _tables(dotted, values[last])
+    elif dotted in known and known[dotted].several and isinstance(values[last], str):
         values[last] = [values[last]]
+
+
+def _tables(dotted: str, value: Any) -> Any:
+    """One table, or what stands for one, as a list of it."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        raise ConfigError(f"{dotted} is not a list of tables: {value[:80]}",
+                          remedy="On the command line: '[{name = \"a\", weight = 0.5}, ...]', as in TOML; in a config "
+                                 f"file, a [[{dotted}]] table per entry.")
+    return [value] if isinstance(value, str | dict) else value
 
 
 def _parsed(value: Any) -> Any:
@@ -165,7 +191,8 @@ def _complaint(problem: Any, names: list[str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not name:
         return message
-    shown = repr(problem["input"])
+    # A secret in the wrong place is not repeated: a token where its variable belongs, a password in an address.
+    shown = "[hidden]" if name.endswith("token_env") else re.sub(r"//[^/\s]*@", "//[hidden]@", repr(problem["input"]))
     return f"{name} = {shown if len(shown) <= 80 else shown[:80] + '...'}: {message[0].lower()}{message[1:]}"
 
 
@@ -176,12 +203,29 @@ def _merged(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return default | both
 
 
-def _spelled_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: _spelled_none(v) if isinstance(v, dict) else "none" if v is None else v for k, v in values.items()}
+def _spelled_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _spelled_none(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_spelled_none(held) for held in value]
+    return "none" if value is None else value
 
 
 def _nested(field: FieldInfo) -> type[Config] | None:
-    kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    """The Config that a field is, or may be."""
+    origin, kinds = typing.get_origin(field.annotation), typing.get_args(field.annotation)
+    if origin in (types.UnionType, typing.Union):
+        return _only([kind for kind in kinds if kind is not type(None)])
+    return _only([field.annotation])
+
+
+def _item(field: FieldInfo) -> type[Config] | None:
+    """The Config that a field holds a list of."""
+    origin, kinds = typing.get_origin(field.annotation), typing.get_args(field.annotation)
+    return _only([kind for kind in kinds if kind is not Ellipsis]) if origin in (list, tuple) else None
+
+
+def _only(kinds: list[Any]) -> type[Config] | None:
     only = kinds[0] if len(kinds) == 1 else None
     return only if isinstance(only, type) and issubclass(only, Config) else None
 

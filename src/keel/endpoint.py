@@ -27,7 +27,8 @@ class EndpointConfig(Config):
     """Where an endpoint is and how patiently it is asked."""
 
     url: str = Field(description="address that takes the POST, https://... (http://... for a server of your own)")
-    token_env: str | None = Field(None, description="environment variable that holds the bearer token; none: no token")
+    token_env: str | None = Field(None, pattern=r"^[A-Z][A-Z0-9_]*$", description="environment variable that holds the "
+                                  "bearer token, in capitals; none: no token")
     timeout_s: float = Field(60.0, gt=0, description="seconds to wait for a connection and for each part of an answer")
     retries: int = Field(5, ge=0, description="further attempts after a lost connection, a time-out, 429 or 5xx")
     backoff_s: float = Field(1.0, ge=0, description="seconds before the first retry; doubles with each further one")
