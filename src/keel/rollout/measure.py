@@ -1,6 +1,6 @@
 """Measure sampled tokens with every model that has an opinion: reference, critic, reward model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from keel.data.collate import budget_batches, collate
 from keel.data.render import Row, Template
 from keel.errors import ModelError, NumericsError
 from keel.models.forward import response_scores, token_logprobs, token_values
-from keel.models.load import device_of
+from keel.models.load import check_context, device_of
 from keel.rollout.respond import Responses
 
 __all__ = ["Scorer", "measure", "parts_of", "same_vocabulary"]
@@ -30,12 +30,15 @@ class Scorer:
 
         Raises:
             NumericsError: a score is not finite.
+            ModelError: a row is longer than the reward model's context.
         """
         rollout = responses.rollout
         if self.same_tokens:
+            self._check_lengths(rollout.tokens.attention_mask.sum(1).tolist(), rollout.tokens.record_ids)
             scores = by_parts(rollout, self.micro_tokens, lambda part: response_scores(self.model, part), flat=True)
         else:
             rows = [self._row(i, responses) for i in range(len(responses.texts))]
+            self._check_lengths([len(row.ids) for row in rows], rollout.tokens.record_ids)
             scores = torch.zeros(len(rows))
             for part in budget_batches([len(row.ids) for row in rows], self.micro_tokens):
                 batch = collate([rows[i] for i in part], self.own.pad_id).to(device_of(self.model))
@@ -45,6 +48,15 @@ class Scorer:
             raise NumericsError("the reward model's score is not finite", where=f"records {', '.join(bad[:8])}",
                                 remedy="Check the reward model on these records; its weights may be damaged.")
         return scores.cpu()
+
+    def _check_lengths(self, lengths: list[int], record_ids: Sequence[str]) -> None:
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        try:
+            check_context(self.model, lengths[longest])
+        except ModelError as error:
+            raise ModelError(f"too long for the reward model: {error.what}", where=f"record {record_ids[longest]}",
+                             remedy="Lower prompts.max_length, or take a reward model with a longer context.",
+                             ) from error
 
     def _row(self, i: int, responses: Responses) -> Row:
         prompt = responses.prompts[i]
