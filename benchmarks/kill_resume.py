@@ -147,8 +147,8 @@ def prepared(tmp: Path) -> dict[str, Any]:
     (tmp / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "policy.path": policy, "reward_model.path": reward, "prompts.path": tmp / "prompts.jsonl",
-        "prompts.as_text": "true", "prompts.max_length": 96, "steps": STEPS - 2, "critic_pretrain": 2,
-        "critic_pretrain_until": 1.0, "rollouts": 16, "minibatch": 8, "passes": 2, "sampling.max_new_tokens": 32,
+        "prompts.as_text": "true", "prompts.max_length": 96, "steps": STEPS - 2, "critic.pretrain": 2,
+        "critic.pretrain_until": 1.0, "rollouts": 16, "minibatch": 8, "passes": 2, "sampling.max_new_tokens": 32,
         "sampling.top_p": 0.95, "policy_optimizer.lr": 1e-4, "critic_optimizer.lr": 1e-3, "eval_every": 4,
         "eval_prompts": 8, "n_samples": 4, "save_every": 1}
 

@@ -65,8 +65,8 @@ WRAPPED: dict[str, list[tuple[Any, str, str]]] = {
         (rollout, "_write", "sample: head and draw"),
         (ppo, "measure", "measure: everything else"), (measure, "token_logprobs", "measure: reference"),
         (measure, "token_values", "measure: critic"), (measure, "response_scores", "measure: reward model"),
-        (ppo, "learn_policy", "update: policy, everything else"),
-        (ppo, "learn_values", "update: critic, everything else"),
+        (ppo, "policy_gradients", "update: policy, everything else"),
+        (ppo, "value_gradients", "update: critic, everything else"),
         (ppo, "token_logprobs", "update: policy forward"), (ppo, "token_values", "update: critic forward"),
         (torch.Tensor, "backward", "update: backward"), (Learner, "step", "update: optimiser")],
     "reward-model": [

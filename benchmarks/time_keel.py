@@ -102,8 +102,8 @@ def run_ppo(size: Size, fmt: str, out: Path, quiet: bool = False, **more: Any) -
     ppo.run(ppo.PPOConfig(
         out=out, policy=model("policy", fmt), reward_model=model("reward", fmt),
         prompts=data("prompts.jsonl", MAX_PROMPT + RESPONSE), steps=WARM_UP + size.phases, rollouts=ROLLOUTS,
-        minibatch=MINIBATCH, passes=PASSES, sampling=SamplingConfig(max_new_tokens=RESPONSE), critic_pretrain=0,
-        policy_optimizer=OPTIMIZER, critic_optimizer=OPTIMIZER, whiten_advantages=True, eval_every=NEVER,
+        minibatch=MINIBATCH, passes=PASSES, sampling=SamplingConfig(max_new_tokens=RESPONSE), critic={"pretrain": 0},
+        policy_optimizer=OPTIMIZER, critic_optimizer=OPTIMIZER, advantage={"normalise": "minibatch"}, eval_every=NEVER,
         save_every=NEVER, n_samples=0, **more))
     if quiet:
         return

@@ -67,8 +67,14 @@ class Rollout:
         logprobs: nats, of each response token under the policy that sampled it, in the log-prob convention of the run.
         ended: True where the response ended by itself (end-of-sequence written), False where it was cut.
         prompt_indices: which prompt of the sampled list each row answers.
-        ref_logprobs, values, scores: under the reference, the critic and the reward model; None until measured.
-        advantages, returns: None until credit is assigned.
+        ref_logprobs: nats, under the reference; None until measured, as are the next four.
+        kl: drift of the policy from the reference at each response token in nats, by the estimator of the run.
+        values: the critic's value before each response token; None where there is no critic.
+        after_values: the critic's value of the state after the last token, where responses that were cut need it.
+        scores: raw score of the whole response.
+        rewards: per token, after shaping; None until credit is assigned, as are the next three.
+        advantages, returns: per token; there are no returns without a critic.
+        counted: False for responses that the losses leave out.
     """
 
     tokens: TokenBatch
@@ -76,20 +82,24 @@ class Rollout:
     ended: Bool[Tensor, " B"]
     prompt_indices: Int[Tensor, " B"]
     ref_logprobs: Float[Tensor, "B T"] | None = None
+    kl: Float[Tensor, "B T"] | None = None
     values: Float[Tensor, "B T"] | None = None
+    after_values: Float[Tensor, " B"] | None = None
     scores: Float[Tensor, " B"] | None = None
+    rewards: Float[Tensor, "B T"] | None = None
     advantages: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None
+    counted: Bool[Tensor, " B"] | None = None
 
     def rows(self, index: list[int]) -> "Rollout":
         """Those rows, in that order, without the columns that none of them needs."""
-        picked = torch.as_tensor(index)
+        picked = torch.as_tensor(index, device=self.tokens.ids.device)
         width = int(self.tokens.attention_mask[picked].sum(1).max())
         changed: dict[str, object] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                part = value[picked]
+                part = value[picked.to(value.device)]
                 changed[field.name] = part[:, :width] if part.ndim == 2 else part
         tokens = TokenBatch(
             self.tokens.ids[picked, :width], self.tokens.attention_mask[picked, :width],

@@ -18,10 +18,10 @@ class Bar:
         if self._shown is not None:
             self._shown.update(self._task, advance=n, note=note)
 
-    def reach(self, n: int) -> None:
+    def reach(self, n: int, note: str = "") -> None:
         """Say how many are done in all."""
         if self._shown is not None:
-            self._shown.update(self._task, completed=n)
+            self._shown.update(self._task, completed=n, note=note)
 
 
 @contextmanager

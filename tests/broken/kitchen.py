@@ -65,7 +65,7 @@ class Kitchen:
     def ppo(self, **options: object) -> list[str]:
         prompts = options.pop("prompts", None) or self.good("prompts")
         return words("ppo", {"out": self.out, "policy": self.base, "reward_model": self.reward, "prompts": prompts,
-                             "steps": 1, "rollouts": 4, "minibatch": 4, "critic_pretrain": 0, "sampling.slots": 4,
+                             "steps": 1, "rollouts": 4, "minibatch": 4, "critic.pretrain": 0, "sampling.slots": 4,
                              "sampling.max_new_tokens": 4, "prompts.max_length": 48, "n_samples": 1,
                              "ptx_coef": 0} | options)
 

@@ -163,14 +163,14 @@ def test_a_reward_model_is_no_policy(kitchen, capsys):
 
 def test_an_encoder_is_no_critic(kitchen, capsys):
     folder = tiny.bert(kitchen.folder / "bert")
-    refused(kitchen, kitchen.ppo(critic=folder), capsys, "ModelError", "an encoder cannot be a critic",
+    refused(kitchen, kitchen.ppo(**{"critic.model": folder}), capsys, "ModelError", "an encoder cannot be a critic",
             "an encoder can be the reward model")
 
 
 def test_a_critic_with_another_tokenizer(kitchen, capsys):
     folder = retold(kitchen, "{# another #}" + tiny.TEMPLATE, kitchen.reward)
     refused(kitchen, kitchen.ppo(reward_model=folder), capsys, "ModelError", "tokenizer or chat template differs",
-            "--critic PATH")
+            "--critic.model PATH")
 
 
 def test_no_end_of_sequence(kitchen, capsys):

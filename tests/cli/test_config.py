@@ -78,8 +78,8 @@ def test_a_path_may_stand_for_its_table(tmp_path):
     found = RewardModelConfig.resolve(tmp_path / "a.toml")
     assert (found.model, found.data.path) == (ModelConfig(path="m"), "d")
     assert RewardModelConfig.resolve(tmp_path / "a.toml", {"model": "n"}).model.path == "n"
-    found = PPOConfig.resolve(None, {"out": "x", "policy": "p", "reward_model": "r", "prompts": "q", "critic": "c"})
-    assert found.critic == ModelConfig(path="c")
+    found = PPOConfig.resolve(None, {"out": "x", "policy": "p", "reward_model": "r", "prompts": "q", "critic.model": "c"})
+    assert found.critic.model == ModelConfig(path="c")
 
 
 @pytest.mark.parametrize("value, tags", [("one", ("one",)), (["a", "b"], ("a", "b")), ('["a", "b"]', ("a", "b")),
@@ -134,7 +134,7 @@ def test_help_explains_every_field(command, capsys):
 def test_help_shows_the_recipes_defaults_not_the_tables_own():
     shown = {field.name: field.default for field in describe(PPOConfig)}
     assert shown["policy_optimizer.lr"] == "5e-07" and shown["critic_optimizer.lr"] == "1.65e-06"
-    assert shown["policy.path"] == "required" and shown["critic.path"] == "none"
+    assert shown["policy.path"] == "required" and shown["critic.model.path"] == "none"
     assert {field.name: field.limits for field in describe(PPOConfig)}["clip"] == "> 0, < 1"
     assert {field.name: field.kind for field in describe(PPOConfig)}["clip"] == "float | none"
     shown = {field.name: field for field in describe(Outer)}
@@ -164,7 +164,7 @@ def test_presets_are_complete_but_for_paths(preset, capsys):
     for name, value in read_toml(PRESETS / f"{preset}.toml").items():
         if not isinstance(value, dict):
             assert re.search(rf"^{name} = ", printed, re.M)
-    assert main(["ppo", preset, *paths, "--kl_coef", "0.07", "--print-config"]) == 0
-    assert "kl_coef = 0.07" in capsys.readouterr().out
+    assert main(["ppo", preset, *paths, "--kl.coef", "0.07", "--print-config"]) == 0
+    assert "coef = 0.07" in capsys.readouterr().out
     assert main(["ppo", "--help"]) == 0
     assert preset in capsys.readouterr().out.split("presets: ")[1]

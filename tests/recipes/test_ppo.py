@@ -13,6 +13,7 @@ from keel.errors import ConfigError, ModelError, NumericsError
 from keel.models.load import LoraSettings, ModelConfig
 from keel.recipes import ppo
 from keel.rollout.sample import SamplingConfig
+from keel.train.order import minibatch
 
 
 def test_three_steps_write_every_monitor_and_a_model(tmp_path):
@@ -60,7 +61,7 @@ def test_three_steps_write_every_monitor_and_a_model(tmp_path):
 
 def test_first_minibatch_has_ratio_one_and_the_losses_of_an_on_policy_step(tmp_path):
     """Spec section 15: ratio 1, clip share 0, policy loss = -mean advantage, value loss = half the mean squared one."""
-    ppo.run(ppo_config(tmp_path, steps=1, rollouts=8, minibatch=8, critic_pretrain=0))
+    ppo.run(ppo_config(tmp_path, steps=1, rollouts=8, minibatch=8, critic={"pretrain": 0}))
     row = logged(tmp_path / "ppo")[0]
     assert abs(row["policy/ratio"] - 1) <= tol.RATIO and row["policy/clipped"] == 0 and row["policy/kl_old"] == 0
     assert row["policy/sampler_gap"] < 1e-4  # decode with cache against one full pass, float32
@@ -72,14 +73,14 @@ def test_first_minibatch_has_ratio_one_and_the_losses_of_an_on_policy_step(tmp_p
 
 def test_later_minibatches_are_held_against_the_policy_that_sampled(tmp_path):
     """Only the fresh minibatch may take its own log-probabilities as old ones; later passes have moved away."""
-    ppo.run(ppo_config(tmp_path, steps=1, critic_pretrain=0, passes=4))
+    ppo.run(ppo_config(tmp_path, steps=1, critic={"pretrain": 0}, passes=4))
     row = logged(tmp_path / "ppo")[0]
     assert row["policy/kl_old"] > tol.RATIO and abs(row["policy/ratio"] - 1) > tol.RATIO
 
 
 def test_learning_rate_near_zero_keeps_the_ratio_at_one_in_every_minibatch(tmp_path):
     still = FAST.model_copy(update={"lr": 1e-30})
-    ppo.run(ppo_config(tmp_path, policy_optimizer=still, critic_pretrain=0, passes=2))
+    ppo.run(ppo_config(tmp_path, policy_optimizer=still, critic={"pretrain": 0}, passes=2))
     assert all(abs(row["policy/ratio"] - 1) < 1e-4 for row in logged(tmp_path / "ppo"))
 
 
@@ -99,7 +100,7 @@ def test_micro_batches_change_nothing(tmp_path):
 
 
 def test_critic_pretraining_leaves_the_policy_alone(tmp_path):
-    ppo.run(ppo_config(tmp_path, critic_pretrain=2, steps=1))
+    ppo.run(ppo_config(tmp_path, critic={"pretrain": 2}, steps=1))
     critic_rows = logged(tmp_path / "ppo", phase="critic")
     assert [row["step"] for row in critic_rows] == [1, 2]
     assert all("loss/policy" not in row and row["kl/reference_k3"] < 1e-6 for row in critic_rows)
@@ -109,29 +110,29 @@ def test_critic_pretraining_leaves_the_policy_alone(tmp_path):
 
 
 def test_critic_pretraining_ends_early_when_the_critic_sees(tmp_path):
-    ppo.run(ppo_config(tmp_path, critic_pretrain=5, critic_pretrain_until=-1e9, steps=1))
+    ppo.run(ppo_config(tmp_path, critic={"pretrain": 5, "pretrain_until": -1e9}, steps=1))
     assert len(logged(tmp_path / "ppo", phase="critic")) == 1 and len(logged(tmp_path / "ppo")) == 1
 
 
 def test_kl_penalty_orders_the_drift(tmp_path):
-    """A larger kl_coef ends nearer to the reference."""
+    """A larger kl.coef ends nearer to the reference."""
     drift = []
     for coef in (0.0, 0.5, 5.0):
-        ppo.run(ppo_config(tmp_path, out=tmp_path / str(coef), kl_coef=coef, steps=10, rollouts=32, minibatch=16))
+        ppo.run(ppo_config(tmp_path, out=tmp_path / str(coef), kl={"coef": coef}, steps=10, rollouts=32, minibatch=16))
         drift.append(logged(tmp_path / str(coef))[-1]["kl/reference_k3"])
     assert drift[0] > drift[1] > drift[2]
 
 
 def test_it_learns_what_the_reward_model_likes(tmp_path):
-    result = ppo.run(ppo_config(tmp_path, steps=15, rollouts=32, minibatch=16, kl_coef=0.0))
+    result = ppo.run(ppo_config(tmp_path, steps=15, rollouts=32, minibatch=16, kl={"coef": 0.0}))
     assert result.values["after"]["score"]["mean"] > result.values["before"]["score"]["mean"]
 
 
 def test_ptx_adds_one_gradient_before_the_one_step(tmp_path):
     """g = g_rl + coef * g_ptx with a single optimiser step: the norm differs, the number of steps does not."""
     mix = ppo_config(tmp_path).prompts.model_copy(update={"path": str(tiny.demonstrations(tmp_path / "mix.jsonl"))})
-    ppo.run(ppo_config(tmp_path, out=tmp_path / "plain", critic_pretrain=0))
-    ppo.run(ppo_config(tmp_path, out=tmp_path / "mixed", critic_pretrain=0, ptx=mix, ptx_batch=4, ptx_coef=1.0))
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "plain", critic={"pretrain": 0}))
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "mixed", critic={"pretrain": 0}, ptx=mix, ptx_batch=4, ptx_coef=1.0))
     plain, mixed = logged(tmp_path / "plain")[0], logged(tmp_path / "mixed")[0]
     assert mixed["loss/ptx"] > 0 and mixed["grad_norm/policy"] != plain["grad_norm/policy"]
     assert mixed["lr/policy"] == plain["lr/policy"]
@@ -143,12 +144,12 @@ def test_critic_with_another_tokenizer_is_refused_and_another_critic_helps(tmp_p
     file.write_text("{# another #}" + file.read_text())
     with pytest.raises(ModelError, match="tokenizer or chat template differs"):
         ppo.run(cfg)
-    ppo.run(ppo_config(tmp_path, out=tmp_path / "text", steps=1, critic=ModelConfig(path=str(tmp_path / "base"))))
+    ppo.run(ppo_config(tmp_path, out=tmp_path / "text", steps=1, critic={"model": str(tmp_path / "base")}))
 
 
 def test_shared_topology_learns_with_the_trunk_frozen_and_starts_like_separate(tmp_path):
     lora = ModelConfig(path=str(tmp_path / "base"), lora=LoraSettings(rank=2))
-    changes = {"policy": lora, "critic_pretrain": 0, "steps": 6}
+    changes = {"policy": lora, "critic": {"pretrain": 0}, "steps": 6}
     separate = ppo_config(tmp_path, out=tmp_path / "separate", **changes)
     ppo.run(separate)
     ppo.run(ppo_config(tmp_path, out=tmp_path / "shared", topology="shared", **changes))
@@ -177,7 +178,7 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, topology):
     whole = base.model_copy(
         update={
             "steps": 12,
-            "critic_pretrain": 3,
+            "critic": base.critic.model_copy(update={"pretrain": 3}),
             "save_every": 2,
             "topology": topology,
             "out": tmp_path / "whole",
@@ -246,16 +247,17 @@ def test_contradictions_are_refused_with_both_names(tmp_path):
     refused("minibatch=3 does not divide rollouts=8", minibatch=3)
     refused("topology='shared' needs policy.lora.rank", topology="shared")
     lora = ModelConfig(path="x", lora=LoraSettings(rank=2)).model_dump()
-    refused("topology='shared' and critic exclude each other", topology="shared", policy=lora, critic=lora)
-    refused("clip", clip=1.5)
-    refused("lam", lam=1.1)
+    refused("topology='shared' and critic.model or critic.init exclude each other", topology="shared", policy=lora,
+            critic={"model": lora})
+    refused("clip", loss={"clip": 1.5})
+    refused("lam", advantage={"lam": 1.1})
     with pytest.raises(ConfigError, match="leaves no room beside"):
         ppo.run(ppo_config(tmp_path, sampling=SamplingConfig(max_new_tokens=64)))
 
 
 def test_minibatches_cover_each_pass_once(tmp_path):
     cfg = ppo_config(tmp_path, rollouts=8, minibatch=2, passes=2)
-    parts = [ppo.minibatch(cfg, 1, k) for k in range(cfg.updates)]
+    parts = [minibatch(cfg.rollouts, cfg.minibatch, k, seed=0, step=1) for k in range(cfg.updates)]
     for one_pass in (parts[:4], parts[4:]):
         assert sorted(itertools.chain(*one_pass)) == list(range(8))
     assert parts[:4] != parts[4:]

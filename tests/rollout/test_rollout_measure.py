@@ -42,15 +42,20 @@ def test_every_model_measures_the_same_tokens_whatever_the_parts(folder, respons
     for budget in (1, 25, 10_000):
         found = measure(
             responses,
+            policy=policy,
             reference=policy,
             critic=model,
-            scorer=Scorer(model, words, words, budget),
             micro_tokens=budget,
             temperature=1.0,
+            kl="full",
+            bootstrap=True,
         )
         torch.testing.assert_close(found.ref_logprobs, token_logprobs(policy, tokens)[0], **tol.FLOAT32)
         torch.testing.assert_close(found.values, token_values(model, tokens), **tol.FLOAT32)
-        torch.testing.assert_close(found.scores, response_scores(model, tokens), **tol.FLOAT32)
+        torch.testing.assert_close(found.after_values, response_scores(model, tokens), **tol.FLOAT32)
+        torch.testing.assert_close(found.kl, torch.zeros_like(found.kl), **tol.FLOAT32)
+        scores = Scorer(model, words, words, budget)(responses)
+        torch.testing.assert_close(scores, response_scores(model, tokens), **tol.FLOAT32)
 
 
 def test_scores_through_text_equal_scores_of_the_tokens(folder, responses):

@@ -95,9 +95,10 @@ def ppo_config(cfg: DemoConfig, town: Path, preset: str) -> PPOConfig:
     return PPOConfig.checked(switches | {
         "out": cfg.out / preset, "policy": {"path": str(cfg.out / "sft/model")}, "seed": cfg.seed, "gold": GOLD,
         # The highest price that the report tries: responses are a ninth as long as its own.
-        "kl_coef": 4 * switches["kl_coef"],
+        "kl": switches["kl"] | {"coef": 4 * switches["kl"]["coef"]},
         "reward_model": {"path": str(cfg.out / "reward_model/model")}, "steps": cfg.ppo_steps, "sampling": SAMPLING,
-        "prompts": data(town, "prompts"), "critic_pretrain": min(switches["critic_pretrain"], 3), "eval_every": 20,
+        "prompts": data(town, "prompts"), "eval_every": 20,
+        "critic": switches["critic"] | {"pretrain": min(switches["critic"]["pretrain"], 3)},
         "ptx": data(town, "demonstrations") if switches["ptx_coef"] else None,
         "policy_optimizer": rate, "critic_optimizer": rate.model_copy(update={"lr": 1e-3})})
 

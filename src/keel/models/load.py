@@ -26,6 +26,7 @@ __all__ = [
     "check_context",
     "device_of",
     "draw_adapter",
+    "draw_weights",
     "frozen_copy",
     "is_encoder",
     "load_tokenizer",
@@ -34,6 +35,7 @@ __all__ = [
     "share_trunk",
     "trunk_of",
     "with_adapter",
+    "zero_head",
 ]
 
 
@@ -248,8 +250,9 @@ def _adapted(model: nn.Module, lora: LoraSettings, task: str, seed: int) -> nn.M
 
 def draw_adapter(model: nn.Module, name: str, seed: int) -> None:
     """Draw an adapter anew as peft does (uniform, bound 1 / sqrt(inputs)), from our own stream: peft's draws depend
-    on everything that the process drew before."""
-    generator = stream(seed, "adapter", name)
+    on everything that the process drew before. Adapters of one shape begin alike, whatever they are called, so that
+    the shared topology begins as the separate one."""
+    generator = stream(seed, "adapter")
     with torch.no_grad():
         for full_name, weight in model.named_parameters():
             if f".lora_A.{name}." in full_name:
@@ -289,12 +292,26 @@ def _scratch(spec: ModelConfig, seed: int) -> nn.Module:
         max_position_embeddings=shape.max_positions, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model = LlamaForCausalLM(config)
+    draw_weights(model, seed)
+    return model
+
+
+def draw_weights(model: nn.Module, seed: int) -> None:
+    """New weights of the usual kind: matrices normal with std 0.02, biases 0, gains of norms 1."""
     generator = stream(seed, "initialise")
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.02, generator=generator)
-    return model
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def zero_head(model: nn.Module) -> None:
+    """Let a scalar model give 0 for everything, until it learns."""
+    with torch.no_grad():
+        for parameter in _head_of(model).parameters():
+            parameter.zero_()
 
 
 def _fill_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str, seed: int) -> None:

@@ -18,17 +18,19 @@ class SharedTrunk:
         ModelError: the model cannot be loaded (see `causal_lm`).
     """
 
-    def __init__(self, spec: ModelConfig, seed: int) -> None:
+    def __init__(self, spec: ModelConfig, seed: int, *, with_critic: bool = True) -> None:
         base = causal_lm(spec.model_copy(update={"lora": LoraSettings()}), seed=seed)
         model = with_adapter(base, spec.lora, "CAUSAL_LM", "policy", seed)
-        model.add_adapter("critic", model.peft_config["policy"])
-        draw_adapter(model, "critic", seed)
-        # DEVIATION(ppo-5): the report's critic starts from the reward model; an adapter on the policy's trunk cannot.
-        # A critic that begins at zero begins neutral: advantages are then the returns themselves.
-        head = nn.Linear(base.config.hidden_size, 1, bias=False).to(next(base.parameters()).device)
-        nn.init.zeros_(head.weight)
+        self.critic = None
+        if with_critic:
+            model.add_adapter("critic", model.peft_config["policy"])
+            draw_adapter(model, "critic", seed)
+            # DEVIATION(ppo-5): the report's critic starts from the reward model; an adapter on the policy's trunk
+            # cannot. A critic that begins at zero begins neutral: advantages are then the returns themselves.
+            head = nn.Linear(base.config.hidden_size, 1, bias=False).to(next(base.parameters()).device)
+            nn.init.zeros_(head.weight)
+            self.critic = View(model, "critic", head)
         self.policy = View(model, "policy", None)
-        self.critic = View(model, "critic", head)
         self.reference = View(model, None, None)
         self.policy.eval()
         self.policy.unfreeze()
@@ -81,7 +83,8 @@ class View(nn.Module):
 
         model = copy.deepcopy(self.shared)
         model.set_adapter(self.adapter)
-        model.delete_adapter("critic")
+        if "critic" in model.peft_config:
+            model.delete_adapter("critic")
         return model.merge_and_unload()
 
 

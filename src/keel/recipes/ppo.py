@@ -1,86 +1,88 @@
 """PPO-max: policy-gradient RLHF that stays on its feet (Zheng et al. 2023, arXiv:2307.04964, sections 3 and 5).
 
-Left out here: adaptive KL coefficients, entropy terms, and the other switches that PPO-max does not use.
+One loop for PPO-max, its ablations, and the estimators without a critic (RLOO, GRPO, REINFORCE++): they differ in terms,
+not in the order of steps. Left out: several processes in one run, and rewards for single steps of a response.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from keel import runs
 from keel.batches import Rollout, TokenBatch
 from keel.config import Config
-from keel.data.collate import budget_batches, collate
-from keel.data.load import read_demonstrations, read_prompts
-from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts, template
-from keel.errors import NumericsError
-from keel.functional.advantage import gae, process_scores, token_rewards
-from keel.functional.masked import masked_sum, merge_moments, no_moments, whiten
-from keel.functional.policy import clipped_surrogate, clipped_value_loss, kl_k1, kl_k2, kl_k3, nll
-from keel.models.forward import token_logprobs, token_values
-from keel.models.load import ModelConfig, causal_lm, device_of, frozen_copy, load_tokenizer, save_model, scalar_model
-from keel.models.shared import SharedTrunk
-from keel.rng import shuffled
-from keel.rollout.measure import Scorer, measure, parts_of, same_vocabulary
+from keel.data.render import Template, template
+from keel.functional.advantage import adapted_kl_coef
+from keel.functional.masked import loss_weights, masked_sum, weighted_sum
+from keel.functional.policy import clipped_value_loss, nll
+from keel.models.actors import Actors, CriticConfig, critic_source, load_actors
+from keel.models.forward import output_head, token_kl, token_logprobs, token_values
+from keel.models.load import ModelConfig, device_of, load_tokenizer, save_model
+from keel.rollout.credit import AdvantageConfig, KLConfig, TruncationConfig, minibatch_advantages, with_credit
+from keel.rollout.evaluate import Exam, better, headline, without_each
+from keel.rollout.measure import KL, measure, parts_of, same_vocabulary
 from keel.rollout.monitor import monitors
-from keel.rollout.respond import respond, sample_rows, scoring_function, summary
+from keel.rollout.respond import respond, scoring_function
+from keel.rollout.reward import RewardConfig, RewardSources, ScoreConfig, merged_moments, processed
 from keel.rollout.sample import SamplingConfig
 from keel.train import alarms, checkpoint
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, prompt_room, split_prompts
-from keel.train.order import batch_indices
-from keel.train.step import Learner, OptimizerConfig, require_finite
+from keel.train.inputs import DataConfig, load_demonstrations, load_prompts, mixed_in
+from keel.train.objective import LossConfig, policy_loss, require_reachable
+from keel.train.order import batch_indices, minibatch
+from keel.train.step import Learner, OptimizerConfig, joint_norm, require_finite
 from keel.train.tally import Tally
 
 __all__ = ["PPOConfig", "run"]
 
-KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
-
+Memory = dict[str, Any]  # what a phase must know of those before it, beside the models; part of every checkpoint
 
 class PPOConfig(Config):
     """Everything `keel ppo` reads. Defaults: PPO-max's switches, exact sampling; the preset is the report's."""
 
     out: Path = Field(description="run folder to make")
     policy: ModelConfig = Field(description="policy to improve, from supervised fine-tuning; also the reference")
-    reward_model: ModelConfig = Field(description="reward model; frozen")
-    critic: ModelConfig | None = Field(None, description="where the critic starts; none: from the reward model "
-                                        "(topology shared: an adapter with a new head)")
-    topology: Literal["separate", "shared"] = Field("separate", description="four models, or one frozen trunk with a "
-                                                    "LoRA adapter each for policy and critic (needs policy.lora.rank)")
+    reward_model: ModelConfig | None = Field(None, description="reward model; frozen. Several sources: see rewards")
+    rewards: tuple[RewardConfig, ...] = Field((), description="further sources: reward models, ensembles, Python "
+                                              "functions, endpoints; processed one by one, then summed by weight")
+    topology: Literal["separate", "shared"] = Field("separate", description="models of their own, or one frozen trunk "
+                                                    "with a LoRA adapter each for policy and critic (policy.lora.rank)")
     prompts: DataConfig = Field(description="prompts to answer; responses in the file are ignored")
     ptx: DataConfig | None = Field(None, description="demonstrations for the LM-mix loss; none: no such loss")
     gold: str | None = Field(None, description="package.module:function of (prompt, text, ended) -> float, the true "
                              "score where it is known; logged, never trained on")
-    seed: int = Field(0, ge=0, description="fixes prompts, samples, minibatches and the critic's new head")
+    seed: int = Field(0, ge=0, description="fixes prompts, samples, minibatches and what is drawn anew")
     steps: int = Field(100, ge=1, description="rollout phases in which the policy learns")
     rollouts: int = Field(128, ge=1, description="responses per phase")
     minibatch: int = Field(32, ge=1, description="responses per optimiser step; divides rollouts")
     passes: int = Field(1, ge=1, description="passes over the responses of a phase")
+    target_kl: float | None = Field(None, gt=0, description="nats per token: a phase's updates end when the policy is "
+                                    "1.5 times this far from the one that sampled; none: never")
     micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
     sampling: SamplingConfig = SamplingConfig()
-    score_center: bool = Field(True, description="subtract the running mean of all scores so far")
-    score_scale: bool = Field(True, description="divide by the running standard deviation of all scores so far")
-    score_clip: float | None = Field(10.0, gt=0, description="bound on |processed score|; none: unbounded")
-    score_min_std: float = Field(1e-4, gt=0, description="smallest divisor of score_scale")
-    kl_coef: float = Field(0.05, ge=0, description="reward given up per nat of drift from the reference, per token")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of that drift; k1 is the report's")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
-    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
-    whiten_advantages: bool = Field(False, description="normalise advantages over each minibatch; not in PPO-max")
-    clip: float | None = Field(0.2, gt=0, lt=1, description="half-width of the trust region on the probability ratio")
-    value_clip: float | None = Field(0.2, gt=0, description="half-width around the critic's old value; none: unclipped")
-    value_coef: float = Field(1.0, gt=0, description="weight of the critic's loss")
+    truncation: TruncationConfig = TruncationConfig()
+    score: ScoreConfig = ScoreConfig()
+    kl: KLConfig = KLConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    loss: LossConfig = LossConfig()
+    critic: CriticConfig = CriticConfig()
     ptx_coef: float = Field(0.1, ge=0, description="weight of the LM-mix loss; acts where ptx is given")
     ptx_batch: int = Field(16, ge=1, description="demonstrations per optimiser step for the LM-mix loss")
-    critic_pretrain: int = Field(10, ge=0, description="phases at most in which only the critic learns, at the start")
-    critic_pretrain_until: float = Field(0.5, le=1, description="explained variance that ends these phases early")
+    grad_clip: Literal["separate", "joint"] = Field("separate", description="bound the gradient norm of each network, "
+                                                    "or of both together as the released code does")
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-7, eps=1e-6)
     critic_optimizer: OptimizerConfig = OptimizerConfig(lr=1.65e-6)
-    on_alarm: Literal["warn", "stop"] = Field("warn", description="what a collapse alarm does beside being logged")
+    on_alarm: Literal["warn", "stop", "rollback"] = Field("warn", description="what a collapse alarm does beside being "
+                                                          "logged; rollback: see rollback")
+    rollback: alarms.RollbackConfig = alarms.RollbackConfig()
+    best: Literal["score", "gold"] | None = Field(None, description="keep the policy with the highest held-out mean of "
+                                                  "this in out/best; score needs kl_budget")
+    kl_budget: float | None = Field(None, gt=0, description="nats per token: policies further from the reference on "
+                                    "held-out prompts are never the best")
     eval_every: int = Field(50, ge=1, description="phases between evaluations on held-out prompts")
     eval_prompts: int = Field(200, ge=1, description="held-out prompts used at most")
     n_samples: int = Field(64, ge=0, description="held-out answers kept for the report, before and after")
@@ -88,12 +90,9 @@ class PPOConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "PPOConfig":
-        if self.rollouts % self.minibatch:
-            raise ValueError(f"minibatch={self.minibatch} does not divide rollouts={self.rollouts}")
-        if self.topology == "shared" and self.policy.lora.rank is None:
-            raise ValueError("topology='shared' needs policy.lora.rank: its policy and critic are adapters")
-        if self.topology == "shared" and self.critic is not None:
-            raise ValueError("topology='shared' and critic exclude each other: the critic is an adapter on the policy")
+        for found, complaint in contradictions(self):
+            if found:
+                raise ValueError(complaint)
         return self
 
     @property
@@ -101,247 +100,301 @@ class PPOConfig(Config):
         """Optimiser steps per phase."""
         return self.passes * (self.rollouts // self.minibatch)
 
+    @property
+    def sources(self) -> tuple[RewardConfig, ...]:
+        """Every source of reward; `reward_model` is one of weight 1."""
+        first = () if self.reward_model is None else (RewardConfig(name="reward_model", models=(self.reward_model,)),)
+        return (*first, *self.rewards)
+
 
 def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
-    """Train, and leave the policy in `out/model`."""
+    """Train, and leave the policy in `out/model` (and the best one in `out/best`, where `best` says by what)."""
     files = [Path(d.path) for d in (cfg.prompts, cfg.ptx) if d is not None]
     with runs.start("ppo", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)
-        prompts, held_out, skipped = load_prompts(cfg, words)
-        mix = load_mix(cfg, words)
-        policy, reference, critic = load_models(cfg, words)
-        scorer = load_scorer(cfg, words)
-        if not cfg.sampling.exact:
-            log.note("Sampling is sharper than the distribution whose log-probabilities are trained on (filters, "
-                     "temperature or penalty with raw log-probabilities): k1 is biased and can be negative.")
-        if cfg.ptx_coef and cfg.ptx is None:
-            log.note(f"ptx_coef={cfg.ptx_coef} has no effect without ptx: this run has no LM-mix loss.")
-        total = cfg.critic_pretrain + cfg.steps
-        # DEVIATION(ppo-4): gradients are clipped network by network; a wild critic must not shrink the policy's step.
-        learners = {"policy": Learner.of([policy], cfg.policy_optimizer, cfg.steps * cfg.updates),
-                    "critic": Learner.of([critic], cfg.critic_optimizer, total * cfg.updates)}
-        state: dict[str, Any] = {"modules": {"policy": policy, "critic": critic},
+        prompts, held_out, skipped = load_prompts(cfg.prompts, words, max_new_tokens=cfg.sampling.max_new_tokens,
+                                                  n_held_out=cfg.eval_prompts, seed=cfg.seed)
+        mix = load_demonstrations(cfg.ptx, words) if cfg.ptx is not None and cfg.ptx_coef else []
+        models, rewards = load_models(cfg, words), RewardSources(cfg.sources, words, cfg.micro_tokens)
+        require_reachable(cfg.loss, len(output_head(models.policy)[0]))
+        for warning in warnings_of(cfg):
+            log.note(warning)
+        learners = {"policy": Learner.of([models.policy], cfg.policy_optimizer, cfg.steps * cfg.updates)}
+        if models.critic is not None:
+            total = (cfg.critic.pretrain + cfg.steps) * cfg.updates
+            learners["critic"] = Learner.of([models.critic], cfg.critic_optimizer, total)
+        state: dict[str, Any] = {"modules": {name: getattr(models, name) for name in learners},
                                  "optimizers": {name: learner.optimizer for name, learner in learners.items()}}
+        exam = Exam(log, words, held_out, rewards, reference=models.reference, gold=cfg.gold, seed=cfg.seed,
+                    micro_tokens=cfg.micro_tokens)
         step, memory = checkpoint.restore(log, **state) if resume else (0, {})
         if not memory:
-            memory = {"moments": no_moments(), "history": [], "n_alarms": 0}
-            memory["before"] = memory["after"] = evaluate(log, 0, policy, words, held_out, scorer, cfg)
+            memory = beginning(cfg)
+            memory["before"] = memory["after"] = exam.sit(models.policy, cfg.sampling, 0, {}, cfg.n_samples)
+            keep_best(memory, 0, models.policy, tokenizer, cfg)
+            if cfg.on_alarm == "rollback":
+                checkpoint.save(log, 0, **state, extra=memory)
 
-        clock = Clock()
-        progress = log.bar(total, step)
-        while step < total:
+        clock, progress = Clock(), log.bar(cfg.critic.pretrain + cfg.steps, step)
+        while not (memory["pretrained"] is not None and step == memory["pretrained"] + cfg.steps):
             step += 1
-            pretraining = step <= cfg.critic_pretrain
-            phase, shown = ("critic", step) if pretraining else ("train", step - cfg.critic_pretrain)
+            pretraining = memory["pretrained"] is None
+            phase, shown = ("critic", step) if pretraining else ("train", step - memory["pretrained"])
             # Write: sample once, then measure the same tokens with every model that has an opinion.
-            picked = next(batch_indices(len(prompts), cfg.rollouts, cfg.seed, "prompts", first_step=step))
-            responses = respond(policy, words, [prompts[i] for i in picked], cfg.sampling, seed=cfg.seed,
-                                names=["sample", step])
+            picked = next(batch_indices(len(prompts), cfg.rollouts // cfg.advantage.group, cfg.seed, "prompts",
+                                        first_step=step))
+            asked = [prompts[i] for i in picked for _ in range(cfg.advantage.group)]
+            responses = respond(models.policy, words, asked, cfg.sampling, seed=cfg.seed, names=["sample", step])
             clock.phase("sample")
-            rollout = measure(responses, reference=reference, critic=critic, scorer=scorer,
-                              micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature)
+            rollout = measure(responses, policy=models.policy, reference=models.reference, critic=models.critic,
+                              micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature,
+                              kl=cfg.kl.estimator, bootstrap=cfg.truncation.how == "bootstrap")
+            scored = rewards(responses)
             # Credit: one score per response becomes one advantage per token.
-            memory["moments"] = merge_moments(memory["moments"], rollout.scores)
-            scores = process_scores(rollout.scores, memory["moments"], center=cfg.score_center,
-                                    scale=cfg.score_scale, clip=cfg.score_clip, min_std=cfg.score_min_std)
-            mask, kl = rollout.tokens.response_mask, KL[cfg.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
-            rewards = token_rewards(scores.to(kl.device), kl, mask, kl_coef=cfg.kl_coef)
-            advantages, returns = gae(rewards, rollout.values, mask, gamma=cfg.gamma, lam=cfg.lam)
-            rollout = replace(rollout, advantages=advantages, returns=returns)
-            metrics = monitors(responses, rollout, rewards, memory["moments"])
+            memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask,
+                                               cfg.advantage.gamma)
+            scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
+            rollout = with_credit(rollout, scores, truncation=cfg.truncation, advantage=cfg.advantage,
+                                  kl_coef=memory["kl_coef"] if cfg.kl.within == "reward" else 0.0)
+            metrics = monitors(rollout, scored, scores, memory["moments"]) | {"kl/coef": memory["kl_coef"]}
             if cfg.gold:
                 metrics["gold/mean"] = float(responses.scored_by(scoring_function(cfg.gold)).mean())
             clock.phase("measure")
-            # Learn: several passes over one rollout; every response token of a step weighs the same.
-            tally = Tally()
+            # Learn: several passes over one rollout; what a token weighs is fixed before the micro-batches.
+            tally, metrics["update/steps"] = Tally(), 0.0
             for k in range(cfg.updates):
-                part = rollout.rows(minibatch(cfg, step, k))
-                number = (step - 1) * cfg.updates + k + 1
-                metrics |= learn_values(critic, part, learners["critic"], number, cfg, tally)
-                if not pretraining:
-                    number -= cfg.critic_pretrain * cfg.updates
-                    metrics |= learn_policy(policy, part, mix_parts(mix, cfg, words, number, device_of(policy)),
-                                            learners["policy"],
-                                            number, cfg, tally, fresh=k == 0)
+                index = minibatch(cfg.rollouts, cfg.minibatch, k, seed=cfg.seed, step=step)
+                part = minibatch_advantages(rollout.rows(index), cfg.advantage)
+                told = [] if pretraining else mixed_in(
+                    mix, cfg.ptx_batch, number=(shown - 1) * cfg.updates + k + 1, seed=cfg.seed, pad_id=words.pad_id,
+                    micro_tokens=cfg.micro_tokens, device=device_of(models.policy))
+                done = update(models, part, told, learners, numbers(cfg, memory, shown, k), cfg, tally, memory)
+                if done is None:
+                    break
+                metrics |= done | {"update/steps": metrics["update/steps"] + bool(done)}
             metrics |= tally.means()
             clock.phase("update")
 
-            memory["history"].append({name: metrics[name] for name in alarms.WATCHED if name in metrics})
-            log.log(shown, metrics, phase)
+            found = [] if pretraining else watch(memory, metrics)
+            log.log(shown, metrics | {"alarms": len(found)}, phase)
             log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase)
-            found = [] if pretraining else alarms.raised(memory["history"][cfg.critic_pretrain:])
             for alarm in found:
                 log.alarm(alarm.row(shown))
-            memory["n_alarms"] += len(found)
-            if pretraining and metrics["value/explained_variance"] > cfg.critic_pretrain_until:
-                memory["history"] += memory["history"][-1:] * (cfg.critic_pretrain - step)
-                step = cfg.critic_pretrain
-            if not pretraining and (shown % cfg.eval_every == 0 or step == total):
-                memory["after"] = evaluate(log, shown, policy, words, held_out, scorer, cfg)
-            ends = bool(found) and cfg.on_alarm == "stop"
-            if step % cfg.save_every == 0 or step == total or log.stop_requested() or ends:
-                checkpoint.save(log, step, **state, extra=memory)
-            if ends:
-                stop_on(found[0], cfg, shown)
-            if log.stop_requested() and step < total:
+            prepare_next(memory, metrics, step, cfg)
+            stops = bool(found) and (cfg.on_alarm == "stop" or memory["rollbacks"] == cfg.rollback.most)
+            if found and cfg.on_alarm == "rollback" and not stops:
+                memory = go_back(log, memory, state, shown, cfg)
+            last = not pretraining and shown == cfg.steps
+            if not pretraining and (shown % cfg.eval_every == 0 or last):
+                memory["after"] = exam.sit(models.policy, cfg.sampling, shown, memory["before"], cfg.n_samples)
+                keep_best(memory, shown, models.policy, tokenizer, cfg)
+            ready = pretraining and memory["pretrained"] is not None
+            if step % cfg.save_every == 0 or last or ready or stops or log.stop_requested():
+                memory["good"] = memory["good"] if found else step
+                checkpoint.save(log, step, **state, extra=memory, keep=memory["good"])
+            if stops:
+                alarms.stop_on(found[0], f"{cfg.out}, step {shown}")
+            if log.stop_requested() and not last:
                 log.stop(step)
             clock.lap({})
-            progress.advance(f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
-        save_model(policy, tokenizer, cfg.out / "model")
+            progress.reach(shown if pretraining else cfg.critic.pretrain + shown,
+                           f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
+        save_model(models.policy, tokenizer, cfg.out / "model")
         before, after = memory["before"], memory["after"]
         return log.finish({
-            "steps": cfg.steps, "n_alarms": memory["n_alarms"], "skipped": skipped,
+            "steps": cfg.steps, "n_alarms": memory["n_alarms"], "n_rollbacks": memory["rollbacks"], "skipped": skipped,
             "headline": headline(before, after, cfg.seed), "before": without_each(before),
-            "after": without_each(after)})
+            "after": without_each(after), "best": memory["best"]})
 
 
-def learn_policy(policy: nn.Module, part: Rollout, mix: list[TokenBatch], learner: Learner, number: int,
-                 cfg: PPOConfig, tally: Tally, *, fresh: bool) -> dict[str, float]:
-    """One optimiser step of the policy: clipped surrogate plus LM-mix loss, summed before the one backward pass.
+def beginning(cfg: PPOConfig) -> Memory:
+    """What is known before the first phase."""
+    return {"moments": {}, "history": [], "value_losses": [], "pretrained": None if cfg.critic.pretrain else 0,
+            "kl_coef": cfg.kl.coef, "lr_factor": 1.0, "n_alarms": 0, "rollbacks": 0, "good": 0, "best": None}
 
-    `fresh`: nothing was learned since these responses were sampled, so the old log-probabilities are this very
-    forward pass's and the ratio is exactly 1; the gap to the sampler's own numbers is logged.
+
+def numbers(cfg: PPOConfig, memory: Memory, shown: int, k: int) -> dict[str, int]:
+    """Which optimiser step this is, of each model that takes one; its schedule jumps what pre-training saved."""
+    number = (shown - 1) * cfg.updates + k + 1
+    if memory["pretrained"] is None:
+        return {"critic": number}
+    critic = {"critic": number + cfg.critic.pretrain * cfg.updates} if cfg.advantage.has_critic else {}
+    return {"policy": number} | critic
+
+
+def update(models: Actors, part: Rollout, mix: list[TokenBatch], learners: dict[str, Learner], counts: dict[str, int],
+           cfg: PPOConfig, tally: Tally, memory: Memory) -> dict[str, float] | None:
+    """One optimiser step of each model in `counts`; none where the policy has moved too far to take it."""
+    ids, done = part.tokens.record_ids, dict[str, float]()
+    if not bool(part.counted.any()):
+        return done
+    if "critic" in counts:
+        value_gradients(models.critic, part, counts["critic"], cfg, tally)
+    if "policy" in counts:
+        kl_old, gap = policy_gradients(models, part, mix, counts["policy"], memory["kl_coef"], cfg, tally)
+        if cfg.target_kl is not None and float(kl_old) > 1.5 * cfg.target_kl:
+            for learner in learners.values():
+                learner.forget()
+            return None
+        done = {} if gap is None else {"policy/sampler_gap": float(gap)}
+    # DEVIATION(ppo-4): gradients are clipped network by network; a wild critic must not shrink the policy's step.
+    both = joint_norm(learners.values()) if cfg.grad_clip == "joint" and len(counts) == 2 else None
+    for name, number in counts.items():
+        lr_factor = memory["lr_factor"] if name == "policy" else 1.0
+        step = learners[name].step(number, ids, joint_norm=both, lr_factor=lr_factor)
+        done |= {f"grad_norm/{name}": step["grad_norm"], f"lr/{name}": step["lr"]}
+    return done
+
+
+def policy_gradients(models: Actors, part: Rollout, mix: list[TokenBatch], number: int, kl_coef: float,
+                     cfg: PPOConfig, tally: Tally) -> tuple[Tensor, Tensor | None]:
+    """Gradients of everything that the policy minimises, summed before its one step.
+
+    The first minibatch of a phase is fresh: nothing was learned since it was sampled, so its old log-probabilities
+    are this very forward pass's, and its ratio is exactly 1.
+
+    Returns:
+        The distance from the old policy in nats per token, and of a fresh minibatch the largest gap to the sampler's
+        own log-probabilities.
     """
-    mask = part.tokens.response_mask
-    advantages = whiten(part.advantages, mask) if cfg.whiten_advantages else part.advantages
-    part = replace(part, advantages=advantages)
     # DEVIATION(ppo-3): the released code recomputes every old log-probability; only a fresh minibatch needs that.
-    n_tokens, gap = part.tokens.n_response_tokens, torch.zeros(())
+    fresh, temperature = (number - 1) % cfg.updates == 0, cfg.sampling.logprob_temperature
+    total = weights_of(part, cfg).sum()
+    mean_entropy = entropy_of(models.policy, part, cfg) if cfg.loss.entropy in ("floor", "target") else None
+    gap, kl_old = torch.zeros((), device=total.device), torch.zeros((), device=total.device)
     for micro in (part.rows(index) for index in parts_of(part, cfg.micro_tokens)):
-        where = micro.tokens.response_mask
-        logprobs, entropy = token_logprobs(policy, micro.tokens, temperature=cfg.sampling.logprob_temperature,
-                                           with_entropy=True)
-        gap = torch.maximum(gap, (logprobs.detach() - micro.logprobs).abs().max().cpu()) if fresh else gap
-        old = logprobs.detach() if fresh else micro.logprobs
-        loss, stats = clipped_surrogate(logprobs, old, micro.advantages, where, clip=cfg.clip)
-        objective = masked_sum(loss, where) / n_tokens
+        weights = weights_of(micro, cfg)
+        logprobs, entropy = token_logprobs(models.policy, micro.tokens, temperature=temperature, with_entropy=True)
+        loss, stats = policy_loss(micro, logprobs, entropy, mean_entropy, fresh=fresh, cfg=cfg.loss)
+        if cfg.kl.within == "loss":
+            drift = (token_kl(models.policy, models.reference, micro.tokens, temperature=temperature)
+                     if cfg.kl.estimator == "full" else KL[cfg.kl.estimator](logprobs, micro.ref_logprobs))
+            loss, stats = loss + kl_coef * drift, stats | {"loss/kl": drift}
+        objective = weighted_sum(loss, weights) / total
         require_finite(objective.detach(), "loss/policy", number, micro.tokens.record_ids)
         objective.backward()
-        tally.add({"loss/policy": loss, "policy/entropy": entropy} | stats, where)
+        gap = torch.maximum(gap, (logprobs.detach() - micro.logprobs).abs().max())
+        kl_old = kl_old + weighted_sum(stats["policy/kl_old"], weights) / total
+        tally.add({"loss/policy": loss, "policy/entropy": entropy} | stats, weights)
     n_mix = sum(batch.n_response_tokens for batch in mix)
     for batch in mix:
-        loss = nll(token_logprobs(policy, batch)[0], batch.response_mask)
+        loss = nll(token_logprobs(models.policy, batch)[0], batch.response_mask)
         objective = cfg.ptx_coef * masked_sum(loss, batch.response_mask) / n_mix
         require_finite(objective.detach(), "loss/ptx", number, batch.record_ids)
         objective.backward()
         tally.add({"loss/ptx": loss}, batch.response_mask)
-    done = learner.step(number, part.tokens.record_ids)
-    return {"grad_norm/policy": done["grad_norm"], "lr/policy": done["lr"]} | (
-        {"policy/sampler_gap": float(gap)} if fresh else {})
+    return kl_old, gap if fresh else None
 
 
-def learn_values(critic: nn.Module, part: Rollout, learner: Learner, number: int, cfg: PPOConfig, tally: Tally,
-                 ) -> dict[str, float]:
-    """One optimiser step of the critic."""
-    n_tokens = part.tokens.n_response_tokens
+def value_gradients(critic: nn.Module | None, part: Rollout, number: int, cfg: PPOConfig, tally: Tally) -> None:
+    """Gradients of the critic's loss on one minibatch."""
+    total = weights_of(part, cfg).sum()
     for micro in (part.rows(index) for index in parts_of(part, cfg.micro_tokens)):
-        where = micro.tokens.response_mask
-        loss, stats = clipped_value_loss(token_values(critic, micro.tokens), micro.values, micro.returns, where,
-                                         clip=cfg.value_clip)
-        objective = cfg.value_coef * masked_sum(loss, where) / n_tokens
+        weights = weights_of(micro, cfg)
+        loss, stats = clipped_value_loss(token_values(critic, micro.tokens), micro.values, micro.returns,
+                                         micro.tokens.response_mask, clip=cfg.loss.value_clip)
+        objective = cfg.loss.value_coef * weighted_sum(loss, weights) / total
         require_finite(objective.detach(), "loss/value", number, micro.tokens.record_ids)
         objective.backward()
-        tally.add({"loss/value": loss} | stats, where)
-    done = learner.step(number, part.tokens.record_ids)
-    return {"grad_norm/critic": done["grad_norm"], "lr/critic": done["lr"]}
+        tally.add({"loss/value": loss} | stats, weights)
 
 
-def minibatch(cfg: PPOConfig, step: int, k: int) -> list[int]:
-    """Rows of the k-th optimiser step of a phase; each pass has its own shuffle."""
-    per_pass = cfg.rollouts // cfg.minibatch
-    order = shuffled(cfg.rollouts, cfg.seed, "minibatches", step, k // per_pass)
-    start = (k % per_pass) * cfg.minibatch
-    return order[start : start + cfg.minibatch]
+def weights_of(rows: Rollout, cfg: PPOConfig) -> Tensor:
+    """What each token of these rows weighs in the losses."""
+    return loss_weights(rows.tokens.response_mask, rows.counted, reduction=cfg.loss.reduction)
 
 
-def load_prompts(cfg: PPOConfig, words: Template) -> tuple[list[PromptRow], list[PromptRow], dict[str, int]]:
-    """Training prompts, held-out prompts, and what was dropped or cut."""
-    data = cfg.prompts
-    room = prompt_room(data, cfg.sampling.max_new_tokens)
-    how: dict[str, Any] = {"on_bad_record": data.on_bad_record, "as_text": data.as_text}
-    train, report = read_prompts(data.path, **how)
-    if data.validation:
-        held_out = read_prompts(data.validation, **how)[0]
-    else:
-        train, held_out = split_prompts(train, data.validation_fraction, cfg.seed)
-    rows, cut = render_prompts(words, train, room, data.too_long)
-    held_rows, _ = render_prompts(words, held_out[: cfg.eval_prompts], room, data.too_long)
-    return rows, held_rows, {"records": report.n_dropped} | vars(cut)
+@torch.no_grad()
+def entropy_of(policy: nn.Module, part: Rollout, cfg: PPOConfig) -> Tensor:
+    """Mean entropy over a minibatch, before its micro-batches: on which side of the target the whole of it lies."""
+    summed = [weighted_sum(token_logprobs(policy, micro.tokens, temperature=cfg.sampling.logprob_temperature,
+                                          with_entropy=True)[1], weights_of(micro, cfg))
+              for micro in (part.rows(index) for index in parts_of(part, cfg.micro_tokens))]
+    return torch.stack(summed).sum() / weights_of(part, cfg).sum()
 
 
-def load_mix(cfg: PPOConfig, words: Template) -> list[Row]:
-    """Demonstrations for the LM-mix loss."""
-    if cfg.ptx is None or cfg.ptx_coef == 0:
-        return []
-    told = read_demonstrations(cfg.ptx.path, on_bad_record=cfg.ptx.on_bad_record, as_text=cfg.ptx.as_text)[0]
-    return render_demonstrations(words, told, cfg.ptx.max_length, cfg.ptx.too_long)[0]
+def watch(memory: Memory, metrics: dict[str, Any]) -> list[alarms.Alarm]:
+    """Add this phase to the history; every alarm it sets off."""
+    memory["history"].append({name: metrics[name] for name in alarms.WATCHED if name in metrics})
+    found = alarms.raised(memory["history"])
+    memory["n_alarms"] += len(found)
+    return found
 
 
-def mix_parts(mix: list[Row], cfg: PPOConfig, words: Template, number: int, device: torch.device) -> list[TokenBatch]:
-    """The demonstrations of one optimiser step, in micro-batches."""
-    if not mix:
-        return []
-    rows = [mix[i] for i in next(batch_indices(len(mix), cfg.ptx_batch, cfg.seed, "ptx", first_step=number))]
-    parts = budget_batches([len(row.ids) for row in rows], cfg.micro_tokens)
-    return [collate([rows[i] for i in part], words.pad_id).to(device) for part in parts]
+def prepare_next(memory: Memory, metrics: dict[str, Any], step: int, cfg: PPOConfig) -> None:
+    """End the critic's pre-training once it sees, or learns no more; adapt the price of drift."""
+    if memory["pretrained"] is None:
+        memory["value_losses"].append(metrics["loss/value"])
+        if cfg.critic.is_ready(memory["value_losses"], metrics["value/explained_variance"]):
+            memory["pretrained"] = step
+    elif cfg.kl.target is not None:
+        memory["kl_coef"] = adapted_kl_coef(memory["kl_coef"], metrics["kl/charged"], target=cfg.kl.target,
+                                            horizon=cfg.kl.horizon, n_responses=cfg.rollouts)
 
 
-def load_scorer(cfg: PPOConfig, words: Template) -> Scorer:
-    """The frozen reward model."""
-    rewarder = scalar_model(cfg.reward_model).requires_grad_(False)
-    spec = cfg.reward_model
-    own = template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
-    return Scorer(rewarder, own, words, cfg.micro_tokens)
+def go_back(log: runs.Run, memory: Memory, state: dict[str, Any], shown: int, cfg: PPOConfig) -> Memory:
+    """Models, optimisers and running moments of the last checkpoint without an alarm; dearer drift, smaller steps."""
+    then = checkpoint.go_back(log, memory["good"], **state)
+    times, to = memory["rollbacks"] + 1, memory["good"] - memory["pretrained"]
+    log.alarm(alarms.rolled_back(to, times, cfg.rollback.most).row(shown))
+    return memory | {name: then[name] for name in ("moments", "history", "value_losses")} | {
+        "rollbacks": times, "kl_coef": memory["kl_coef"] * cfg.rollback.kl_factor,
+        "lr_factor": memory["lr_factor"] * cfg.rollback.lr_factor}
 
 
-def load_models(cfg: PPOConfig, words: Template) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Policy, reference, critic."""
-    if cfg.topology == "shared":
-        trunk = SharedTrunk(cfg.policy, cfg.seed)
-        return trunk.policy, trunk.reference, trunk.critic
-    policy = causal_lm(cfg.policy, seed=cfg.seed)
-    start = cfg.critic or cfg.reward_model
-    same_vocabulary(words, template(load_tokenizer(start.path, trust_remote_code=start.trust_remote_code)))
-    return policy, frozen_copy(policy), scalar_model(start, seed=cfg.seed)
+def keep_best(memory: Memory, shown: int, policy: nn.Module, tokenizer: Any, cfg: PPOConfig) -> None:
+    """Write the policy to out/best if none before it did better on held-out prompts, within its budget of drift."""
+    now = memory["after"]
+    if cfg.best is not None and now and better(now, memory["best"], by=cfg.best, kl_budget=cfg.kl_budget):
+        memory["best"] = without_each(now) | {"step": shown}
+        save_model(policy, tokenizer, cfg.out / "best")
 
 
-def evaluate(log: runs.Run, shown: int, policy: nn.Module, words: Template, held_out: list[PromptRow], scorer: Scorer,
-             cfg: PPOConfig) -> dict[str, Any]:
-    """Answer held-out prompts, with the same random streams every time; log means with intervals, keep samples."""
-    if not held_out:
-        return {}
-    responses = respond(policy, words, held_out, cfg.sampling, seed=cfg.seed, names=["evaluate"])
-    columns = {"score": scorer(responses)}
-    if cfg.gold:
-        columns["gold"] = responses.scored_by(scoring_function(cfg.gold))
-    lengths = responses.rollout.tokens.response_mask.sum(1).float()
-    found = {name: summary(x, cfg.seed, name) for name, x in (columns | {"length": lengths}).items()}
-    log.log(shown, {f"{name}/{key}": x for name, values in found.items() for key, x in values.items()}, "eval")
-    log.sample(sample_rows(shown, responses, columns, cfg.n_samples))
-    return found | {f"each/{name}": x.tolist() for name, x in columns.items()}
+def load_models(cfg: PPOConfig, words: Template) -> Actors:
+    """Policy, reference and critic; the critic must read the policy's tokens."""
+    rewarder = next((source.models[0] for source in cfg.sources if source.models), None)
+    if cfg.advantage.has_critic and cfg.topology == "separate":
+        start = critic_source(cfg.policy, cfg.critic, rewarder)
+        same_vocabulary(words, template(load_tokenizer(start.path, trust_remote_code=start.trust_remote_code)))
+    return load_actors(cfg.policy, cfg.critic if cfg.advantage.has_critic else None, rewarder, topology=cfg.topology,
+                       seed=cfg.seed)
 
 
-def stop_on(alarm: alarms.Alarm, cfg: PPOConfig, shown: int) -> None:
-    """End the run because of an alarm.
-
-    Raises:
-        NumericsError: always.
-    """
-    raise NumericsError(f"alarm {alarm.name}: {alarm.meaning}", where=f"{cfg.out}, step {shown}",
-                        remedy=f"{alarm.remedy} The checkpoint of this step is kept; --resume goes on from it.")
-
-
-def without_each(found: dict[str, Any]) -> dict[str, Any]:
-    """The summaries, without the single values that the paired interval needs."""
-    return {name: x for name, x in found.items() if not name.startswith("each/")}
+def warnings_of(cfg: PPOConfig) -> Iterator[str]:
+    """What a reader of this run's numbers must know of its settings."""
+    if cfg.sampling.warning is not None:
+        yield cfg.sampling.warning
+    if cfg.kl.within == "loss" and cfg.kl.estimator == "k1" and cfg.kl.coef:
+        yield "kl.within='loss' with kl.estimator='k1': its gradient has mean zero, so it restrains nothing; see k2."
+    if cfg.ptx_coef and cfg.ptx is None:
+        yield f"ptx_coef={cfg.ptx_coef} has no effect without ptx: this run has no LM-mix loss."
 
 
-def headline(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any] | None:
-    """Gold where it is known, the reward model's score elsewhere; the change is paired, prompt by prompt."""
-    name = "gold" if "gold" in before else "score"
-    if name not in before:
-        return None
-    change = torch.tensor(after[f"each/{name}"]) - torch.tensor(before[f"each/{name}"])
-    return {"metric": name, "before": before[name], "after": after[name], "higher_is_better": True,
-            "change": summary(change, seed, "change")}
+def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
+    """Settings that exclude each other: whether they are there, and what to say."""
+    group, kind, start = cfg.advantage.group, cfg.advantage.estimator, cfg.critic
+    shared, sees = cfg.topology == "shared", cfg.advantage.has_critic
+    yield bool(cfg.rollouts % cfg.minibatch), f"minibatch={cfg.minibatch} does not divide rollouts={cfg.rollouts}"
+    yield bool(cfg.rollouts % group), f"advantage.group={group} does not divide rollouts={cfg.rollouts}"
+    yield not cfg.sources, "neither reward_model nor rewards is given: nothing says what is good"
+    yield shared and cfg.policy.lora.rank is None, (
+        "topology='shared' needs policy.lora.rank: its policy and critic are adapters")
+    yield shared and (start.model is not None or start.init not in (None, "policy")), (
+        "topology='shared' and critic.model or critic.init exclude each other: the critic is an adapter on the policy")
+    yield not shared and sees and start.model is None and start.init in (None, "reward_model") and not any(
+        source.models for source in cfg.sources), (
+        "critic.init='reward_model' and rewards without any model exclude each other: set critic.init to policy")
+    yield not sees and bool(start.pretrain), (
+        f"advantage.estimator={kind!r} has no critic, critic.pretrain={start.pretrain} trains nothing: set it to 0")
+    yield not sees and cfg.truncation.how == "bootstrap", (
+        f"advantage.estimator={kind!r} has no critic, truncation.how='bootstrap' needs its values")
+    yield cfg.sampling.temperature == 0, "sampling.temperature=0 explores nothing: PPO needs samples"
+    yield cfg.target_kl is not None and cfg.loss.old_policy == "reference", (
+        "target_kl and loss.old_policy='reference' exclude each other: the distance is to the policy that sampled")
+    yield cfg.grad_clip == "joint" and cfg.policy_optimizer.max_grad_norm != cfg.critic_optimizer.max_grad_norm, (
+        "grad_clip='joint' needs policy_optimizer.max_grad_norm and critic_optimizer.max_grad_norm to be equal")
+    yield cfg.best == "score" and cfg.kl_budget is None, (
+        "best='score' needs kl_budget: the highest score alone picks the policy that games it best")
+    yield cfg.best == "gold" and cfg.gold is None, "best='gold' needs gold: no true score is known"
+    yield cfg.best is None and cfg.kl_budget is not None, "kl_budget has no effect without best: set best to score"

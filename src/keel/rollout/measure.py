@@ -1,4 +1,4 @@
-"""Measure sampled tokens with every model that has an opinion: reference, critic, reward model."""
+"""Measure sampled tokens with every model that has an opinion: reference, critic, reward models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,11 +10,15 @@ from keel.batches import Rollout, TokenBatch
 from keel.data.collate import budget_batches, collate
 from keel.data.render import Row, Template
 from keel.errors import ModelError, NumericsError
-from keel.models.forward import response_scores, token_logprobs, token_values
+from keel.functional.policy import kl_k1, kl_k2, kl_k3
+from keel.models.forward import response_scores, token_kl, token_logprobs, token_values
 from keel.models.load import check_context, device_of
 from keel.rollout.respond import Responses
 
-__all__ = ["Scorer", "measure", "parts_of", "same_vocabulary"]
+__all__ = ["KL", "Scorer", "measure", "parts_of", "same_vocabulary"]
+
+KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+"""Estimators of KL(policy || reference) from the log-probabilities of drawn tokens."""
 
 
 class Scorer:
@@ -66,13 +70,32 @@ class Scorer:
 
 
 @torch.no_grad()
-def measure(responses: Responses, *, reference: nn.Module, critic: nn.Module, scorer: Scorer, micro_tokens: int,
-            temperature: float) -> Rollout:
-    """The rollout with `ref_logprobs`, `values` and `scores`; log-probabilities in the sampler's convention."""
-    rollout = responses.rollout
+def measure(responses: Responses, *, policy: nn.Module, reference: nn.Module, critic: nn.Module | None,
+            micro_tokens: int, temperature: float, kl: str, bootstrap: bool = False) -> Rollout:
+    """The rollout with `ref_logprobs`, `kl`, `values` and `after_values`.
+
+    Args:
+        responses: what the policy wrote, with its log-probabilities.
+        policy: only asked where `kl` is "full".
+        reference: the frozen policy of the start.
+        critic: none: no values.
+        micro_tokens: token positions per forward pass.
+        temperature: of the log-probabilities, as the sampler's.
+        kl: estimator of the drift per token: k1, k2, k3 or full.
+        bootstrap: also ask the critic what the state after the last token is worth.
+    """
+    rollout, measured = responses.rollout, dict[str, Tensor]()
     ref = by_parts(rollout, micro_tokens, lambda part: token_logprobs(reference, part, temperature=temperature)[0])
-    values = by_parts(rollout, micro_tokens, lambda part: token_values(critic, part))
-    return replace(rollout, ref_logprobs=ref, values=values, scores=scorer(responses))
+    if kl == "full":
+        drift = by_parts(rollout, micro_tokens, lambda part: token_kl(policy, reference, part, temperature=temperature))
+    else:
+        drift = KL[kl](rollout.logprobs, ref)
+    if critic is not None:
+        measured["values"] = by_parts(rollout, micro_tokens, lambda part: token_values(critic, part))
+        if bootstrap:
+            measured["after_values"] = by_parts(rollout, micro_tokens, lambda part: response_scores(critic, part),
+                                                flat=True)
+    return replace(rollout, ref_logprobs=ref, kl=drift, **measured)
 
 
 def parts_of(rollout: Rollout, micro_tokens: int) -> list[list[int]]:
@@ -113,7 +136,7 @@ def same_vocabulary(policys: Template, critics: Template) -> None:
     """
     if not same_tokens(critics, policys):
         raise ModelError("the critic's tokenizer or chat template differs from the policy's",
-                         remedy="Name a critic that was trained from the policy's family with --critic PATH; a reward "
+                         remedy="Name a critic that was trained from the policy's family with --critic.model PATH; a reward "
                                 "model with another tokenizer can still score.")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel.batches import Rollout, TokenBatch
@@ -32,14 +32,41 @@ class SamplingConfig(Config):
     repetition_penalty: float = Field(1.0, ge=1, description="divides positive logits of tokens already written")
     max_new_tokens: int = Field(128, ge=1, description="longest response in tokens, end-of-sequence included")
     slots: int = Field(128, ge=1, description="responses written at the same time")
-    logprobs: Literal["raw", "tempered"] = Field("raw", description="log-probabilities returned and trained on: of the "
-                                                 "model itself (raw), or at the sampling temperature (tempered)")
+    logprobs: Literal["raw", "tempered", "exact"] = Field("raw", description="log-probabilities returned and trained "
+        "on: of the model itself (raw), at the sampling temperature (tempered), or raw with nothing that sharpens the "
+        "draw allowed (exact)")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamplingConfig":
+        if self.logprobs == "exact":
+            for name, off in (("temperature", 1.0), ("top_p", None), ("top_k", None), ("repetition_penalty", 1.0)):
+                if getattr(self, name) != off and not (name == "top_p" and self.top_p == 1.0):
+                    raise ValueError(f"sampling.logprobs='exact' and sampling.{name}={getattr(self, name)} exclude "
+                                     f"each other: exact draws from the model as it is ({name} = {off or 'none'})")
+        if self.logprobs == "tempered" and self.temperature == 0:
+            raise ValueError("sampling.logprobs='tempered' and sampling.temperature=0 exclude each other: "
+                             "log-probabilities at temperature 0 are not finite")
+        return self
 
     @property
-    def exact(self) -> bool:
-        """True where tokens are drawn from the very distribution whose log-probabilities are returned."""
-        plain = self.top_p in (None, 1.0) and self.top_k is None and self.repetition_penalty == 1.0
-        return plain and (self.temperature == 1.0 or (self.logprobs == "tempered" and self.temperature > 0))
+    def filtered(self) -> bool:
+        """True where tokens are cut or punished before the draw."""
+        return self.top_p not in (None, 1.0) or self.top_k is not None or self.repetition_penalty != 1.0
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader of log-probabilities and KL must know about this mode; none where there is nothing."""
+        if self.logprobs == "raw" and (self.filtered or self.temperature != 1.0):
+            return ("Sampling is sharper than the distribution whose log-probabilities are trained on (filters, "
+                    "temperature or penalty with raw log-probabilities, as published): k1 is biased and can be "
+                    "negative, and the policy can be paid for it.")
+        if self.logprobs == "tempered" and self.filtered:
+            return ("Log-probabilities are at the sampling temperature, but filters or the repetition penalty still "
+                    "sharpen the draw: k1 is biased and can be negative.")
+        if self.logprobs == "tempered" and self.temperature != 1.0:
+            return (f"Ratios, KL and entropy are those of the policy at temperature {self.temperature}: sample the "
+                    "trained policy at that temperature too.")
+        return None
 
     @property
     def logprob_temperature(self) -> float:

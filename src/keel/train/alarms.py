@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-__all__ = ["WATCHED", "Alarm", "raised"]
+from pydantic import Field
+
+from keel.config import Config
+from keel.errors import NumericsError
+
+__all__ = ["WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on"]
 
 WATCHED = ("response/cut", "response/length", "response/repetition", "score/mean", "score/std", "score/p95",
            "kl/reference_k3", "policy/entropy", "value/explained_variance")
@@ -31,6 +36,30 @@ class Alarm:
         return {"step": step, **vars(self)}
 
 
+class RollbackConfig(Config):
+    """What on_alarm = rollback does: back to the last checkpoint before the alarm, then on, more carefully."""
+
+    most: int = Field(3, ge=1, description="times a run goes back; the next alarm stops it")
+    kl_factor: float = Field(2.0, ge=1, description="kl.coef is multiplied by this each time")
+    lr_factor: float = Field(0.5, gt=0, le=1, description="so is the policy's learning rate by this")
+
+
+def rolled_back(to: int, times: int, most: int) -> Alarm:
+    """The event of going back, as a row of alarms.jsonl."""
+    return Alarm("rollback", times, most, f"Went back to the policy, critic and running moments of phase {to}.",
+                 "Alarms that come again mean that the settings do not hold: raise kl.coef or lower the learning rate.")
+
+
+def stop_on(alarm: Alarm, where: str) -> None:
+    """End the run because of an alarm.
+
+    Raises:
+        NumericsError: always.
+    """
+    raise NumericsError(f"alarm {alarm.name}: {alarm.meaning}", where=where,
+                        remedy=f"{alarm.remedy} The checkpoint of this step is kept; --resume goes on from it.")
+
+
 def raised(history: History) -> list[Alarm]:
     """Every alarm that the newest row of the history sets off."""
     checks = (_truncation, _length_reward_race, _kl_jump, _entropy_drop, _score_long_tail, _repetition, _value_blind)
@@ -50,7 +79,7 @@ def _length_reward_race(history: History) -> list[Alarm]:
     return [] if not (longer and now["score/mean"] > start["score/mean"]) else [Alarm(
         "length_reward_race", now["response/length"], 2 * start["response/length"],
         "Responses are twice as long as at the start while the score rises: the reward model may be paid by length.",
-        "Raise kl_coef, and check the reward model against the baseline 'the longer answer wins'.")]
+        "Raise kl.coef, and check the reward model against the baseline 'the longer answer wins'.")]
 
 
 def _kl_jump(history: History) -> list[Alarm]:
@@ -59,14 +88,14 @@ def _kl_jump(history: History) -> list[Alarm]:
     now = history[-1]["kl/reference_k3"]
     return [] if now <= limit else [Alarm(
         "kl_jump", now, limit, "Drift from the reference jumped to more than five times its median (nats per token).",
-        "Lower the learning rate or raise kl_coef.")]
+        "Lower the learning rate or raise kl.coef.")]
 
 
 def _entropy_drop(history: History) -> list[Alarm]:
     limit, now = 0.6 * history[0]["policy/entropy"], history[-1]["policy/entropy"]
     return [] if now >= limit else [Alarm(
         "entropy_drop", now, limit, "The policy lost over 40% of the entropy it began with: its answers become alike.",
-        "Raise kl_coef, lower the learning rate, or stop earlier.")]
+        "Raise kl.coef, lower the learning rate, or stop earlier.")]
 
 
 def _score_long_tail(history: History) -> list[Alarm]:
@@ -82,12 +111,12 @@ def _repetition(history: History) -> list[Alarm]:
     limit, now = max(0.3, 2 * history[0]["response/repetition"]), history[-1]["response/repetition"]
     return [] if now <= limit else [Alarm(
         "repetition", now, limit, "Responses repeat themselves (share of four-token sequences seen before).",
-        "A collapsed policy repeats until the limit: go back to an earlier checkpoint and raise kl_coef.")]
+        "A collapsed policy repeats until the limit: go back to an earlier checkpoint and raise kl.coef.")]
 
 
 def _value_blind(history: History) -> list[Alarm]:
-    recent = [row["value/explained_variance"] for row in history[-5:]]
-    blind = len(history) >= 10 and max(recent) < 0.0
+    recent = [row["value/explained_variance"] for row in history[-5:] if "value/explained_variance" in row]
+    blind = len(history) >= 10 and max(recent, default=0.0) < 0.0
     return [] if not blind else [Alarm(
         "value_blind", recent[-1], 0.0, "The critic explains nothing of the returns for five rollouts.",
         "Pre-train the critic longer, or raise its learning rate.")]

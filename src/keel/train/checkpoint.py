@@ -12,14 +12,14 @@ from torch import nn
 from keel.errors import RunError
 from keel.runs import Run, explained_disk_errors
 
-__all__ = ["latest", "restore", "save"]
+__all__ = ["go_back", "latest", "restore", "save"]
 
 KEEP = 2
 
 
 def save(run: Run, step: int, *, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer],
-         extra: Mapping[str, Any]) -> None:
-    """Write everything that the next step depends on.
+         extra: Mapping[str, Any], keep: int | None = None) -> None:
+    """Write everything that the next step depends on; the newest two checkpoints stay.
 
     Args:
         run: the open run; the lengths of its logs are part of the checkpoint.
@@ -27,6 +27,7 @@ def save(run: Run, step: int, *, modules: Mapping[str, nn.Module], optimizers: M
         modules: their trainable parameters and buffers are kept; frozen ones are loaded anew.
         optimizers: full state.
         extra: plain values and tensors (running moments, alarm history).
+        keep: step of one more checkpoint that stays, to go back to.
     """
     state = {
         "step": step, "offsets": run.offsets(), "extra": dict(extra),
@@ -41,9 +42,10 @@ def save(run: Run, step: int, *, modules: Mapping[str, nn.Module], optimizers: M
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(folder / f"step-{step:07d}.pt")
+        beside.replace(folder / _name(step))
         for old in _found(folder)[:-KEEP]:
-            old.unlink()
+            if keep is None or old.name != _name(keep):
+                old.unlink()
 
 
 def restore(run: Run, *, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer],
@@ -57,23 +59,43 @@ def restore(run: Run, *, modules: Mapping[str, nn.Module], optimizers: Mapping[s
     if newest is None:
         run.rewind({})
         return 0, {}
-    state = torch.load(newest, weights_only=True)
+    state = _loaded(newest, modules, optimizers)
+    run.rewind(state["offsets"])
+    return state["step"], state["extra"]
+
+
+def go_back(run: Run, step: int, *, modules: Mapping[str, nn.Module],
+            optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    """Load the checkpoint of a step into the given objects; the logs go on. Returns what it held in `extra`.
+
+    Raises:
+        RunError: the checkpoint does not fit these models.
+    """
+    extra: dict[str, Any] = _loaded(run.folder / "checkpoints" / _name(step), modules, optimizers)["extra"]
+    return extra
+
+
+def _loaded(file: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> Any:
+    state = torch.load(file, weights_only=True)
     for name, module in modules.items():
         stored = state["modules"][name]
         if stored.keys() != _trainable(module).keys():
-            raise RunError(f"checkpoint {newest.name} holds other parameters than the {name}", where=str(run.folder),
+            raise RunError(f"checkpoint {file.name} holds other parameters than the {name}", where=str(file.parent),
                            remedy="The model files that the run began from have changed; put them back to resume.")
         module.load_state_dict(stored, strict=False)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
-    run.rewind(state["offsets"])
-    return state["step"], state["extra"]
+    return state
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, or none."""
     found = _found(folder / "checkpoints")
     return found[-1] if found else None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:07d}.pt"
 
 
 def _found(folder: Path) -> list[Path]:

@@ -3,14 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeVar
 
+import torch
 from pydantic import Field
 
+from keel.batches import TokenBatch
 from keel.config import Config
+from keel.data.collate import budget_batches, collate
+from keel.data.load import read_demonstrations, read_prompts
 from keel.data.records import Prompt
+from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
 from keel.errors import ConfigError
 from keel.rng import digest
+from keel.train.order import batch_indices
 
-__all__ = ["DataConfig", "prompt_room", "split", "split_prompts"]
+__all__ = ["DataConfig", "load_demonstrations", "load_prompts", "mixed_in", "prompt_room", "split", "split_prompts"]
 
 
 class DataConfig(Config):
@@ -36,6 +42,36 @@ def prompt_room(data: DataConfig, max_new_tokens: int) -> int:
         raise ConfigError(f"prompts.max_length={data.max_length} leaves no room beside "
                           f"sampling.max_new_tokens={max_new_tokens}", remedy="Raise the first or lower the second.")
     return data.max_length - max_new_tokens
+
+
+def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_held_out: int, seed: int,
+                 ) -> tuple[list[PromptRow], list[PromptRow], dict[str, int]]:
+    """Training prompts, at most `n_held_out` held-out prompts, and what was dropped or cut."""
+    room = prompt_room(data, max_new_tokens)
+    train, report = read_prompts(data.path, on_bad_record=data.on_bad_record, as_text=data.as_text)
+    if data.validation:
+        held_out = read_prompts(data.validation, on_bad_record=data.on_bad_record, as_text=data.as_text)[0]
+    else:
+        train, held_out = split_prompts(train, data.validation_fraction, seed)
+    rows, cut = render_prompts(words, train, room, data.too_long)
+    held_rows, _ = render_prompts(words, held_out[:n_held_out], room, data.too_long)
+    return rows, held_rows, {"records": report.n_dropped} | vars(cut)
+
+
+def load_demonstrations(data: DataConfig, words: Template) -> list[Row]:
+    """Every demonstration of a file, rendered."""
+    told = read_demonstrations(data.path, on_bad_record=data.on_bad_record, as_text=data.as_text)[0]
+    return render_demonstrations(words, told, data.max_length, data.too_long)[0]
+
+
+def mixed_in(rows: list[Row], size: int, *, number: int, seed: int, micro_tokens: int, pad_id: int,
+             device: torch.device) -> list[TokenBatch]:
+    """The demonstrations of one optimiser step, in micro-batches; none where there are no rows."""
+    if not rows:
+        return []
+    picked = [rows[i] for i in next(batch_indices(len(rows), size, seed, "ptx", first_step=number))]
+    parts = budget_batches([len(row.ids) for row in picked], micro_tokens)
+    return [collate([picked[i] for i in part], pad_id).to(device) for part in parts]
 
 
 class HasPrompt(Protocol):

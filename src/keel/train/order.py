@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from keel.errors import ConfigError
 from keel.rng import shuffled
 
-__all__ = ["batch_indices", "n_steps"]
+__all__ = ["batch_indices", "minibatch", "n_steps"]
 
 
 class _Epochs:
@@ -35,6 +35,12 @@ def batch_indices(n: int, size: int, seed: int, purpose: str, *, first_step: int
     while True:
         yield [epochs.at(i) for i in range(position, position + size)]
         position += size
+
+
+def minibatch(n: int, size: int, k: int, *, seed: int, step: int) -> list[int]:
+    """Rows of the k-th minibatch of a phase with n rows; passes follow each other, each with its own shuffle."""
+    a_pass, place = divmod(k, n // size)
+    return shuffled(n, seed, "minibatches", step, a_pass)[place * size : (place + 1) * size]
 
 
 def n_steps(n: int, size: int, epochs: float, steps: int | None) -> int:

@@ -14,7 +14,7 @@ from keel.train.schedule import Schedule, factor
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-__all__ = ["Learner", "OptimizerConfig", "require_finite"]
+__all__ = ["Learner", "OptimizerConfig", "joint_norm", "require_finite"]
 
 
 class OptimizerConfig(Config):
@@ -48,26 +48,45 @@ class Learner:
                                       weight_decay=config.weight_decay, fused=True)
         return cls(parameters, optimizer, config, total_steps)
 
-    def step(self, number: int, record_ids: Sequence[str]) -> dict[str, float]:
+    def grad_norm(self) -> Tensor:
+        """Global norm of the gradients as they are now."""
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def forget(self) -> None:
+        """Clear the gradients without an update."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, number: int, record_ids: Sequence[str], *, joint_norm: Tensor | None = None,
+             lr_factor: float = 1.0) -> dict[str, float]:
         """Clip, update, clear the gradients; `number` counts optimiser steps from 1.
 
+        Args:
+            number: of this step, for the schedule.
+            record_ids: of the batch, for the error.
+            joint_norm: norm by which to clip, where several learners are clipped together; none: their own.
+            lr_factor: multiplies the scheduled learning rate.
         Returns:
             `grad_norm` before clipping and `lr`.
         Raises:
             NumericsError: a gradient is not finite; nothing was updated.
         """
         warmup = round(self.config.warmup_fraction * self.total_steps)
-        lr = self.config.lr * factor(number, kind=self.config.schedule, warmup=warmup, total=self.total_steps,
-                                     floor=self.config.lr_floor)
+        lr = lr_factor * self.config.lr * factor(number, kind=self.config.schedule, warmup=warmup,
+                                                 total=self.total_steps, floor=self.config.lr_floor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         bound = self.config.max_grad_norm or float("inf")
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self.grad_norm()
         require_finite(norm, "grad_norm", number, record_ids)
-        nn.utils.clip_grads_with_norm_(self.parameters, bound, norm)
+        nn.utils.clip_grads_with_norm_(self.parameters, bound, norm if joint_norm is None else joint_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
         return {"grad_norm": float(norm), "lr": lr}
+
+
+def joint_norm(learners: Iterable[Learner]) -> Tensor:
+    """Global norm of the gradients of several learners together."""
+    return torch.linalg.vector_norm(torch.stack([learner.grad_norm() for learner in learners]))
 
 
 def require_finite(value: Tensor, name: str, step: int, record_ids: Sequence[str]) -> None:
