@@ -192,6 +192,7 @@ def start(recipe: str, config: Config, folder: Path, *, seed: int, data: Iterabl
     try:
         if resume:
             _require_whole_checkpoint(folder)
+            _require_same_data(folder, data)
         else:
             _require_unused(folder)
             _replace(folder / "config.toml", config.to_toml())
@@ -224,6 +225,16 @@ def _require_whole_checkpoint(folder: Path) -> None:
             raise RunError(f"checkpoint {newest.name} is damaged ({damaged})", where=str(folder),
                            remedy=f"Remove {newest}; the run then continues from the checkpoint before it, or, where "
                                   "there is none, from the start.")
+
+
+def _require_same_data(folder: Path, data: Iterable[Path]) -> None:
+    """A run goes on with the very files it began with."""
+    began_with = _read_json(folder / "environment.json").get("data")
+    for name, digest in _digests(data).items():
+        if isinstance(began_with, dict) and began_with.get(name) != digest:
+            known = "has changed since the run began" if name in began_with else "was not there when the run began"
+            raise RunError(f"{name} {known}", where=str(folder),
+                           remedy="Put back the file as it was to resume, or start a new run with another --out.")
 
 
 def saved_config(folder: Path, recipe: str) -> dict[str, Any]:
@@ -264,8 +275,12 @@ def environment(recipe: str, seed: int, data: Iterable[Path]) -> dict[str, Any]:
         "python": platform.python_version(), **versions, "machine": platform.platform(), "cpu": _cpu_name(),
         "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS", "default"), "seed": seed,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": {str(file): _sha256(file) for path in data for file in _files_of(path)},
+        "data": _digests(data),
     }
+
+
+def _digests(data: Iterable[Path]) -> dict[str, str]:
+    return {str(file): _sha256(file) for path in data for file in _files_of(path)}
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import tiny
 
 from keel.cli import main
 
-EXIT = {"ConfigError": 2, "DataError": 3, "ModelError": 4, "NumericsError": 5, "RunError": 6}
+EXIT = {"ConfigError": 2, "DataError": 3, "ModelError": 4, "NumericsError": 5, "RunError": 6, "EndpointError": 7}
 KINDS = "|".join([*EXIT, "UnexpectedError"])
 TESTS = Path(__file__).parents[1]
 

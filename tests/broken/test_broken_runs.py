@@ -47,6 +47,21 @@ def allowed(folder: Path) -> dict[str, bytes]:
             if p.is_file() and p.name not in ("result.json", ".lock") and p.parent.name != "tensorboard"}
 
 
+def test_data_that_changed_since_the_run_began_are_not_trained_on(half, capsys):
+    import tomllib
+
+    file = Path(tomllib.loads((half / "config.toml").read_text())["data"]["path"])
+    was, before = file.read_bytes(), allowed(half)
+    file.write_bytes(was.replace(b"yes", b"no ", 1))
+    try:
+        code = main(resume(half))
+    finally:
+        file.write_bytes(was)
+    said = capsys.readouterr().err
+    assert code == EXIT["RunError"] and "has changed since the run began" in said and str(file) in said
+    assert allowed(half) == before
+
+
 def test_resuming_ends_as_if_nothing_had_happened(half, whole, capsys):
     assert main(resume(half)) == 0
     same_end(half, whole)
