@@ -78,7 +78,8 @@ def test_a_path_may_stand_for_its_table(tmp_path):
     found = RewardModelConfig.resolve(tmp_path / "a.toml")
     assert (found.model, found.data.path) == (ModelConfig(path="m"), "d")
     assert RewardModelConfig.resolve(tmp_path / "a.toml", {"model": "n"}).model.path == "n"
-    found = PPOConfig.resolve(None, {"out": "x", "policy": "p", "reward_model": "r", "prompts": "q", "critic.model": "c"})
+    given = {"out": "x", "policy": "p", "reward_model": "r", "prompts": "q", "critic.model": "c"}
+    found = PPOConfig.resolve(None, given)
     assert found.critic.model == ModelConfig(path="c")
 
 
@@ -135,8 +136,8 @@ def test_help_shows_the_recipes_defaults_not_the_tables_own():
     shown = {field.name: field.default for field in describe(PPOConfig)}
     assert shown["policy_optimizer.lr"] == "5e-07" and shown["critic_optimizer.lr"] == "1.65e-06"
     assert shown["policy.path"] == "required" and shown["critic.model.path"] == "none"
-    assert {field.name: field.limits for field in describe(PPOConfig)}["clip"] == "> 0, < 1"
-    assert {field.name: field.kind for field in describe(PPOConfig)}["clip"] == "float | none"
+    assert {field.name: field.limits for field in describe(PPOConfig)}["loss.clip"] == "> 0, < 1"
+    assert {field.name: field.kind for field in describe(PPOConfig)}["loss.clip"] == "float | none"
     shown = {field.name: field for field in describe(Outer)}
     assert shown["inner.size"].default == "7" and shown["tags"].several and not shown["pair"].several
 
@@ -145,7 +146,7 @@ def test_help_shows_the_recipes_defaults_not_the_tables_own():
 def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
     config = config_of(command)
     required = {"out": "o", "policy": "p", "model": "m", "reward_model": "r", "prompts": "q", "data": "d", "paths": "f",
-                "output": "g.jsonl", "runs": "run"}
+                "output": "g.jsonl", "runs": "run", "opponent": "w"}
     given = {name: value for name, value in required.items() if name in config.model_fields}
     arguments = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main([*command.split(), *arguments, "--print-config"]) == 0

@@ -111,16 +111,39 @@ def test_top_k_one_is_greedy_and_repetition_penalty_is_over_the_response_only(mo
         assert len(set(said)) >= min(len(said), 10)
 
 
-def test_exactness_is_known():
-    assert SamplingConfig().exact and SamplingConfig(temperature=0.8, logprobs="tempered").exact
-    for inexact in (
-        {"temperature": 0.8},
-        {"top_p": 0.9},
-        {"top_k": 5},
-        {"repetition_penalty": 1.1},
-        {"temperature": 0},
-    ):
-        assert not SamplingConfig(**inexact).exact
+SHARPENED = [{"top_p": 0.9}, {"top_k": 5}, {"repetition_penalty": 1.1}]
+
+
+@pytest.mark.parametrize("settings", SHARPENED)
+def test_filters_and_penalty_are_known_as_such_and_warned_of(settings):
+    for mode in ("raw", "tempered"):
+        assert SamplingConfig(**settings, logprobs=mode).filtered
+        assert "can be negative" in SamplingConfig(**settings, logprobs=mode).warning
+
+
+def test_what_does_not_sharpen_the_draw_is_not_warned_of():
+    for settings in ({}, {"top_p": 1.0}, {"logprobs": "tempered"}, {"logprobs": "exact", "top_p": 1.0}):
+        assert not SamplingConfig(**settings).filtered and SamplingConfig(**settings).warning is None
+
+
+def test_a_temperature_is_warned_of_by_what_it_does_to_the_log_probabilities():
+    assert "sharper than the distribution" in SamplingConfig(temperature=0.8).warning
+    assert "sharper than the distribution" in SamplingConfig(temperature=0).warning
+    tempered = SamplingConfig(temperature=0.8, logprobs="tempered")
+    assert not tempered.filtered and "at temperature 0.8: sample" in tempered.warning
+
+
+@pytest.mark.parametrize("settings", [*SHARPENED, {"temperature": 0.8}, {"temperature": 0}])
+def test_exact_refuses_what_sharpens_the_draw(settings):
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError, match=rf"sampling.logprobs='exact' and sampling.{name}={value}.* exclude each other: "
+                                         rf"exact draws from the model as it is \({name} = (none|1.0)\)"):
+        SamplingConfig(**settings, logprobs="exact")
+
+
+def test_tempered_log_probabilities_have_no_temperature_0():
+    with pytest.raises(ValueError, match="log-probabilities at temperature 0 are not finite"):
+        SamplingConfig(temperature=0, logprobs="tempered")
 
 
 def test_what_does_not_fit_is_refused(model):

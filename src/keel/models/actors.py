@@ -24,9 +24,8 @@ __all__ = ["Actors", "CriticConfig", "critic_source", "load_actors"]
 class CriticConfig(Config):
     """Where the critic starts, and how it is made ready before the policy moves."""
 
-    init: Literal["reward_model", "policy", "scratch"] | None = Field(None, description="from the first reward model, "
-        "or from the policy or from new weights, both with a head of zeros; none: critic.model where given, else "
-        "reward_model (topology shared: an adapter on the policy's trunk)")
+    init: Literal["reward_model", "policy", "scratch"] | None = Field(None, description="where it starts; a head of "
+        "zeros on the last two; none: critic.model, else reward_model; topology shared: policy")
     model: ModelConfig | None = Field(None, description="a model of its own to start from")
     pretrain: int = Field(10, ge=0, description="phases at most in which only the critic learns, at the start")
     pretrain_until: float = Field(0.5, le=1, description="explained variance that ends these phases early")
@@ -38,7 +37,6 @@ class CriticConfig(Config):
         if self.init is not None and self.model is not None:
             raise ValueError(f"critic.init={self.init!r} and critic.model exclude each other: both say where it starts")
         return self
-
 
     def is_ready(self, losses: list[float], explained_variance: float) -> bool:
         """Whether pre-training ends here, after phases with these value losses: it sees, or learns no more."""

@@ -1,7 +1,7 @@
 """PPO-max: policy-gradient RLHF that stays on its feet (Zheng et al. 2023, arXiv:2307.04964, sections 3 and 5).
 
-One loop for PPO-max, its ablations, and the estimators without a critic (RLOO, GRPO, REINFORCE++): they differ in terms,
-not in the order of steps. Left out: several processes in one run, and rewards for single steps of a response.
+One loop for PPO-max, its ablations and the estimators without a critic (RLOO, GRPO, REINFORCE++): they differ in their
+terms, not in the order of steps. Left out: several processes in one run, and rewards for single steps of a response.
 """
 
 from collections.abc import Iterator
@@ -30,6 +30,7 @@ from keel.rollout.respond import respond, scoring_function
 from keel.rollout.reward import RewardConfig, RewardSources, ScoreConfig, merged_moments, processed
 from keel.rollout.sample import SamplingConfig
 from keel.train import alarms, checkpoint
+from keel.train.alarms import RollbackConfig
 from keel.train.clock import Clock
 from keel.train.inputs import DataConfig, load_demonstrations, load_prompts, mixed_in
 from keel.train.objective import LossConfig, policy_loss, require_reachable
@@ -78,7 +79,7 @@ class PPOConfig(Config):
     critic_optimizer: OptimizerConfig = OptimizerConfig(lr=1.65e-6)
     on_alarm: Literal["warn", "stop", "rollback"] = Field("warn", description="what a collapse alarm does beside being "
                                                           "logged; rollback: see rollback")
-    rollback: alarms.RollbackConfig = alarms.RollbackConfig()
+    rollback: RollbackConfig = RollbackConfig()
     best: Literal["score", "gold"] | None = Field(None, description="keep the policy with the highest held-out mean of "
                                                   "this in out/best; score needs kl_budget")
     kl_budget: float | None = Field(None, gt=0, description="nats per token: policies further from the reference on "
@@ -203,9 +204,9 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         save_model(models.policy, tokenizer, cfg.out / "model")
         before, after = memory["before"], memory["after"]
         return log.finish({
-            "steps": cfg.steps, "n_alarms": memory["n_alarms"], "n_rollbacks": memory["rollbacks"], "skipped": skipped,
-            "headline": headline(before, after, cfg.seed), "before": without_each(before),
-            "after": without_each(after), "best": memory["best"]})
+            "steps": cfg.steps, "skipped": skipped, "headline": headline(before, after, cfg.seed),
+            "before": without_each(before), "after": without_each(after), "n_rollbacks": memory["rollbacks"],
+            "n_alarms": memory["n_alarms"], "best": memory["best"]})
 
 
 def beginning(cfg: PPOConfig) -> Memory:
@@ -216,11 +217,10 @@ def beginning(cfg: PPOConfig) -> Memory:
 
 def numbers(cfg: PPOConfig, memory: Memory, shown: int, k: int) -> dict[str, int]:
     """Which optimiser step this is, of each model that takes one; its schedule jumps what pre-training saved."""
-    number = (shown - 1) * cfg.updates + k + 1
+    number, early = (shown - 1) * cfg.updates + k + 1, cfg.critic.pretrain * cfg.updates
     if memory["pretrained"] is None:
         return {"critic": number}
-    critic = {"critic": number + cfg.critic.pretrain * cfg.updates} if cfg.advantage.has_critic else {}
-    return {"policy": number} | critic
+    return {"policy": number} | ({"critic": early + number} if cfg.advantage.has_critic else {})
 
 
 def update(models: Actors, part: Rollout, mix: list[TokenBatch], learners: dict[str, Learner], counts: dict[str, int],

@@ -136,7 +136,5 @@ def same_vocabulary(policys: Template, critics: Template) -> None:
     """
     if not same_tokens(critics, policys):
         raise ModelError("the critic's tokenizer or chat template differs from the policy's",
-                         remedy="Name a critic that was trained from the policy's family with --critic.model PATH; a reward "
-                                "model with another tokenizer can still score.")
-
-
+                         remedy="Name a critic that was trained from the policy's family with --critic.model PATH; a "
+                                "reward model with another tokenizer can still score.")

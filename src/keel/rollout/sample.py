@@ -32,9 +32,8 @@ class SamplingConfig(Config):
     repetition_penalty: float = Field(1.0, ge=1, description="divides positive logits of tokens already written")
     max_new_tokens: int = Field(128, ge=1, description="longest response in tokens, end-of-sequence included")
     slots: int = Field(128, ge=1, description="responses written at the same time")
-    logprobs: Literal["raw", "tempered", "exact"] = Field("raw", description="log-probabilities returned and trained "
-        "on: of the model itself (raw), at the sampling temperature (tempered), or raw with nothing that sharpens the "
-        "draw allowed (exact)")
+    logprobs: Literal["raw", "tempered", "exact"] = Field("raw", description="trained on: of the model itself, at the "
+        "sampling temperature, or raw with nothing allowed that sharpens the draw")
 
     @model_validator(mode="after")
     def _check(self) -> "SamplingConfig":
