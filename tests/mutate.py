@@ -4,7 +4,8 @@
 
 Every mutant is run against the file's own tests and the laws, in a fork of one process that has imported everything
 heavy. A survivor is a missing test, or an equivalent program: then `equivalent_mutants.toml` must say why. Left alone
-are docstrings, type annotations, the wording of errors (their tests read it) and `device=` (one device here).
+are docstrings, type annotations, the wording of errors (their tests read it), `device=` (one device here) and the
+order of a tuple that `in` only searches.
 """
 
 import argparse
@@ -156,9 +157,13 @@ def sites(statement: ast.stmt) -> Iterator[ast.AST]:
         parts = [child for name, field in ast.iter_fields(statement) if name not in skipped
                  for child in (field if isinstance(field, list) else [field])
                  if isinstance(child, ast.AST) and not isinstance(child, ast.stmt)]
+    searched: list[ast.AST] = []
     while parts:
         node = parts.pop(0)
-        yield node
+        if isinstance(node, ast.Compare) and all(isinstance(op, ast.In | ast.NotIn) for op in node.ops):
+            searched += node.comparators
+        if not (isinstance(node, ast.Tuple) and node in searched):
+            yield node
         parts = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr_context)] + parts
 
 

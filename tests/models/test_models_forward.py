@@ -6,8 +6,16 @@ import torch
 from keel.batches import TokenBatch
 from keel.errors import ModelError
 from keel.models import forward
-from keel.models.forward import hidden_states, position_ids, response_scores, token_logprobs, token_values
+from keel.models.forward import (
+    hidden_states,
+    position_ids,
+    response_scores,
+    token_kl,
+    token_logprobs,
+    token_values,
+)
 from keel.models.load import LoraSettings, ModelConfig, causal_lm, frozen_copy, save_model, scalar_model, share_trunk
+from keel.models.shared import SharedTrunk
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +42,36 @@ def flat(x, tokens):
     return x[tokens.response_mask]
 
 
-def full_logprobs(model, tokens, temperature=1.0):
-    """Row by row without any padding, through transformers' own logits, in a plain loop."""
-    out = []
+def next_token_tables(model, tokens, temperature=1.0):
+    """The token and its table of log-probabilities, [V], for every response token: row by row without any padding,
+    through transformers' own logits, in a plain loop."""
     for ids, real, response in zip(tokens.ids, tokens.attention_mask, tokens.response_mask, strict=True):
         row, wanted = ids[real], response[real]
         logits = model(input_ids=row[None]).logits[0].double() / temperature
-        table = logits.log_softmax(-1)
-        out += [table[t - 1, row[t]] for t in range(1, len(row)) if wanted[t]]
-    return torch.stack(out)
+        for t in range(1, len(row)):
+            if wanted[t]:
+                yield row[t], logits[t - 1].log_softmax(-1)
+
+
+def full_logprobs(model, tokens, temperature=1.0):
+    return torch.stack([table[token] for token, table in next_token_tables(model, tokens, temperature)])
+
+
+def full_entropy(model, tokens, temperature=1.0):
+    return torch.stack([-(table.exp() * table).sum() for _, table in next_token_tables(model, tokens, temperature)])
+
+
+def full_kl(model, reference, tokens, temperature=1.0):
+    pairs = zip(next_token_tables(model, tokens, temperature), next_token_tables(reference, tokens, temperature),
+                strict=True)
+    return torch.stack([(p.exp() * (p - q.detach())).sum() for (_, p), (_, q) in pairs])
+
+
+def gradients(model, loss):
+    """By every parameter, zero where the loss does not depend on it."""
+    model.zero_grad()
+    loss.backward()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
@@ -81,6 +110,132 @@ def test_gradient_equals_that_of_the_full_logits_in_any_chunks(tmp_path, monkeyp
     (full_logprobs(model, tokens) * weights).sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[name], p.grad, **tol.GRADIENT32)
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("elements", [1, 40, 1 << 22])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_has_the_gradient_of_the_full_logits_in_any_chunks(tmp_path, monkeypatch, make, elements, temperature):
+    """Alone, together with log-probabilities, and not at all where only log-probabilities are in the loss."""
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", elements)
+    model, tokens = causal_lm(ModelConfig(path=str(make(tmp_path)))), batch()
+    weights = torch.linspace(-1, 2, tokens.n_response_tokens)
+    for share, other in ((1.0, 0.0), (0.3, 1.0), (0.0, 1.0)):
+        logprobs, entropy = token_logprobs(model, tokens, temperature=temperature, with_entropy=True)
+        parts = [(share, flat(entropy, tokens) * weights), (other, flat(logprobs, tokens) * weights.flip(0))]
+        found = gradients(model, sum(part * x.sum() for part, x in parts if part))
+        whole = (share * full_entropy(model, tokens, temperature) * weights
+                 + other * full_logprobs(model, tokens, temperature) * weights.flip(0))
+        torch.testing.assert_close(found, gradients(model, whole.sum()), **tol.GRADIENT32)
+
+
+def test_entropy_gradient_of_a_head_with_bias(folder, tmp_path):
+    model = causal_lm(ModelConfig(path=str(tiny.llama(tmp_path, tied=False))))
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 23))
+    tokens = batch()
+    found = gradients(model, token_logprobs(model, tokens, with_entropy=True)[1].sum())
+    assert found["lm_head.bias"].any()
+    torch.testing.assert_close(found, gradients(model, full_entropy(model, tokens).sum()), **tol.GRADIENT32)
+
+
+def another(folder, tmp_path, make=tiny.llama, **changes):
+    """A reference with weights of its own."""
+    return causal_lm(ModelConfig(path=str(make(tmp_path / "reference", seed=5, **changes))))
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_kl_equals_the_unpadded_models(tmp_path, make, side, temperature):
+    model, tokens = causal_lm(ModelConfig(path=str(make(tmp_path / "model")))), batch(side=side, extra=3)
+    reference = another(None, tmp_path, make)
+    kl = token_kl(model, reference, tokens, temperature=temperature)
+    assert kl.dtype == torch.float32 and kl.shape == tokens.ids.shape and not kl[~tokens.response_mask].any()
+    exact = full_kl(model, reference, tokens, temperature)
+    assert exact.min() > 0
+    torch.testing.assert_close(flat(kl, tokens).double(), exact, **tol.FLOAT32)
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("elements", [1, 40, 1 << 22])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradient_of_token_kl_equals_that_of_the_full_logits(tmp_path, monkeypatch, make, elements, temperature):
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", elements)
+    model, reference = causal_lm(ModelConfig(path=str(make(tmp_path / "model")))), another(None, tmp_path, make)
+    tokens = batch()
+    weights = torch.linspace(-1, 2, tokens.n_response_tokens)
+    kl = token_kl(model, reference, tokens, temperature=temperature)
+    found = gradients(model, (flat(kl, tokens) * weights).sum())
+    assert all(p.requires_grad and p.grad is None for p in reference.parameters())
+    exact = gradients(model, (full_kl(model, reference, tokens, temperature) * weights).sum())
+    torch.testing.assert_close(found, exact, **tol.GRADIENT32)
+
+
+def test_token_kl_knows_biases_untied_heads_and_logit_scales(folder, tmp_path):
+    model = causal_lm(ModelConfig(path=str(tiny.llama(tmp_path / "model", tied=False))))
+    reference = another(folder, tmp_path)
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 23))
+    reference.lm_head.bias = torch.nn.Parameter(torch.linspace(2, -1, 23))
+    tokens = batch()
+    found = gradients(model, token_kl(model, reference, tokens).sum())
+    torch.testing.assert_close(found, gradients(model, full_kl(model, reference, tokens).sum()), **tol.GRADIENT32)
+    cooled = token_kl(model, reference, tokens, temperature=0.25)
+    model.config.logit_scale = reference.config.logit_scale = 4.0
+    torch.testing.assert_close(token_kl(model, reference, tokens), cooled)
+    reference.config.logit_scale = 1.0  # each model has its own
+    assert not torch.allclose(token_kl(model, reference, tokens), cooled)
+
+
+def test_token_kl_of_a_model_with_its_copy_is_zero_and_flat(folder):
+    model, tokens = causal_lm(ModelConfig(path=str(folder))), batch()
+    kl = token_kl(model, frozen_copy(model), tokens)
+    torch.testing.assert_close(kl, torch.zeros_like(kl), **tol.FLOAT32)
+    found = gradients(model, kl.sum())
+    torch.testing.assert_close(found, {name: torch.zeros_like(g) for name, g in found.items()}, **tol.GRADIENT32)
+
+
+def test_token_kl_of_adapters_on_a_shared_trunk(folder):
+    """The reference is the policy's own trunk with its adapter off: zero at first, then the drift of the adapter."""
+    shared = SharedTrunk(ModelConfig(path=str(folder), lora=LoraSettings(rank=2)), seed=0, with_critic=False)
+    plain, tokens = causal_lm(ModelConfig(path=str(folder))), batch()
+    torch.testing.assert_close(token_kl(shared.policy, shared.reference, tokens), torch.zeros(3, 9), **tol.FLOAT32)
+    with torch.no_grad():
+        for name, p in shared.policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    kl = token_kl(shared.policy, shared.reference, tokens)
+    exact = full_kl(shared.policy.merged(), plain, tokens)
+    torch.testing.assert_close(flat(kl, tokens).double(), exact, **tol.GRADIENT32)
+    kl.sum().backward()
+    assert all(p.grad is not None for p in shared.policy.parameters())
+
+
+def test_token_kl_holds_one_chunk_of_logits_and_no_response_costs_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 23 * 2)
+    made, states, kept, tokens = [], [], [], batch()
+    logits, hidden = forward._logits, forward.hidden_states
+    monkeypatch.setattr(forward, "_logits", lambda *a: made.append(logits(*a)) or made[-1])
+    monkeypatch.setattr(forward, "hidden_states", lambda *a: states.append(hidden(*a)) or states[-1])
+    model, reference = causal_lm(ModelConfig(path=str(folder))), another(folder, tmp_path)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        kl = token_kl(model, reference, tokens)
+    kl.sum().backward()
+    assert max(len(part) for part in made) == 2
+    assert sum(len(part) for part in made) == 4 * tokens.n_response_tokens  # two models, forward and backward
+    # The reference leaves nothing behind that a backward pass could need.
+    assert [x.requires_grad for x in states] == [False, True]
+    assert [part.requires_grad for part in made] == [False, True] * (len(made) // 2)
+    assert not [shape for shape in kept if shape in ((2, 23), (1, 23))]  # nothing of a chunk waits for backward
+    silent = TokenBatch(tokens.ids, tokens.attention_mask, torch.zeros_like(tokens.response_mask), tokens.record_ids)
+    assert not token_kl(model, reference, silent).any()
+
+
+def test_token_kl_stays_float32_under_autocast(folder, tmp_path):
+    tokens, reference = batch(), another(folder, tmp_path)
+    exact = token_kl(causal_lm(ModelConfig(path=str(folder))), reference, tokens)
+    rough = token_kl(causal_lm(ModelConfig(path=str(folder), autocast=True)), reference, tokens)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, **tol.BFLOAT16)
 
 
 def test_head_with_bias_and_untied_weights(folder, tmp_path):

@@ -70,9 +70,9 @@ def penalised_surrogate(
     if old_kl_coef < 0:
         raise ValueError(f"old_kl_coef={old_kl_coef} is negative: it would pay for leaving the old policy")
     log_ratio = _log_ratio(logprobs, old_logprobs, response_mask)
-    ratio, adv = log_ratio.exp(), torch.where(response_mask, wide(advantages.detach()), 0.0)
+    adv = torch.where(response_mask, wide(advantages.detach()), 0.0)
     penalty = old_kl_coef * (torch.expm1(log_ratio) - log_ratio)
-    return penalty - ratio * adv, _ratio_stats(log_ratio, response_mask)
+    return penalty - log_ratio.exp() * adv, _ratio_stats(log_ratio, response_mask)
 
 
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor) -> Tensor:
