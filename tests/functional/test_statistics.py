@@ -1,4 +1,4 @@
-"""Bootstrap intervals, calibration, explained variance and repetition."""
+"""Bootstrap intervals, calibration, explained variance, repetition, wins and the sign test."""
 
 import math
 
@@ -14,10 +14,13 @@ from tolerances import BOOTSTRAP_SPREAD, EXACT, FLOAT64, RELATIVE64
 from torch.testing import assert_close
 
 from keel.functional.statistics import (
+    agreed_points,
     bootstrap_interval,
     expected_calibration_error,
     explained_variance,
     repeated_share,
+    sign_test,
+    win_points,
 )
 
 NAN = float("nan")
@@ -197,3 +200,56 @@ def test_repeated_share_by_hand() -> None:
 @given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 5))
 def test_repeated_share_agrees_with_the_reference(ids: list[int], n: int) -> None:
     assert repeated_share(ids, n=n) == pytest.approx(truth.repeated_share(ids, n), rel=RELATIVE64)
+
+
+def test_points_by_hand() -> None:
+    # Differences 2, 0, -2, 0.5, -0.5: without a margin only the second is a tie, at 0.5 the last two are as well.
+    ours, theirs = float64([3, 1, 0, 1, 0.5]), float64([1, 1, 2, 0.5, 1])
+    assert win_points(ours, theirs).tolist() == [1, 0.5, 0, 1, 0]
+    assert win_points(ours, theirs, tie_margin=0.5).tolist() == [1, 0.5, 0, 0.5, 0.5]
+    assert win_points(ours, theirs, tie_margin=0.25).tolist() == [1, 0.5, 0, 1, 0]
+    with pytest.raises(ValueError, match=r"tie_margin=-0\.1 is negative: a pair would win and lose at once"):
+        win_points(ours, theirs, tie_margin=-0.1)
+
+
+@given(seeds, st.integers(0, 40), st.sampled_from([0.0, 0.4, 3.0]))
+def test_points_agree_with_the_reference_and_with_the_other_side(seed: int, n: int, margin: float) -> None:
+    ours, theirs = noise(seed, n).round(decimals=1), noise(seed + 1, n).round(decimals=1)
+    points = win_points(ours, theirs, tie_margin=margin)
+    assert points.tolist() == truth.win_points(ours.tolist(), theirs.tolist(), margin)
+    assert_close(points + win_points(theirs, ours, tie_margin=margin), torch.ones(n), **EXACT)
+
+
+def test_both_orders_by_hand() -> None:
+    # Agreed win, agreed loss, a flip each way, an agreed tie, and a tie in one order only, which is a flip too.
+    first = float64([0.9, 0.2, 0.8, 0.1, 0.5, 0.5, 0.7])
+    second = float64([0.6, 0.4, 0.3, 0.9, 0.5, 0.6, 0.5])
+    points, flipped = agreed_points(first, second)
+    assert points.tolist() == [1, 0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert flipped.tolist() == [False, False, True, True, False, True, True]
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.3, 0.5, 0.51, 1.0])] * 2), max_size=20))
+def test_both_orders_agree_with_the_reference(pairs: list[tuple[float, float]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    points, flipped = agreed_points(float64(first), float64(second))
+    assert (points.tolist(), flipped.tolist()) == truth.agreed_points(first, second)
+
+
+def test_sign_test_by_hand() -> None:
+    # Five coins: one outcome of 32 has no head, five have one; both tails: 2 (1 + 5) / 32.
+    assert sign_test(4, 1) == sign_test(1, 4) == 0.375
+    assert sign_test(5, 0) == 2 / 32
+    # Even and nearly even are no evidence at all, nor is no decision.
+    assert sign_test(3, 3) == sign_test(2, 1) == sign_test(0, 0) == sign_test(1, 0) == 1.0
+
+
+@given(st.integers(0, 7), st.integers(0, 6))
+def test_sign_test_counts_outcomes(n_win: int, n_lose: int) -> None:
+    assert sign_test(n_win, n_lose) == pytest.approx(truth.sign_test(n_win, n_lose), rel=RELATIVE64)
+
+
+@pytest.mark.parametrize(("n_win", "n_lose"), [(120, 80), (5100, 4900), (700, 1)])
+def test_sign_test_agrees_with_scipy(n_win: int, n_lose: int) -> None:
+    expected = scipy.stats.binomtest(n_win, n_win + n_lose).pvalue
+    assert sign_test(n_win, n_lose) == pytest.approx(expected, rel=RELATIVE64)

@@ -1,6 +1,8 @@
-"""Calibration, explained variance and repetition by counting."""
+"""Calibration, explained variance, repetition, wins and the sign test by counting."""
 
 import statistics
+from fractions import Fraction
+from itertools import product
 
 from references.preference import sigmoid
 
@@ -34,3 +36,32 @@ def repeated_share(ids: list[int], n: int) -> float:
     grams = [ids[i : i + n] for i in range(max(len(ids) - n + 1, 0))]
     repeats = sum(any(grams[j] == grams[i] for j in range(i)) for i in range(len(grams)))
     return repeats / len(grams) if grams else 0.0
+
+
+def win_points(scores: list[float], others: list[float], tie_margin: float) -> list[float]:
+    """1 for a win, 0 for a loss, 1/2 where the difference is within the margin."""
+    points = []
+    for ours, theirs in zip(scores, others, strict=True):
+        if abs(ours - theirs) <= tie_margin:
+            points.append(0.5)
+        else:
+            points.append(1.0 if ours > theirs else 0.0)
+    return points
+
+
+def agreed_points(first: list[float], second: list[float]) -> tuple[list[float], list[bool]]:
+    """Each order names a winner, or nobody at 1/2; where the two names differ nobody wins."""
+
+    def winner(probability: float) -> str:
+        return "nobody" if probability == 0.5 else "ours" if probability > 0.5 else "theirs"
+
+    named = [(winner(a), winner(b)) for a, b in zip(first, second, strict=True)]
+    worth = {"ours": 1.0, "theirs": 0.0, "nobody": 0.5}
+    return [worth[a] if a == b else 0.5 for a, b in named], [a != b for a, b in named]
+
+
+def sign_test(n_win: int, n_lose: int) -> float:
+    """Share of all outcomes of n fair coins whose distance from even is at least the one seen, outcome by outcome."""
+    n, seen = n_win + n_lose, abs(n_win - n_lose)
+    as_far = sum(abs(2 * sum(coins) - n) >= seen for coins in product((0, 1), repeat=n))
+    return float(Fraction(as_far, 2**n))

@@ -136,7 +136,7 @@ def samples(n: int = 24, last: int = 40, text: str = "") -> list[Row]:
 
 def alarms() -> list[Row]:
     meaning = "Responses more than doubled in length while the score rose: length is being rewarded."
-    remedy = "Raise kl_coef, or add a length penalty."
+    remedy = "Raise kl.coef, or add a length penalty."
     words = {"name": "length_reward_race", "meaning": meaning, "remedy": remedy}
     race = [{"step": s, **words, "value": 2.0 + s / 50, "limit": 2.0} for s in range(28, 36)]
     cut = {
@@ -153,8 +153,10 @@ def alarms() -> list[Row]:
 CONFIG = """policy = "models/sft"
 prompts = "data/prompts.jsonl"
 steps = 40
-kl_coef = 0.05
 hf_token = "hf_abcdef"
+
+[kl]
+coef = 0.05
 
 [sampling]
 temperature = 1.0
@@ -174,6 +176,48 @@ def ppo(folder: Path, *, steps: int = 40, collapse: bool = False, **more: Any) -
         "result": result(before=mean(0.21, 0.06), after=after, steps=steps, skipped={"records": 3, "truncated": 0}),
     }
     return write(folder, **(files | more))
+
+
+def counted(win: float, tie: float, n: int = 200, half: float | None = 6.0) -> Row:
+    """What `keel win-rate` writes for one judge or one domain; shares in percent."""
+    shares = {"win": win, "tie": tie, "lose": 100 - win - tie}
+    decided = n - round(n * tie / 100)
+    return shares | {"win_rate": mean(win + tie / 2, half, n), "n": n, "n_decided": decided, "p": 0.031}
+
+
+def win_rate(folder: Path, win: float = 44.0, tie: float = 26.0, **more: Any) -> Path:
+    """PPO against SFT; `more` replaces keys of result.json."""
+    gold = counted(win, tie) | {"domains": {"ledger": counted(win, tie, 80), "guard": counted(100.0, 0.0, 3, 0.0)}}
+    rate = gold["win_rate"]
+    change = {key: rate[key] - 50 for key in ("mean", "low", "high")}
+    metric = "win rate in percent against runs/sft/model by gold"
+    length = {"characters": mean(61.2, 3.0), "tokens": mean(20.0, 1.0), "cut_percent": 0.0}
+    told = {
+        "judges": {"gold": gold},
+        "policy": length,
+        "opponent": length | {"characters": mean(48.0, 3.0)},
+        "headline": {"metric": metric, "judge": "gold", "after": rate, "change": change, "higher_is_better": True},
+    }
+    domains = ["ledger", "guard"]
+    rows = [
+        {
+            "step": 0,
+            "id": f"prompt-{i}",
+            "domain": domains[i % 2],
+            "prompt": [{"role": "user", "content": f"what is {i} and {i}?"}],
+            "policy": {"response": f"it is {2 * i}.", "ended": True, "n_tokens": 5, "gold": 1.0},
+            "opponent": {"response": f"it is {i}.", "ended": i > 0, "n_tokens": 4, "gold": 0.2 * i},
+            "verdicts": {"gold": "win" if i < 5 else "tie", "reward_model": "lose"},
+        }
+        for i in range(6)
+    ]
+    return write(
+        folder,
+        samples=rows,
+        environment=environment("win_rate"),
+        config='[policy]\npath = "runs/ppo/model"\n[opponent]\npath = "runs/sft/model"\n',
+        result=result("win_rate") | {"steps": 0} | told | more,
+    )
 
 
 def reward_model(folder: Path, accuracy: float = 0.71) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, demo, ppo, samples
+from report_runs import HOSTILE, demo, ppo, samples, win_rate
 
 from keel.report import build
 
@@ -48,7 +48,7 @@ class Opened:
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(file.as_uri())
-        self.page.wait_for_selector(".plot svg .dot, .plot svg .curve", state="attached")
+        self.page.wait_for_selector(".plot svg .dot, .plot svg .curve, .contest rect", state="attached")
 
     def quiet(self) -> None:
         """Nothing complained, and the one request was for the page itself."""
@@ -142,4 +142,16 @@ def test_runs_can_be_hidden_and_the_command_copied(chromium: Any, tmp_path: Path
     assert drawn > 30 and page.locator("path.curve.run-1").count() == 0
     page.locator("button[data-copy]").first.click()
     page.get_by_text("Copied").wait_for()
+    opened.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_bars_of_a_comparison_fill_their_line(chromium: Any, tmp_path: Path, width: int) -> None:
+    two = [win_rate(tmp_path / "a"), win_rate(tmp_path / "b")]
+    opened = Opened(chromium, build(two, tmp_path / "r.html"), width=width)
+    line = opened.page.locator(".contest .interval").first
+    whole, parts = line.locator("svg").bounding_box(), [r.bounding_box() for r in line.locator("rect").all()]
+    assert whole["width"] > 300 and abs(sum(p["width"] for p in parts) - whole["width"]) < 4
+    assert opened.overflow() == 0
+    assert "win by gold, lose by reward model" in opened.page.locator(".card .facts").all_inner_texts()[1]
     opened.quiet()

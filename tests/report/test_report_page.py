@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, demo, environment, mean, ppo, ppo_metrics, result, samples, write
+from report_runs import HOSTILE, counted, demo, environment, mean, ppo, ppo_metrics, result, samples, win_rate, write
 
 from keel.errors import ConfigError, RunError
 from keel.report import ReportConfig, build, run
@@ -210,15 +210,57 @@ def test_generated_text_has_no_before_and_after(tmp_path: Path) -> None:
     assert found and found["columns"] == [{"run": "run", "label": "response", "step": 0}]
 
 
+def test_a_comparison_shows_win_tie_and_lose_of_every_judge_and_domain(tmp_path: Path) -> None:
+    page = made(tmp_path, win_rate(tmp_path / "run"))
+    assert "<h1>ppo beats sft by the gold score: win rate 57% [51, 63].</h1>" in page
+    assert "ppo against sft, by the gold score" in page and "metrics.jsonl is missing" not in page
+    bar = re.search(r'<span class="who">all prompts \(200\)</span>.*?<span class="what">(.*?)</span>', page, re.S)
+    assert bar and bar[1] == "57 [51, 63]"
+    pieces = re.findall(r'<rect class="(\w+)" x="([\d.]+)%" width="([\d.]+)%"', bar[0])
+    assert pieces == [("win", "0.0", "44.0"), ("tie", "44.0", "26.0"), ("lose", "70.0", "30.0")]
+    assert re.findall(r'<text class="\w+" x="([\d.]+)%" y="15.5">(\d+)', bar[0]) == [
+        ("22.0", "44"), ("57.0", "26"), ("85.0", "30")]
+    # What is nothing is not drawn, and what is narrow has no number.
+    guard = re.search(r"guard \(3\)</span>.*?</div>", page, re.S)
+    assert guard and guard[0].count("<rect") == 1 and "win 100%, tie 0%, lose 0%" in guard[0]
+    narrow = made(tmp_path, win_rate(tmp_path / "narrow", win=95.0, tie=2.0))
+    assert narrow.count("<text class") == 3
+    other = win_rate(tmp_path / "b", win=80.0, tie=0.0)
+    (other / "config.toml").write_text('[policy]\npath = "runs/best"\n[opponent]\npath = "runs/sft/model"\n')
+    two = made(tmp_path, win_rate(tmp_path / "a"), other)
+    assert "b ends with the best win rate in percent against runs/sft/model by gold: 80 [74, 86] against 57" in two
+    assert "a: ppo against sft, by" in two and "b: best against sft, by" in two and "before and after" not in two
+    assert "<h2>Settings</h2>" in two and "<h2>Curves</h2>" not in two
+
+
+def test_answers_of_a_comparison_stand_side_by_side_with_their_verdicts(tmp_path: Path) -> None:
+    found = browser([read(win_rate(tmp_path / "run"))])
+    assert found and [(c["label"], c["step"]) for c in found["columns"]] == [("opponent", 0), ("policy", 0)]
+    theirs, ours = found["prompts"][0]["at"][0], found["prompts"][0]["at"][1]
+    assert (theirs["text"], theirs["gold"], theirs["ended"], "verdict" in theirs) == ("it is 0.", 0.0, False, False)
+    assert (ours["text"], ours["verdict"]) == ("it is 0.", "win by gold, lose by reward model")
+    broken = [{"step": 0, "id": "a", "policy": 3}, {"step": 0, "id": "b", "policy": {"response": 1}, "verdicts": 2}]
+    found = browser([read(write(tmp_path / "broken", samples=broken, result={"recipe": "win_rate"}))])
+    assert found and [p["at"] for p in found["prompts"]] == [{0: {"text": "1", "ended": True}}]
+
+
+def test_odd_verdicts_do_not_break_the_page(tmp_path: Path) -> None:
+    odd = {"gold": 3, "judge": {"win": 1}, HOSTILE: counted(50, 0) | {"domains": {HOSTILE: counted(50, 0), "x": 1}}}
+    page = made(tmp_path, win_rate(tmp_path / "run", judges=odd, policy=3, opponent={"characters": 2}))
+    assert "<img" not in page and "all prompts (200)" in page and page.count('<rect class="win"') == 2
+    none = made(tmp_path, win_rate(tmp_path / "none", judges=[1], headline=None))
+    assert "Comparison finished without a headline number." in none
+
+
 def test_several_runs_share_charts_and_show_what_differs(tmp_path: Path) -> None:
     one = ppo(tmp_path / "a" / "ppo")
-    two = ppo(tmp_path / "b" / "ppo", collapse=True, config='policy = "models/sft"\nkl_coef = 0.0\n')
+    two = ppo(tmp_path / "b" / "ppo", collapse=True, config='policy = "models/sft"\n[kl]\ncoef = 0.0\n')
     page = made(tmp_path, one, two, one)
     data = data_of(page)
     assert [r["name"] for r in data["runs"]] == ["a/ppo", "b/ppo"] and len(data["sections"]) == 1
     assert [one["run"] for one in charts_of(page)["score/mean"]["lines"]] == [0, 1]
     assert "a/ppo ends with the best gold score: 0.62 [0.57, 0.67] against 0.11 [0.06, 0.16] of b/ppo" in page
-    assert re.search(r"<th>kl_coef</th><td>0.05</td><td>0.0</td>", page)
+    assert re.search(r"<th>kl.coef</th><td>0.05</td><td>0.0</td>", page)
     assert "<th>policy</th>" not in page and "<th>headline: gold score</th>" in page
     assert len(data["samples"]["columns"]) == 4
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from report_runs import environment, mean, ppo, result, reward_model, write
+from report_runs import counted, environment, mean, ppo, result, reward_model, win_rate, write
 
 from keel.report.folder import RunFolder, read
 from keel.report.headline import Headline, between, headline, stages
@@ -185,6 +185,53 @@ def test_a_reward_model_is_held_against_guessing_and_length(tmp_path: Path) -> N
     assert "not distinguishable from guessing" in texts(told(reward_model(tmp_path / "coin", 0.51)))
     inverted = texts(told(reward_model(tmp_path / "inverted", 0.3)))
     assert "Its accuracy is worse than guessing" in inverted and "Worse than always preferring the longer" in inverted
+
+
+@pytest.mark.parametrize(
+    ("win", "tie", "said"),
+    [
+        (44.0, 26.0, "ppo beats sft by the gold score: win rate 57% [51, 63]."),
+        (20.0, 26.0, "ppo loses to sft by the gold score: win rate 33% [27, 39]."),
+        (40.0, 26.0, "ppo is not distinguishable from sft by the gold score: win rate 53% [47, 59]."),
+    ],
+)
+def test_a_comparison_says_who_won_and_by_how_much(tmp_path: Path, win: float, tie: float, said: str) -> None:
+    words = told(win_rate(tmp_path / "run", win, tie))
+    assert words.title == said
+    assert f"{win:.0f}% wins, 26% ties and {74 - win:.0f}% losses on 200 prompts" in words.evidence
+    assert "Sign test on the 148 decided prompts: p = 0.031." in words.evidence
+    assert "Mean length 61.2 against 48 characters." in words.evidence
+    assert words.subject == "Comparison of runs/ppo/model against runs/sft/model on prompts.jsonl; 3 min 5 s, seed 1."
+    assert words.concerns == ()
+
+
+def test_what_weakens_a_verdict_is_said(tmp_path: Path) -> None:
+    court = {"gold": counted(20, 20), "judge": counted(42, 20), "reward_model": counted(70, 20)}
+    order = {"inconsistent_percent": 55.0, "first_place_percent": 71.0}
+    sides = {"policy": {"cut_percent": 60.0}, "opponent": {"cut_percent": 2.0}}
+    words = told(win_rate(tmp_path / "all", judges=court | {"judge": counted(42, 20) | order}, **sides))
+    said = texts(words)
+    assert "The judges contradict each other: the reward model for ppo, the gold score against it." in said
+    assert "with the order of the two answers on 55% of the prompts; the first place won 71% of its verdicts." in said
+    assert "60% of the answers of ppo were cut." in said and "2.0% of the answers of sft were cut." in said
+    assert [c.grave for c in words.concerns] == [True, True, True, False]
+    proxy = win_rate(tmp_path / "proxy", judges={"reward_model": counted(60, 0)})
+    assert "Only the reward model judged." in texts(told(proxy))
+    assert "Only the reward model" not in said
+
+
+def test_sides_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    def title(ours: str, theirs: str) -> str:
+        config = f'policy = "{ours}"\nopponent = "{theirs}"\n'
+        folder = win_rate(tmp_path / f"{ours}-{theirs}".replace("/", "-"))
+        (folder / "config.toml").write_text(config)
+        return told(folder).title.split(" by ")[0]
+
+    assert title("a/x", "b/y") == "x beats y"
+    assert title("a/model", "b/model") == "a beats b"
+    assert title("a/x", "b/x") == "a/x beats b/x"
+    assert title("a/x", "a/x") == "x beats itself"
+    assert title("model", "/") == "model beats /"
 
 
 def test_non_finite_values_are_named_with_their_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Numbers for people: shares with intervals, calibration, how much of the returns a critic explains."""
+"""Numbers for people: shares with intervals, who wins, calibration, how much of the returns a critic explains."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -6,7 +6,10 @@ from torch import Tensor
 
 from keel.functional.masked import masked_mean
 
-__all__ = ["bootstrap_interval", "expected_calibration_error", "explained_variance", "repeated_share"]
+__all__ = [
+    "agreed_points", "bootstrap_interval", "expected_calibration_error", "explained_variance", "repeated_share",
+    "sign_test", "win_points",
+]
 
 
 def bootstrap_interval(
@@ -63,3 +66,51 @@ def repeated_share(ids: list[int], *, n: int = 4) -> float:
     """
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def win_points(
+    scores: Float[Tensor, " N"], others: Float[Tensor, " N"], *, tie_margin: float = 0.0,
+) -> Float[Tensor, " N"]:
+    """What each comparison is worth to `scores`: 1 where it wins, 1/2 at a tie, 0 where it loses.
+
+    A tie is a difference of at most `tie_margin` either way. The mean of the points is the win rate.
+    Source: Zheng et al. 2023, arXiv:2307.04964, Fig. 10 (win, tie, lose); a tie as a half: Elo 1978, "The Rating of
+        Chessplayers".
+    Raises:
+        ValueError: tie_margin is negative.
+    """
+    if tie_margin < 0:
+        raise ValueError(f"tie_margin={tie_margin} is negative: a pair would win and lose at once")
+    gap = scores - others
+    return torch.where(gap > tie_margin, 1.0, torch.where(gap < -tie_margin, 0.0, 0.5))
+
+
+def agreed_points(
+    first: Float[Tensor, " N"], second: Float[Tensor, " N"],
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """Points of a judge that was asked in both orders: a verdict stands only where both orders give it.
+
+    Source: Zheng et al. 2023, arXiv:2306.05685, section 3.4 (swapping positions; otherwise a tie).
+    Args:
+        first: probability that our text is the better one, asked with ours in the first place.
+        second: the same probability, asked with ours in the second place.
+    Returns:
+        1, 1/2 or 0 as in `win_points`, a probability of 1/2 being a tie; and where the two orders disagree.
+    """
+    one = (first - 0.5).sign()
+    other = (second - 0.5).sign()
+    flipped = one != other
+    return torch.where(flipped, 0.5, (one + 1) / 2), flipped
+
+
+def sign_test(n_win: int, n_lose: int) -> float:
+    """Two-sided p value of the exact sign test: how often a fair coin is at least this far from even; ties left out.
+
+    Source: Dixon and Mood 1946, "The Statistical Sign Test", JASA 41(236), pages 557-566.
+    """
+    n = n_win + n_lose
+    ways = tail = 1  # whole numbers of any size: the sum and the division are exact
+    for i in range(min(n_win, n_lose)):
+        ways = ways * (n - i) // (i + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**n)

@@ -7,6 +7,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "reward-model": ("keel.recipes.reward_model", "RewardModelConfig", "learn a score from preference pairs"),
     "ppo": ("keel.recipes.ppo", "PPOConfig", "improve a policy against a reward model (PPO-max)"),
     "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
+    "win-rate": ("keel.recipes.win_rate", "WinRateConfig", "policy against policy: who answers better, and how sure"),
     "chat": ("keel.recipes.chat", "ChatConfig", "talk to a model in the terminal"),
     "report": ("keel.report", "ReportConfig", "one HTML page for one run, or several side by side"),
     "data check": ("keel.data.check", "DataCheckConfig", "validate a data file; list every problem"),

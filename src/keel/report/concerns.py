@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from keel.report.contest import JUDGES, judges, opponents
 from keel.report.folder import Row, RunFolder
 from keel.report.series import Collected
 from keel.report.verdict import Divergence, divergence
@@ -26,7 +27,7 @@ def concerns(run: RunFolder, series: Collected, shown: Row, judged: str) -> list
     found = _overoptimised(divergence(series), judged) + _ending(run) + _alarms(run) + _proxy_only(shown, series)
     if run.recipe == "reward_model":
         found += _against_trivial_rules(shown, series)
-    found += _left_out(run.result.get("skipped"))
+    found += _contest(run) + _left_out(run.result.get("skipped"))
     cut = series.get(("response/cut", "eval")) or series.get(("response/cut", "train"))
     if cut and cut.last is not None and cut.last > 0:
         text = f"{share(cut.last)} of the last responses were cut at the length limit."
@@ -65,6 +66,37 @@ def _proxy_only(shown: Row, series: Collected) -> list[Concern]:
     return [Concern(text, "Read the samples, or judge them by something that was not trained on.")]
 
 
+def _contest(run: RunFolder) -> list[Concern]:
+    """What weakens a verdict: judges at odds, a judge that minds the order, only the proxy asked, answers cut."""
+    counted, found = judges(run), []
+    wins, losses = ([JUDGES.get(name, name) for name, row in counted.items() if sign * (_edge(row, sign) or 0) > 0]
+                    for sign in (1, -1))
+    if wins and losses:
+        text = f"The judges contradict each other: {joined(wins)} for {opponents(run)[0]}, {joined(losses)} against it."
+        found.append(Concern(text, "Where the reward model wins and the others lose, it is being gamed.", grave=True))
+    if list(counted) == ["reward_model"]:
+        text = "Only the reward model judged. A policy that was trained on its score wins here by design."
+        found.append(Concern(text, "Add gold or judge, something that was not trained on."))
+    order = counted.get("judge", {})
+    flips, first = finite(order.get("inconsistent_percent")), finite(order.get("first_place_percent"))
+    if flips:
+        place = "" if first is None else f"; the first place won {first:.0f}% of its verdicts"
+        text = f"The judge changed its verdict with the order of the two answers on {flips:.0f}% of the prompts{place}."
+        found.append(Concern(text, "These prompts count as ties, which pulls the win rate towards 50.", flips >= 50))
+    for side, name in zip(("policy", "opponent"), opponents(run), strict=True) if counted else ():
+        row = run.result.get(side)
+        if (cut := finite(row.get("cut_percent")) if isinstance(row, dict) else None) and cut > 0:
+            text = f"{share(cut / 100)} of the answers of {side if name == 'itself' else name} were cut."
+            found.append(Concern(text, grave=cut >= 50))
+    return found
+
+
+def _edge(row: Row, sign: int) -> float | None:
+    """How far the nearer end of the interval lies from an even match, on the side of `sign`."""
+    end = finite(row["win_rate"].get("low" if sign > 0 else "high"))
+    return None if end is None else end - 50
+
+
 def _ending(run: RunFolder) -> list[Concern]:
     if run.status == "failed":
         return [Concern(f"It failed: {run.result.get('error') or 'no reason was recorded'}", grave=True)]
@@ -83,10 +115,10 @@ def _overoptimised(found: Divergence | None, judged: str) -> list[Concern]:
             f"to {brief(found.proxy_end)} while the gold score fell from {brief(found.gold_best)} "
             f"to {brief(found.gold_end)}."
         )
-        return [Concern(text, "Raise kl_coef or stop earlier; the end of this run is not its best.", grave=True)]
+        return [Concern(text, "Raise kl.coef or stop earlier; the end of this run is not its best.", grave=True)]
     if judged == "overoptimised":
         text = "Over-optimisation: the proxy score rose, yet the gold score fell below where it began."
-        return [Concern(text, "Do not use this policy; raise kl_coef or stop earlier.", grave=True)]
+        return [Concern(text, "Do not use this policy; raise kl.coef or stop earlier.", grave=True)]
     return []
 
 

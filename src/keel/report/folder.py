@@ -14,6 +14,7 @@ __all__ = ["Demo", "RunFolder", "find", "read"]
 
 Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
+WITHOUT_STEPS = ("generate", "win_rate")  # recipes that train nothing and log no metrics
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)
 SECRET_KEY = re.compile(rf"(?:.*[._-])?(?:api[-_]?key|secret|password)|{SECRET}", re.I)
@@ -88,12 +89,15 @@ def read(path: Path, name: str | None = None) -> RunFolder:
             where=str(path),
             remedy="Name the folder of one run, not the folder above it; a run that never started has no report.",
         )
-    notes = [f"{file} is missing" for file in FILES[:3] if not (path / file).is_file()]
+    missing = [file for file in FILES[:3] if not (path / file).is_file()]
+    notes: list[str] = []
     result, environment = _object(path / "result.json", notes), _object(path / "environment.json", notes)
+    recipe = str(result.get("recipe") or environment.get("recipe") or "unknown")
+    notes[:0] = [f"{file} is missing" for file in missing if recipe not in WITHOUT_STEPS or file != "metrics.jsonl"]
     return RunFolder(
         path=path,
         name=name or path.name,
-        recipe=str(result.get("recipe") or environment.get("recipe") or "unknown"),
+        recipe=recipe,
         config=_hidden(_config(path / "config.toml", notes)),
         environment=_hidden(environment),
         metrics=_stepped(path / "metrics.jsonl", notes),

@@ -27,6 +27,7 @@ RECIPES = {
     "bench_rm": "Reward model benchmark",
     "axis": "Assistant axis",
     "generate": "Generation",
+    "win_rate": "Comparison",
 }
 
 # The order of the page: what the run is for, then what reveals a collapse, then the machinery.

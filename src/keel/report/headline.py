@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from keel.report.concerns import Concern, concerns
+from keel.report.contest import contest_evidence, contest_title
 from keel.report.folder import Row, RunFolder
 from keel.report.glossary import recipe_title
 from keel.report.series import Collected
@@ -42,7 +43,7 @@ def headline(run: RunFolder, series: Collected) -> Headline:
         judged = "overoptimised"
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
-    title, evidence = _title(run, shown, judged, fall), _evidence(shown, intervals)
+    title, evidence = _title(run, shown, judged, fall), contest_evidence(run) or _evidence(shown, intervals)
     return Headline(title, evidence, _subject(run), judged, tuple(concerns(run, series, shown, judged)))
 
 
@@ -80,6 +81,8 @@ def stages(gold: list[Row]) -> str:
 def metric_name(metric: Any) -> str:
     """A headline metric as it reads inside a sentence, without what it says in brackets."""
     text = BRACKETS.sub("", str(metric or "result")).removeprefix("eval/")
+    if " " in text:  # words already, where a slash belongs to a path
+        return text
     return NAMES.get(text, text.removesuffix("/mean").replace("/", " ").replace("_", " "))
 
 
@@ -101,7 +104,8 @@ def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> 
         return f"Over-optimisation: {when}the proxy score rose while the gold score fell."
     if not shown:
         return f"{what} was stopped{at}." if run.status == "stopped" else f"{what} finished without a headline number."
-    return _outcome(what, shown, judged) + (f" It was stopped{at}." if run.status == "stopped" else "")
+    outcome = contest_title(run, judged) or _outcome(what, shown, judged)
+    return outcome + (f" It was stopped{at}." if run.status == "stopped" else "")
 
 
 def _outcome(what: str, shown: Row, judged: str) -> str:
@@ -154,6 +158,7 @@ def _article(word: str) -> str:
 def _subject(run: RunFolder) -> str:
     """What was trained on what, for how long: only what the run itself recorded."""
     model = next((name for key in MODELS if (name := _named(run.config.get(key)))), "")
+    model += f" against {other}" if (other := _named(run.config.get("opponent"))) else ""
     digests = run.environment.get("data")
     files = [PurePath(str(p)).name for p in digests] if isinstance(digests, dict) else []
     files = files or [PurePath(name).name for key in DATA if (name := _named(run.config.get(key)))]

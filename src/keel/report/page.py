@@ -12,7 +12,7 @@ import tomli_w
 
 from keel import __version__
 from keel.errors import RunError
-from keel.report import charts, samples, tables
+from keel.report import charts, contest, samples, tables
 from keel.report.folder import Demo, RunFolder, find
 from keel.report.glossary import recipe_title
 from keel.report.headline import Headline, between, headline, stages
@@ -51,6 +51,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "runs": [_run(i, folder, words) for i, (folder, words) in enumerate(zip(folders, told, strict=True))],
         "demos": [_demo(demo) for demo in demos],
         "intervals_of": [] if demos else _intervals(folders),
+        "contests": contest.bars(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
         "has_samples": data["samples"] is not None,
     }
@@ -138,7 +139,7 @@ def _intervals(folders: list[RunFolder]) -> list[dict[str, Any]]:
     """One interval chart per headline metric; runs of one metric share a scale."""
     by_metric: dict[str, list[Any]] = {}
     for i, folder in enumerate(folders):
-        rows = tables.interval_rows(folder, i % N_COLORS)
+        rows = [] if contest.judges(folder) else tables.interval_rows(folder, i % N_COLORS)
         named = [(f"{folder.name}, {side}" if len(folders) > 1 else side, row, color) for side, row, color in rows]
         by_metric.setdefault(tables.headline_metric(folder)[0], []).extend(named)
     return [{"metric": metric, "rows": tables.placed(rows)} for metric, rows in by_metric.items() if len(rows) > 1]

@@ -136,6 +136,7 @@ function side(response, name) {
     ["tokens", response.n_tokens],
   ].filter(([, value]) => value !== undefined).map(([label, value]) => `${label} ${fmt(Number(value.toPrecision(3)))}`);
   if (!response.ended) facts.push("cut at the limit");
+  if (response.verdict) facts.push(visible(response.verdict));
   node.appendChild(make("p", { class: "facts" }, facts.join(" \u00b7 ")));
   return node;
 }

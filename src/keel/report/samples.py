@@ -16,9 +16,7 @@ def browser(runs: list[RunFolder]) -> dict[str, Any] | None:
     columns: list[Row] = []
     prompts: dict[tuple[str, str], Row] = {}
     for run in runs:
-        written = run.recipe == "generate"  # nothing was trained: there is no before and after
-        for end, label in ((1, "response"),) if written else ((0, "before"), (1, "after")):
-            rows = {key: both[end] for key, both in run.samples.items() if written or _belongs(both, end)}
+        for label, rows in _columns(run):
             if rows:
                 steps = [row["step"] for row in rows.values()]
                 columns.append({"run": run.name, "label": label, "step": max(steps)})
@@ -30,6 +28,25 @@ def browser(runs: list[RunFolder]) -> dict[str, Any] | None:
         return None
     kept = _chosen(list(prompts.values()), columns)
     return {"columns": columns, "prompts": kept, "n": len(prompts)}
+
+
+def _columns(run: RunFolder) -> list[tuple[str, dict[str, Row]]]:
+    """Each column's label and, by record id, its rows."""
+    if run.recipe == "win_rate":  # the policy stands on the right: what it gains is what it wins
+        return [(side, {key: _of_side(both[1], side) for key, both in run.samples.items()
+                        if isinstance(both[1].get(side), dict)}) for side in ("opponent", "policy")]
+    if run.recipe == "generate":  # nothing was trained: there is no before and after
+        return [("response", {key: both[1] for key, both in run.samples.items()})]
+    return [(label, {key: both[end] for key, both in run.samples.items() if _belongs(both, end)})
+            for end, label in ((0, "before"), (1, "after"))]
+
+
+def _of_side(row: Row, side: str) -> Row:
+    """What one side of a comparison said, with the verdicts beside the policy's answer."""
+    verdicts = row.get("verdicts")
+    named = verdicts if side == "policy" and isinstance(verdicts, dict) else {}
+    said = ", ".join(f"{verdict} by {str(name).replace('_', ' ')}" for name, verdict in named.items())
+    return {**row, **row[side], "verdict": said}
 
 
 def _belongs(both: list[Row], end: int) -> bool:
@@ -54,7 +71,8 @@ def _response(row: Row) -> Row:
     numbers = {key: finite(row.get(key)) for key in ("score", "gold", "kl", "n_tokens")}
     known = {key: value for key, value in numbers.items() if value is not None}
     text = "" if row.get("response") is None else str(row["response"])
-    return {"text": _cut(text), "ended": row.get("ended") is not False, **known}
+    verdict = {"verdict": str(row["verdict"])} if row.get("verdict") else {}
+    return {"text": _cut(text), "ended": row.get("ended") is not False, **known, **verdict}
 
 
 def _cut(text: str) -> str:
