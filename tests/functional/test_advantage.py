@@ -307,6 +307,12 @@ def test_scores_of_cut_responses_agree_with_the_reference(seed: int, n: int, cut
     assert_close(cut_scores(scores, ended, how=how, value=value), float64(expected), **FLOAT64)
 
 
+def test_a_value_of_zero_is_a_value() -> None:
+    scores, ended = float64([4, 3]), torch.tensor([True, False])
+    assert_close(cut_scores(scores, ended, how="penalty", value=0.0), scores, **EXACT)
+    assert_close(cut_scores(scores, ended, how="constant", value=0.0), float64([4, 0]), **EXACT)
+
+
 def test_a_score_that_is_replaced_may_be_nan() -> None:
     scores, ended = float64([NAN, 1]), torch.tensor([False, True])
     assert_close(cut_scores(scores, ended, how="constant", value=-5.0), float64([-5, 1]), **EXACT)
@@ -482,3 +488,5 @@ def test_a_short_horizon_cannot_turn_the_coefficient_negative() -> None:
     with pytest.raises(ValueError, match=r"horizon=10 is too short for 50 responses per phase: five horizons or more"):
         adapted_kl_coef(0.1, 0.0, target=1.0, horizon=10, n_responses=50)
     assert adapted_kl_coef(0.1, 0.0, target=1.0, horizon=10, n_responses=49) > 0
+    # The shortest: the whole error of -20% at once.
+    assert adapted_kl_coef(1.0, 0.0, target=1.0, horizon=1, n_responses=1) == pytest.approx(0.8, rel=RELATIVE64)

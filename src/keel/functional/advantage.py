@@ -54,7 +54,7 @@ def rolling_sums(
     Source: Engstrom et al. 2020, arXiv:2005.12729, Algorithm 1; arXiv:2307.04964, section 5 (reward scaling). The
     released code takes the std of raw scores instead.
     """
-    r = torch.where(response_mask, wide(rewards.detach()), 0.0)
+    r = wide(rewards.detach())
     sums, total = torch.empty_like(r), r.new_zeros(len(r))
     for t in range(r.shape[1]):
         total = torch.where(response_mask[:, t], gamma * total + r[:, t], 0.0)
