@@ -66,6 +66,7 @@ class Run:
     _signal: int | None = None
     _clock: float = field(default_factory=time.monotonic)
     _handlers: dict[int, Any] = field(default_factory=dict)
+    _ringing: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
 
@@ -88,9 +89,11 @@ class Run:
             self._append("samples.jsonl", {name: _plain(value) for name, value in row.items()})
 
     def alarm(self, row: Mapping[str, Any]) -> None:
-        """Append a raised alarm, and say it on the console."""
+        """Append a raised alarm, and say it on the console, unless it has been ringing since the step before."""
         self._append("alarms.jsonl", row)
-        print(f"ALARM {row['name']} at step {row['step']}: {row['meaning']} {row['remedy']}", file=sys.stderr)
+        if self._ringing.get(row["name"]) != row["step"] - 1:
+            print(f"ALARM {row['name']} at step {row['step']}: {row['meaning']} {row['remedy']}", file=sys.stderr)
+        self._ringing[row["name"]] = row["step"]
 
     def note(self, text: str) -> None:
         """Something the reader of the results must know: said on the console, and kept in result.json."""

@@ -243,3 +243,14 @@ def test_a_run_that_is_not_there(tmp_path):
     with pytest.raises(RunError, match=r"no run in this folder \(config\.toml is missing\)"):
         runs.saved_config(tmp_path, "sft")
     assert not runs.is_finished(tmp_path)
+
+
+def test_an_alarm_is_said_when_it_begins_to_ring_and_logged_at_every_step(tmp_path, capsys):
+    with opened(tmp_path / "run") as log:
+        for step in (3, 4, 5, 8):
+            log.alarm({"name": "truncation", "step": step, "meaning": "Cut.", "remedy": "Mend."})
+        log.alarm({"name": "kl_jump", "step": 8, "meaning": "Jumped.", "remedy": "Lower."})
+    said = capsys.readouterr().err
+    assert [line.split(":")[0] for line in said.splitlines()] == [
+        "ALARM truncation at step 3", "ALARM truncation at step 8", "ALARM kl_jump at step 8"]
+    assert [row["step"] for row in rows(tmp_path / "run", "alarms.jsonl")] == [3, 4, 5, 8, 8]
