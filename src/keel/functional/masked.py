@@ -34,7 +34,7 @@ def weighted_sum(x: Float[Tensor, "*S"], weights: Float[Tensor, "*S"]) -> Float[
 
     Source: arXiv:2307.04964, token means of section 5, with the weights of `loss_weights`.
     """
-    return (torch.where(weights > 0, wide(x), 0.0) * weights.detach()).sum()
+    return torch.where(weights > 0, wide(x) * weights.detach(), 0.0).sum()
 
 
 def loss_weights(
