@@ -170,6 +170,16 @@ def prompts(path: Path, n: int = 24) -> Path:
     )
 
 
+def length(prompt, text: str, ended: bool) -> float:
+    """A reward with a known hack: it grows with the length, whatever is said."""
+    return float(len(text.split()))
+
+
+def always_one(prompt, text: str, ended: bool) -> float:
+    """A reward that knows no difference."""
+    return 1.0
+
+
 def count_yes(prompt, text: str, ended: bool) -> float:
     """A true score for tests: how often the answer says yes, less a half when it was cut."""
     return text.split().count("yes") - 0.5 * (not ended)

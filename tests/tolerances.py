@@ -40,3 +40,14 @@ WITHIN = {"share of 1000 cells": 0.06, "share of 3000 prompts": 0.024, "mean gol
 """Sampling error allowed in the sandbox's statistics: four standard errors at the sample sizes of those tests."""
 
 SIX_DECIMALS = 1e-6
+
+LOG_RATIO = 1e-4
+"""Nats between the sampler, which reads a cache, and one full pass over the same tokens in float32."""
+
+CREDIT32 = {"rtol": 1e-4, "atol": 1e-5}
+"""Rewards, advantages and returns in float32 against float64 loops over the same float32 inputs; scores are the sum of
+normalised numbers, which loses a digit."""
+
+TOPOLOGIES = {"rel": 1e-3, "abs": 1e-4}
+"""Logged numbers of several phases, adapters in models of their own against adapters on one trunk: the products are
+summed in another order and the rounding is amplified by Adam."""

@@ -2,20 +2,28 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import tiny
+import torch
 
 from keel.models.load import ModelConfig, ScratchConfig, load_tokenizer, save_model, scalar_model
+from keel.recipes import ppo, sft
 from keel.recipes.ppo import PPOConfig
 from keel.recipes.reward_model import RewardModelConfig
 from keel.recipes.sft import SFTConfig
 from keel.rollout.sample import SamplingConfig
+from keel.runs import Run
+from keel.train import checkpoint
 from keel.train.inputs import DataConfig
-from keel.train.step import OptimizerConfig
+from keel.train.step import Learner, OptimizerConfig
 
 FAST = OptimizerConfig(lr=5e-3, schedule="constant", warmup_fraction=0.0)
 
@@ -77,6 +85,73 @@ def ppo_config(tmp: Path, **changes) -> PPOConfig:
     return PPOConfig(**(settings | changes))
 
 
+def brief(tmp: Path, **changes) -> PPOConfig:
+    """One phase that samples and learns, and nothing beside it: a tenth of a second."""
+    prompts = DataConfig(path=str(_file(tmp, "prompts")), validation_fraction=0.0, max_length=64)
+    settings = {"steps": 1, "critic": {"pretrain": 0}, "prompts": prompts, "save_every": 1000, "n_samples": 0,
+                "gold": None}
+    return ppo_config(tmp, **(settings | changes))
+
+
+def watched(monkeypatch) -> SimpleNamespace:
+    """What a run computes on its way, in order.
+
+    phases: rollout with credit, scores of the sources, processed scores, moments.
+    updates: minibatch, demonstrations, counts, memory, and what came of it.
+    steps: name of the learner, its number, gradients before and after clipping (one vector), weights after.
+    """
+    seen = SimpleNamespace(phases=[], updates=[], steps=[])
+    monitors, update, step, learners = ppo.monitors, ppo.update, Learner.step, {}
+
+    def watch_monitors(rollout, scored, processed, moments):
+        seen.phases.append(SimpleNamespace(rollout=rollout, scored=scored, processed=processed, moments=moments))
+        return monitors(rollout, scored, processed, moments)
+
+    def watch_update(models, part, mix, who, counts, *rest):
+        learners.update(who)
+        found = update(models, part, mix, who, counts, *rest)
+        seen.updates.append(SimpleNamespace(part=part, mix=mix, counts=counts, found=found))
+        return found
+
+    def watch_step(learner, number, ids, **how):
+        raw, taken = flat_gradient(learner), []
+        handle = learner.optimizer.register_step_pre_hook(lambda *_: taken.append(flat_gradient(learner)))
+        found = step(learner, number, ids, **how)
+        handle.remove()
+        name = next(name for name, other in learners.items() if other is learner)
+        seen.steps.append(SimpleNamespace(name=name, number=number, raw=raw, taken=taken[0], lr=found["lr"]))
+        return found
+
+    monkeypatch.setattr(ppo, "monitors", watch_monitors)
+    monkeypatch.setattr(ppo, "update", watch_update)
+    monkeypatch.setattr(Learner, "step", watch_step)
+    return seen
+
+
+def flat_gradient(learner: Learner) -> torch.Tensor:
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()).flatten()
+                      for p in learner.parameters])
+
+
+def short_spoken(tmp: Path, p: float = 0.85) -> Path:
+    """A one-layer policy taught to end after each word with probability `p`."""
+    folder = tmp / "short"
+    if not folder.exists():
+        draw, rows = random.Random(0), []
+        for i, prompt in enumerate(tiny.conversations(64)):
+            n = 1
+            while draw.random() > p and n < 12:
+                n += 1
+            text = " ".join(draw.choice(tiny.WORDS) for _ in range(n))
+            rows.append({"id": f"d{i}", "prompt": prompt, "completion": tiny.said(text)})
+        told = tiny.write_rows(tmp / "short.jsonl", rows)
+        sft.run(SFTConfig(out=tmp / "taught", model=ModelConfig(path=str(tiny.llama(tmp / "untaught", layers=1))),
+                          data=DataConfig(path=str(told), max_length=64, validation_fraction=0.0), batch=16, steps=60,
+                          optimizer=FAST, n_samples=0, save_every=1000, sampling=SamplingConfig(max_new_tokens=8)))
+        (tmp / "taught/model").rename(folder)
+    return folder
+
+
 def reward(tmp: Path) -> Path:
     """A random reward model of the policy's family."""
     folder = tmp / "reward"
@@ -106,6 +181,41 @@ def killed_and_resumed(command: str, config, moments: list[float]) -> None:
     worker = started(begin)
     said = worker.communicate(timeout=120)[1].decode()
     assert worker.returncode == 0, said
+
+
+def killed_here(config: PPOConfig, moments: list[tuple[str, int]]) -> None:
+    """Run in a child of this process; SIGKILL strikes it right after the n-th row of metrics since it began ("log"),
+    or inside the n-th checkpoint, when it is written but not yet in its place ("save"). Resume, and so on."""
+    resume = False
+    for where, n in moments:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+            child = os.fork()
+        if child == 0:
+            try:
+                _die(where, n)
+                ppo.run(config, resume=resume)
+            finally:
+                os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"it was not killed at {where} {n}"
+        resume = True
+    ppo.run(config, resume=True)
+
+
+def _die(where: str, n: int) -> None:
+    """From now on, in this process."""
+    owner, name = (Run, "log") if where == "log" else (checkpoint.os, "fsync")
+    real, calls = getattr(owner, name), []
+
+    def deadly(*arguments, **named):
+        found = real(*arguments, **named)
+        calls.append(1)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(owner, name, deadly)
 
 
 def started(arguments: list[str]) -> subprocess.Popen:

@@ -136,8 +136,9 @@ def test_a_temperature_is_warned_of_by_what_it_does_to_the_log_probabilities():
 @pytest.mark.parametrize("settings", [*SHARPENED, {"temperature": 0.8}, {"temperature": 0}])
 def test_exact_refuses_what_sharpens_the_draw(settings):
     [(name, value)] = settings.items()
-    with pytest.raises(ValueError, match=rf"sampling.logprobs='exact' and sampling.{name}={value}.* exclude each other: "
-                                         rf"exact draws from the model as it is \({name} = (none|1.0)\)"):
+    complaint = (rf"sampling.logprobs='exact' and sampling.{name}={value}.* exclude each other: "
+                 rf"exact draws from the model as it is \({name} = (none|1.0)\)")
+    with pytest.raises(ValueError, match=complaint):
         SamplingConfig(**settings, logprobs="exact")
 
 

@@ -202,11 +202,10 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
             progress.reach(shown if pretraining else cfg.critic.pretrain + shown,
                            f"score {metrics['score/mean']:.3f}  kl {metrics['kl/reference_k3']:.4f}")
         save_model(models.policy, tokenizer, cfg.out / "model")
-        before, after = memory["before"], memory["after"]
         return log.finish({
-            "steps": cfg.steps, "skipped": skipped, "headline": headline(before, after, cfg.seed),
-            "before": without_each(before), "after": without_each(after), "n_rollbacks": memory["rollbacks"],
-            "n_alarms": memory["n_alarms"], "best": memory["best"]})
+            "steps": cfg.steps, "skipped": skipped, "headline": headline(memory["before"], memory["after"], cfg.seed),
+            **{name: without_each(memory[name]) for name in ("before", "after")}, "best": memory["best"],
+            "n_alarms": memory["n_alarms"], "n_rollbacks": memory["rollbacks"]})
 
 
 def beginning(cfg: PPOConfig) -> Memory:
@@ -240,9 +239,8 @@ def update(models: Actors, part: Rollout, mix: list[TokenBatch], learners: dict[
         done = {} if gap is None else {"policy/sampler_gap": float(gap)}
     # DEVIATION(ppo-4): gradients are clipped network by network; a wild critic must not shrink the policy's step.
     both = joint_norm(learners.values()) if cfg.grad_clip == "joint" and len(counts) == 2 else None
-    for name, number in counts.items():
-        lr_factor = memory["lr_factor"] if name == "policy" else 1.0
-        step = learners[name].step(number, ids, joint_norm=both, lr_factor=lr_factor)
+    for name, n in counts.items():
+        step = learners[name].step(n, ids, joint_norm=both, lr_factor=memory["lr_factor"] if name == "policy" else 1)
         done |= {f"grad_norm/{name}": step["grad_norm"], f"lr/{name}": step["lr"]}
     return done
 
@@ -274,7 +272,7 @@ def policy_gradients(models: Actors, part: Rollout, mix: list[TokenBatch], numbe
         objective = weighted_sum(loss, weights) / total
         require_finite(objective.detach(), "loss/policy", number, micro.tokens.record_ids)
         objective.backward()
-        gap = torch.maximum(gap, (logprobs.detach() - micro.logprobs).abs().max())
+        gap = torch.maximum(gap, (logprobs.detach() - micro.logprobs)[micro.tokens.response_mask].abs().max())
         kl_old = kl_old + weighted_sum(stats["policy/kl_old"], weights) / total
         tally.add({"loss/policy": loss, "policy/entropy": entropy} | stats, weights)
     n_mix = sum(batch.n_response_tokens for batch in mix)
@@ -325,7 +323,7 @@ def watch(memory: Memory, metrics: dict[str, Any]) -> list[alarms.Alarm]:
 def prepare_next(memory: Memory, metrics: dict[str, Any], step: int, cfg: PPOConfig) -> None:
     """End the critic's pre-training once it sees, or learns no more; adapt the price of drift."""
     if memory["pretrained"] is None:
-        memory["value_losses"].append(metrics["loss/value"])
+        memory["value_losses"].append(metrics.get("loss/value", float("nan")))  # NaN: no response counted
         if cfg.critic.is_ready(memory["value_losses"], metrics["value/explained_variance"]):
             memory["pretrained"] = step
     elif cfg.kl.target is not None:
@@ -390,6 +388,8 @@ def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
     yield not sees and cfg.truncation.how == "bootstrap", (
         f"advantage.estimator={kind!r} has no critic, truncation.how='bootstrap' needs its values")
     yield cfg.sampling.temperature == 0, "sampling.temperature=0 explores nothing: PPO needs samples"
+    yield cfg.kl.target is not None and cfg.rollouts >= 5 * cfg.kl.horizon, (
+        f"kl.horizon={cfg.kl.horizon} is too short for rollouts={cfg.rollouts}: one phase could make kl.coef negative")
     yield cfg.target_kl is not None and cfg.loss.old_policy == "reference", (
         "target_kl and loss.old_policy='reference' exclude each other: the distance is to the policy that sampled")
     yield cfg.grad_clip == "joint" and cfg.policy_optimizer.max_grad_norm != cfg.critic_optimizer.max_grad_norm, (

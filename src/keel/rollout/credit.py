@@ -107,7 +107,7 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float, truncation:
     elif advantage.estimator == "grpo":
         advantages = grpo(rewards, mask, groups)
     else:
-        advantages = reinforce_plus_plus(rewards, mask, gamma=advantage.gamma)
+        advantages = reinforce_plus_plus(rewards, mask & counted[:, None], gamma=advantage.gamma)
     advantages = shaped_advantages(advantages, mask & counted[:, None], normalise=advantage.normalise == "rollout",
                                    clip=None if advantage.normalise == "minibatch" else advantage.clip)
     return replace(rollout, rewards=rewards, advantages=advantages, returns=returns, counted=counted)

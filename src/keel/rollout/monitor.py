@@ -18,10 +18,11 @@ def monitors(rollout: Rollout, scored: Scores, processed: torch.Tensor, moments:
              ) -> dict[str, Any]:
     """The monitors of section 12 of our PPO-max spec; names, units and formulas are on the method's page."""
     mask, scores = rollout.tokens.response_mask, scored.total
+    counted = mask & rollout.counted[:, None]
     lengths = mask.sum(1)
     ids = [row[m].tolist() for row, m in zip(rollout.tokens.ids.cpu(), mask.cpu(), strict=True)]
     counts, edges = torch.histogram(scores.double(), bins=24)
-    advantage = masked_mean(rollout.advantages, mask)
+    advantage = masked_mean(rollout.advantages, counted)
     numbers = {
         "score/mean": scores.mean(), "score/std": scores.std(correction=0), "score/p95": scores.quantile(0.95),
         "score/processed": processed.mean(), "score/processed_std": processed.std(correction=0),
@@ -32,11 +33,12 @@ def monitors(rollout: Rollout, scored: Scores, processed: torch.Tensor, moments:
         "policy/perplexity": masked_mean(-rollout.logprobs, mask).exp(),
         "response/length": lengths.float().mean(), "response/cut": (~rollout.ended).float().mean(),
         "response/tokens": lengths.sum().float(), "advantage/mean": advantage,
-        "advantage/std": masked_mean((rollout.advantages - advantage).square(), mask).sqrt(),
+        "advantage/std": masked_mean((rollout.advantages - advantage).square(), counted).sqrt(),
     }
     if rollout.values is not None and rollout.returns is not None:
-        numbers |= {"value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
-                    "value/mean": masked_mean(rollout.values, mask), "return/mean": masked_mean(rollout.returns, mask)}
+        numbers |= {"value/explained_variance": explained_variance(rollout.values, rollout.returns, counted),
+                    "value/mean": masked_mean(rollout.values, counted),
+                    "return/mean": masked_mean(rollout.returns, counted)}
     repetition = sum(repeated_share(row) for row in ids) / len(ids)
     return {name: float(x) for name, x in (numbers | _by_source(scored, moments)).items()} | {
         "response/repetition": repetition,

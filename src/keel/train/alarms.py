@@ -92,7 +92,8 @@ def _kl_jump(history: History) -> list[Alarm]:
 
 
 def _entropy_drop(history: History) -> list[Alarm]:
-    limit, now = 0.6 * history[0]["policy/entropy"], history[-1]["policy/entropy"]
+    seen = [row["policy/entropy"] for row in history if "policy/entropy" in row]  # not where no response counted
+    limit, now = (0.6 * seen[0], seen[-1]) if seen else (0.0, 0.0)
     return [] if now >= limit else [Alarm(
         "entropy_drop", now, limit, "The policy lost over 40% of the entropy it began with: its answers become alike.",
         "Raise kl.coef, lower the learning rate, or stop earlier.")]
