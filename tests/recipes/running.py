@@ -14,6 +14,10 @@ from types import SimpleNamespace
 import tiny
 import torch
 
+from keel.batches import Rollout
+from keel.data.collate import collate
+from keel.data.render import Row
+from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, ScratchConfig, load_tokenizer, save_model, scalar_model
 from keel.recipes import ppo, sft
 from keel.recipes.ppo import PPOConfig
@@ -97,8 +101,8 @@ def watched(monkeypatch) -> SimpleNamespace:
     """What a run computes on its way, in order.
 
     phases: rollout with credit, scores of the sources, processed scores, moments.
-    updates: minibatch, demonstrations, counts, memory, and what came of it.
-    steps: name of the learner, its number, gradients before and after clipping (one vector), weights after.
+    updates: minibatch, demonstrations, numbers of the steps, what came of it, and whether no gradient was left.
+    steps: name of the learner, number of its step, gradients before and after clipping (one vector), learning rate.
     """
     seen = SimpleNamespace(phases=[], updates=[], steps=[])
     monitors, update, step, learners = ppo.monitors, ppo.update, Learner.step, {}
@@ -110,7 +114,8 @@ def watched(monkeypatch) -> SimpleNamespace:
     def watch_update(models, part, mix, who, counts, *rest):
         learners.update(who)
         found = update(models, part, mix, who, counts, *rest)
-        seen.updates.append(SimpleNamespace(part=part, mix=mix, counts=counts, found=found))
+        clean = all(p.grad is None for learner in who.values() for p in learner.parameters)
+        seen.updates.append(SimpleNamespace(part=part, mix=mix, counts=counts, found=found, clean=clean))
         return found
 
     def watch_step(learner, number, ids, **how):
@@ -126,6 +131,29 @@ def watched(monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(ppo, "update", watch_update)
     monkeypatch.setattr(Learner, "step", watch_step)
     return seen
+
+
+def part_of(model, reference, n: int = 3, seed: int = 0) -> Rollout:
+    """Ragged rows with a single response token in one, measured by both models, with advantages drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [Row(torch.randint(3, 23, (3 + i + said,), generator=generator).tolist(), 3 + i, f"r{i}")
+            for i, said in enumerate(([1, 5, 8] * n)[:n])]
+    tokens = collate(rows, 0)
+    draw = torch.randn(3, *tokens.ids.shape, generator=generator).where(tokens.response_mask, 0.0)
+    with torch.no_grad():
+        now, ref = (token_logprobs(m, tokens)[0] for m in (model, reference))
+    values, returns, advantages = draw
+    return Rollout(tokens, now, torch.ones(n, dtype=torch.bool), torch.arange(n), ref_logprobs=ref, kl=now - ref,
+                   values=values, returns=returns, advantages=advantages, counted=torch.ones(n, dtype=torch.bool))
+
+
+def moved(model, by: float = 0.02, seed: int = 7):
+    """The same model a little further on."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=by)
+    return model
 
 
 def flat_gradient(learner: Learner) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
-from recipes.running import FAST, brief, logged, reward_config, short_spoken, watched
+from recipes.running import FAST, brief, logged, moved, part_of, reward_config, short_spoken, watched
 
 from keel.batches import Rollout, TokenBatch
 from keel.config import PRESETS, read_toml
@@ -51,29 +51,6 @@ def run(home, tmp_path, monkeypatch):
         return seen
 
     return go
-
-
-def part_of(model, reference, n: int = 3, seed: int = 0) -> Rollout:
-    """Ragged rows with a single response token in one, measured by both models, with advantages drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = [Row(torch.randint(3, 23, (3 + i + said,), generator=generator).tolist(), 3 + i, f"r{i}")
-            for i, said in enumerate(([1, 5, 8] * n)[:n])]
-    tokens = collate(rows, 0)
-    draw = torch.randn(3, *tokens.ids.shape, generator=generator).where(tokens.response_mask, 0.0)
-    with torch.no_grad():
-        now, ref = (token_logprobs(m, tokens)[0] for m in (model, reference))
-    values, returns, advantages = draw
-    return Rollout(tokens, now, torch.ones(n, dtype=torch.bool), torch.arange(n), ref_logprobs=ref, kl=now - ref,
-                   values=values, returns=returns, advantages=advantages, counted=torch.ones(n, dtype=torch.bool))
-
-
-def moved(model, by: float = 0.02, seed: int = 7):
-    """The same model a little further on."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=generator), alpha=by)
-    return model
 
 
 def with_junk(part: Rollout, junk: float) -> Rollout:
