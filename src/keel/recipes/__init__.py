@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data convert": ("keel.data.convert", "DataConvertConfig", "write any readable file in keel's own format"),
     "sandbox export": ("keel.sandbox.export", "SandboxExportConfig", "write the town's prompts and preferences"),
     "sandbox pretrain": ("keel.experiments.pretrain", "PretrainConfig", "train the sandbox's base model anew"),
+    "experiment collapse": ("keel.experiments.collapse", "CollapseConfig", "PPO over-optimises; does PPO-max too?"),
+    "experiment ablate-ppo": ("keel.experiments.ablate_ppo", "AblatePPOConfig", "what keeps PPO-max stable"),
     "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
 }
 """Command -> module, config class, one line of help. Modules are imported only when their command is called."""
