@@ -48,6 +48,6 @@ CREDIT32 = {"rtol": 1e-4, "atol": 1e-5}
 """Rewards, advantages and returns in float32 against float64 loops over the same float32 inputs; scores are the sum of
 normalised numbers, which loses a digit."""
 
-TOPOLOGIES = {"rel": 1e-3, "abs": 1e-4}
+TOPOLOGIES = {"rel": 1e-4, "abs": 1e-6}
 """Logged numbers of several phases, adapters in models of their own against adapters on one trunk: the products are
 summed in another order and the rounding is amplified by Adam."""

@@ -138,21 +138,49 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize(
-    ("name", "last"),
+    ("name", "at", "over"),
     [
-        ("truncation", {"response/cut": 0.51}),
-        ("length_reward_race", {"response/length": 41.0, "score/mean": 0.5}),
-        ("kl_jump", {"kl/reference_k3": 0.11}),
-        ("entropy_drop", {"policy/entropy": 1.19}),
-        ("score_long_tail", {"score/p95": 4.7}),
-        ("repetition", {"response/repetition": 0.31}),
+        ("truncation", {"response/cut": 0.5}, {"response/cut": 0.501}),
+        (
+            "length_reward_race",
+            {"response/length": 40.0, "score/mean": 0.5},
+            {"response/length": 40.1, "score/mean": 0.5},
+        ),
+        ("kl_jump", {"kl/reference_k3": 0.1}, {"kl/reference_k3": 0.101}),
+        ("entropy_drop", {"policy/entropy": 0.6 * 2.0}, {"policy/entropy": 1.199}),
+        ("score_long_tail", {"score/p95": 4.6}, {"score/p95": 4.601}),
+        ("repetition", {"response/repetition": 0.3}, {"response/repetition": 0.301}),
     ],
 )
-def test_each_alarm_fires_and_stays_silent(name, last):
-    assert alarms.raised([HEALTHY] * 12) == []
-    found = alarms.raised([HEALTHY] * 12 + [HEALTHY | last])
+def test_each_alarm_fires_over_its_threshold_and_stays_silent_at_it(name, at, over):
+    assert alarms.raised([HEALTHY] * 12) == [] and alarms.raised([HEALTHY] * 12 + [HEALTHY | at]) == []
+    found = alarms.raised([HEALTHY] * 12 + [HEALTHY | over])
     assert [alarm.name for alarm in found] == [name] and found[0].meaning and found[0].remedy
     assert found[0].row(13)["step"] == 13 and found[0].value != found[0].limit
+    assert alarms.raised([HEALTHY] * 12 + [HEALTHY | over, HEALTHY]) == []  # only the newest phase counts
+
+
+def test_a_jump_of_the_drift_needs_a_median_and_a_floor():
+    """Five phases before it, and more than 0.01 nats however small the median is."""
+    far = HEALTHY | {"kl/reference_k3": 9.0}
+    assert alarms.raised([HEALTHY] * 4 + [far]) == []
+    assert [alarm.name for alarm in alarms.raised([HEALTHY] * 5 + [far])] == ["kl_jump"]
+    near = HEALTHY | {"kl/reference_k3": 1e-4}
+    assert alarms.raised([near] * 6 + [HEALTHY | {"kl/reference_k3": 0.01}]) == []
+    assert [a.name for a in alarms.raised([near] * 6 + [HEALTHY | {"kl/reference_k3": 0.0101}])] == ["kl_jump"]
+
+
+def test_repetition_is_measured_against_the_start_where_that_was_high():
+    talker = HEALTHY | {"response/repetition": 0.4}
+    assert alarms.raised([talker] * 3 + [HEALTHY | {"response/repetition": 0.8}]) == []
+    assert [a.name for a in alarms.raised([talker] * 3 + [HEALTHY | {"response/repetition": 0.81}])] == ["repetition"]
+
+
+def test_a_phase_without_an_update_has_no_entropy_and_sets_off_no_alarm_of_it():
+    still = {name: x for name, x in HEALTHY.items() if name != "policy/entropy"}
+    assert alarms.raised([still]) == alarms.raised([still, HEALTHY]) == alarms.raised([HEALTHY, still]) == []
+    low = HEALTHY | {"policy/entropy": 1.0}
+    assert [alarm.name for alarm in alarms.raised([still, HEALTHY, low])] == ["entropy_drop"]
 
 
 def test_length_alone_or_score_alone_is_no_race():
@@ -161,10 +189,17 @@ def test_length_alone_or_score_alone_is_no_race():
 
 
 def test_blind_critic_needs_time_and_five_rollouts_in_a_row():
-    blind = HEALTHY | {"value/explained_variance": -0.1}
+    blind = HEALTHY | {"value/explained_variance": -0.001}
     assert alarms.raised([blind] * 9) == []
     assert [a.name for a in alarms.raised([blind] * 10)] == ["value_blind"]
-    assert alarms.raised([blind] * 8 + [HEALTHY, blind]) == []
+    assert alarms.raised([HEALTHY] * 6 + [blind] * 4) == []
+    assert [a.name for a in alarms.raised([HEALTHY] * 5 + [blind] * 5)] == ["value_blind"]
+    assert alarms.raised([blind] * 8 + [HEALTHY | {"value/explained_variance": 0.0}, blind]) == []
+
+
+def test_without_a_critic_none_is_blind():
+    bare = {name: x for name, x in HEALTHY.items() if name != "value/explained_variance"}
+    assert alarms.raised([bare] * 12) == []
 
 
 def test_rollout_rows_keep_order_and_drop_empty_columns():
