@@ -40,7 +40,9 @@ def differing(kind: str) -> set[str]:
     ("critic_from_policy", {"critic.init"}), ("no_value_clip", {"loss.value_clip"}),
     ("no_surrogate_clip", {"loss.clip"}), ("no_ptx", {"ptx", "ptx_coef"}),
     ("large_buffer", {"rollouts", "steps", "eval_every", "critic.pretrain"}),
-    ("advantages_normalised", {"advantage.normalise", "advantage.clip"})])
+    ("advantages_normalised", {"advantage.normalise", "advantage.clip"}),
+    ("vanilla", {"kl.coef", "score.center", "score.scale", "score.clip", "loss.value_clip", "critic.pretrain", "ptx",
+                 "ptx_coef"})])
 def test_one_thing_is_changed_at_a_time(kind: str, changed: set[str]) -> None:
     assert differing(kind) == changed
 
@@ -61,21 +63,34 @@ def test_phases_must_fit_the_large_buffer() -> None:
 
 def courses(**end: float) -> dict[str, list[Course]]:
     """Five equal seeds of every kind, with gold 0.0 at the start and, unless given, 0.2 at the end."""
-    return {kind: [course(gold=(0.0, 0.2, end.get(kind, 0.2)))] * 5 for kind in NAMES}
+    drift = {"no_kl": 0.3, "vanilla": 0.8}
+    return {kind: [course(gold=(0.0, 0.2, end.get(kind, 0.2)), kl=(0, 0.1, drift.get(kind, 0.1)))] * 5
+            for kind in NAMES}
 
 
-def test_verdicts() -> None:
-    def verdicts(**end: float) -> list[str]:
-        return [judged(claim).verdict for claim in claims(courses(**end))]
+def verdicts(**end: float) -> list[str]:
+    return [judged(claim).verdict for claim in claims(courses(**end))]
 
-    assert verdicts(no_kl=-0.5) == ["holds", "holds"]
-    assert verdicts(no_kl=0.1) == ["holds", "holds"]  # by little, but in every seed
-    assert verdicts(no_kl=0.3) == ["does not hold", "holds"]
-    assert verdicts(no_kl=-0.5, no_ptx=-0.6) == ["does not hold", "does not hold"]
-    assert verdicts(no_kl=-0.5, no_ptx=-0.04) == ["holds", "holds"]  # not below the start by more than 0.05
-    mixed = courses(no_kl=-0.5)
+
+def test_verdicts_that_hold() -> None:
+    assert verdicts(no_kl=-0.5, vanilla=-0.9) == ["holds"] * 3
+    assert verdicts(no_kl=0.1, vanilla=0.0) == ["holds"] * 3  # by little, but in every seed
+    assert verdicts(no_kl=-0.5, vanilla=-0.9, no_ptx=-0.04)[1] == "holds"  # not below the start by more than 0.05
+
+
+def test_verdicts_that_do_not_hold() -> None:
+    assert verdicts(no_kl=0.3, no_ptx=-0.1, vanilla=0.4) == ["does not hold"] * 3
+    assert verdicts(no_kl=-0.5, no_ptx=-0.6, vanilla=-0.9) == ["does not hold", "does not hold", "holds"]
+    mild = courses(no_kl=-0.5, vanilla=-0.9)
+    mild["vanilla"] = [course(gold=(0.0, 0.2, -0.9), kl=(0, 0.1, 0.2))] * 5  # less gold, but nearer to its start
+    assert judged(claims(mild)[2]).verdict == "does not hold"
+
+
+def test_seeds_that_disagree_settle_nothing() -> None:
+    mixed = courses(no_kl=-0.5, vanilla=-0.9)
     mixed["no_ptx"][4:] = [course(gold=(0.0, 0.2, -0.6))]
-    assert [judged(claim).verdict for claim in claims(mixed)] == ["not settled", "not settled"]
+    mixed["vanilla"][:1] = [course(gold=(0.0, 0.2, -0.4))]
+    assert [judged(claim).verdict for claim in claims(mixed)] == ["not settled"] * 3
 
 
 def test_p_is_corrected_for_all_changes_at_once() -> None:
@@ -85,7 +100,7 @@ def test_p_is_corrected_for_all_changes_at_once() -> None:
 
 
 def test_from_logs_to_verdict(tmp_path: Path, monkeypatch, capsys) -> None:
-    ends = {"no_kl": -0.4, "no_ptx": 0.1}
+    ends = {"no_kl": -0.4, "no_ptx": 0.1, "vanilla": -0.8}
     asked = {}
 
     def pretend(folder: Path, title: str, stages: dict, *, again: str, jobs: int, tidy: bool) -> None:
@@ -99,10 +114,10 @@ def test_from_logs_to_verdict(tmp_path: Path, monkeypatch, capsys) -> None:
         "phases": 8, "eval_every": 4}))
     result = run(cfg)
     assert len(asked) == 5 * (2 + len(NAMES))
-    assert [row["verdict"] for row in result.values["findings"]] == ["holds", "holds"]
+    assert [row["verdict"] for row in result.values["findings"]] == ["holds", "holds", "does not hold"]  # equal drift
     assert result.values["p"]["no_kl"] == 2 / 32
     rows = (cfg.out / "table.md").read_text().splitlines()
-    assert rows[2].startswith("| PPO-max, complete | 0.220 [")
+    assert rows[2].startswith("| complete | 0.220 [")
     assert rows[2].split(" | ")[2:4] == ["", ""]
     assert rows[3].startswith("| no KL price | -0.380 [")
     assert rows[3].split(" | ")[2] == "-0.600 [-0.600, -0.600]"

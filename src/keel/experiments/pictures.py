@@ -56,10 +56,7 @@ def draw_courses(file: Path, kinds: Kinds, *, named: Sequence[str], others: str 
                 ax.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
                 ax.text(0, limit, " limit", va="bottom", fontsize=8)
             write_names(ax, ends)
-        for ax in axes[1]:
-            ax.set_xlabel("optimiser steps of the policy")
-        if others:
-            figure.text(0.01, 0.005, f"grey: {others}", color=INK, fontsize=8)
+        figure.supxlabel("optimiser steps of the policy" + (f"; grey: {others}" if others else ""), fontsize=9)
 
 
 def mean_line(courses: Sequence[Course], name: str) -> tuple[tuple[int, ...], list[float]]:
@@ -78,14 +75,14 @@ def write_names(ax: Any, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def draw_effects(file: Path, effects: Mapping[str, Sequence[float]], *, title: str) -> None:
-    """One row per change: a dot per seed, their mean and its 95% bootstrap interval; the largest loss on top."""
+    """One row per change: a grey dot per seed, above it their mean and its 95% interval; the largest loss on top."""
     rows = sorted(effects, key=lambda name: fmean(effects[name]), reverse=True)
     with canvas(file, width=8.6, height=1.1 + 0.32 * len(rows)) as figure:
         ax = figure.subplots()
         ax.axvline(0, color=INK, linewidth=1)
         for place, name in enumerate(rows):
             found = interval(effects[name], name)
-            ax.plot(effects[name], [place] * len(effects[name]), "o", color=GREY, markersize=4, alpha=0.7,
+            ax.plot(effects[name], [place - 0.25] * len(effects[name]), "o", color=GREY, markersize=4, alpha=0.8,
                     markeredgewidth=0)
             ax.plot([found["low"], found["high"]], [place, place], color=COLOURS[0], linewidth=2.2)
             ax.plot(found["mean"], place, "o", color=COLOURS[0], markersize=6)
