@@ -71,7 +71,6 @@ class Rollout:
         kl: drift of the policy from the reference at each response token in nats, by the estimator of the run.
         values: the critic's value before each response token; None where there is no critic.
         after_values: the critic's value of the state after the last token, where responses that were cut need it.
-        scores: raw score of the whole response.
         rewards: per token, after shaping; None until credit is assigned, as are the next three.
         advantages, returns: per token; there are no returns without a critic.
         counted: False for responses that the losses leave out.
@@ -85,7 +84,6 @@ class Rollout:
     kl: Float[Tensor, "B T"] | None = None
     values: Float[Tensor, "B T"] | None = None
     after_values: Float[Tensor, " B"] | None = None
-    scores: Float[Tensor, " B"] | None = None
     rewards: Float[Tensor, "B T"] | None = None
     advantages: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None

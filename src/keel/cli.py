@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or that of the error (2 config, 3 data, 4 model, 5 numerics, 6 run, 7 endpoint)."""
+    """Run a command; the exit code is 0, or the error's (2 config, 3 data, 4 model, 5 numerics, 6 run, 7 endpoint)."""
     words = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # text of the data may hold what the terminal cannot show

@@ -42,6 +42,9 @@ class EndpointConfig(Config):
             raise ValueError("url must be a plain address that begins with https:// or http://")
         if parts.username is not None or parts.password is not None:
             raise ValueError("url holds a password, and settings are written to files; name a variable in token_env")
+        if re.search(r"key|token|secret|passw|sig", parts.query, re.IGNORECASE):
+            raise ValueError("url has what looks like a secret in its query, and settings are written to files; name a "
+                             "variable in token_env")
         if self.token_env is not None and parts.scheme == "http" and not _is_loopback(parts.hostname):
             raise ValueError(f"url is plain http to another machine ({parts.hostname}) and token_env is set: the token "
                              f"would travel readable; use https")
@@ -137,7 +140,7 @@ def _retry_after_s(text: str) -> float | None:
         return float(text)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     aware = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     return max((aware - datetime.now(UTC)).total_seconds(), 0.0)

@@ -91,7 +91,7 @@ class Run:
     def alarm(self, row: Mapping[str, Any]) -> None:
         """Append a raised alarm, and say it on the console, unless it has been ringing since the step before."""
         self._append("alarms.jsonl", row)
-        if self._ringing.get(row["name"]) != row["step"] - 1:
+        if row["name"] == "rollback" or self._ringing.get(row["name"]) != row["step"] - 1:
             print(f"ALARM {row['name']} at step {row['step']}: {row['meaning']} {row['remedy']}", file=sys.stderr)
         self._ringing[row["name"]] = row["step"]
 

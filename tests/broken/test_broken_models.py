@@ -143,6 +143,13 @@ def test_a_language_model_is_no_reward_model(kitchen, capsys):
         shutil.rmtree(kitchen.out)
 
 
+def test_a_scalar_model_is_not_made_from_a_shape(kitchen, capsys):
+    """The shape in `scratch` would be left unread, and the weights at the path taken in silence."""
+    for command in (kitchen.ppo(**{"reward_model.init": "scratch"}), kitchen.reward_model(**{"model.init": "scratch"})):
+        refused(kitchen, command, capsys, "ModelError", "a reward model or critic is not made from scratch.* settings")
+        shutil.rmtree(kitchen.out)
+
+
 def test_an_encoder_is_no_policy(kitchen, capsys):
     folder = tiny.bert(kitchen.folder / "bert")
     for command in (kitchen.sft(model=folder), kitchen.ppo(policy=folder), kitchen.generate(model=folder)):

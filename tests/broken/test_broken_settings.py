@@ -40,8 +40,9 @@ def test_all_bad_values_in_one_message(kitchen, capsys):
 def test_contradictions_name_both_fields(kitchen, capsys):
     refused(kitchen, kitchen.ppo(minibatch=3), capsys, "ConfigError", PPO)
     refused(kitchen, kitchen.ppo(topology="shared"), capsys, "ConfigError", "topology='shared' needs policy.lora.rank")
-    refused(kitchen, kitchen.ppo(**{"topology": "shared", "policy.lora.rank": 2, "critic.model": kitchen.reward}), capsys,
-            "ConfigError", "topology='shared' and critic.model or critic.init exclude each other")
+    shared = {"topology": "shared", "policy.lora.rank": 2, "critic.model": kitchen.reward}
+    refused(kitchen, kitchen.ppo(**shared), capsys, "ConfigError",
+            "topology='shared' and critic.model or critic.init exclude each other")
     assert not kitchen.out.exists()
     refused(kitchen, kitchen.ppo(**{"sampling.max_new_tokens": 48}), capsys, "ConfigError",
             "prompts.max_length=48 leaves no room beside sampling.max_new_tokens=48", "Raise the first or lower")

@@ -117,7 +117,7 @@ def test_a_time_out_is_asked_again(waits):
 def test_nobody_there(waits):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
-        said = refusal(f"http://127.0.0.1:{taken.getsockname()[1]}/?key=hidden")
+        said = refusal(f"http://127.0.0.1:{taken.getsockname()[1]}/?q=hidden")
     assert "in 4 attempts; the last one gave ConnectError" in said and "hidden" not in said and len(waits) == 3
 
 
@@ -180,6 +180,20 @@ def test_what_may_be_a_secret_is_not_repeated():
     with pytest.raises(ConfigError, match=r"token_env = \[hidden\]: string should match pattern") as caught:
         Asks.resolve(None, {"judge": "https://host/", "judge.token_env": TOKEN})
     assert TOKEN not in str(caught.value)
+
+
+def test_a_key_in_an_address_would_be_written_to_files():
+    for query in ("api_key=1", "access_token=1", "sig=x"):
+        with pytest.raises(ConfigError, match="url has what looks like a secret in its query"):
+            EndpointConfig.checked({"url": f"https://host/score?{query}"})
+    assert EndpointConfig(url="https://host/score?model=small").shown == "https://host/score"
+
+
+def test_a_date_beyond_all_time_is_no_date(waits):
+    beyond = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+    with Server(Reply(b"", 429, {"retry-after": beyond}), Reply("done")) as server:
+        assert post_json(endpoint(server.url, retries=1, backoff_s=0.5), {}) == "done"
+    assert waits == [0.5]
 
 
 def test_an_address_may_stand_for_its_table():

@@ -30,7 +30,8 @@ def test_five_seeds_of_one_sign_settle_a_claim() -> None:
 
 def test_a_seed_at_zero_does_not_show_it() -> None:
     assert verdict(a=(0.0, 0.3, 0.2, 0.4, 0.1)) == "not settled"
-    assert verdict(a=(0.0,) * 5) == "does not hold"
+    assert verdict(a=(0.0,) * 5) == "not settled"  # nor does it speak against it
+    assert verdict(a=(0.0, -0.3, -0.2, -0.4, -0.1)) == "not settled"
 
 
 def test_four_seeds_settle_nothing() -> None:
@@ -48,8 +49,16 @@ def test_more_seeds_need_not_be_of_one_mind() -> None:
 def test_a_seed_shows_a_claim_with_all_its_numbers_or_not_at_all() -> None:
     assert verdict(a=FIVE, b=FIVE) == "holds"
     assert verdict(a=FIVE, b=(0.1, -0.3, 0.2, 0.4, 0.1)) == "not settled"
-    assert verdict(a=FIVE, b=minus(FIVE)) == "does not hold"
-    assert verdict(a=(-1, -1, 1, 1, 1), b=(1, 1, -1, -1, -1)) == "does not hold"
+    assert verdict(a=(-1, -1, 1, 1, 1), b=(1, 1, -1, -1, -1)) == "not settled"
+
+
+def test_a_claim_falls_with_one_comparison_held_against_their_number() -> None:
+    # Five of five is 1/32; with two comparisons 2/32 = 0.063, with three of seven seeds 3/128 = 0.023.
+    assert verdict(a=FIVE, b=minus(FIVE)) == "not settled"
+    seven = (*FIVE, 0.2, 0.2)
+    assert verdict(a=seven, b=seven, c=minus(seven)) == "does not hold"
+    finding = judged(Claim("so it is", {"a": seven, "b": seven, "c": minus(seven)}))
+    assert finding.shown_by == 0 and finding.p == pytest.approx(3 / 128, rel=RELATIVE64)
 
 
 def test_a_finding_in_words() -> None:

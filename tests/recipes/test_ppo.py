@@ -7,8 +7,9 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
-from recipes.running import FAST, killed_and_resumed, logged, ppo_config, same_results, started
+from recipes.running import FAST, brief, killed_and_resumed, killed_here, logged, ppo_config, same_results, started
 
+from keel.cli import main
 from keel.errors import ConfigError, ModelError, NumericsError
 from keel.models.load import LoraSettings, ModelConfig
 from keel.recipes import ppo
@@ -118,7 +119,7 @@ def test_kl_penalty_orders_the_drift(tmp_path):
     """A larger kl.coef ends nearer to the reference."""
     drift = []
     for coef in (0.0, 0.5, 5.0):
-        ppo.run(ppo_config(tmp_path, out=tmp_path / str(coef), kl={"coef": coef}, steps=10, rollouts=32, minibatch=16))
+        ppo.run(brief(tmp_path, out=tmp_path / str(coef), kl={"coef": coef}, steps=10, rollouts=32, minibatch=16))
         drift.append(logged(tmp_path / str(coef))[-1]["kl/reference_k3"])
     assert drift[0] > drift[1] > drift[2]
 
@@ -186,7 +187,11 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, topology):
         }
     )
     ppo.run(whole)
-    killed_and_resumed("ppo", whole.model_copy(update={"out": tmp_path / "killed"}), [0.05, 0.3])
+    killed = whole.model_copy(update={"out": tmp_path / "killed"})
+    if topology == "separate":  # through the command line, at whatever moment
+        killed_and_resumed("ppo", killed, [0.3])
+    else:
+        killed_here(killed, [("log", 3), ("log", 4)])
     same_results(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -205,17 +210,16 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, number):
     assert list((cfg.out / "checkpoints").glob("step-*.pt"))
 
 
-def test_second_process_on_a_run_folder_is_refused(tmp_path):
+def test_second_process_on_a_run_folder_is_refused(tmp_path, capsys):
     cfg = ppo_config(tmp_path, steps=400)
     (tmp_path / "ppo.toml").write_text(cfg.to_toml())
     worker = started(["ppo", str(tmp_path / "ppo.toml")])
     while not (tmp_path / "ppo/metrics.jsonl").exists():
         time.sleep(0.05)
-    other = started(["ppo", "--resume", str(cfg.out)])
-    said = other.communicate(timeout=60)[1].decode()
+    code = main(["ppo", "--resume", str(cfg.out)])
     worker.kill()
     worker.communicate()
-    assert other.returncode == 6 and "another process is working in this run folder" in said
+    assert code == 6 and "another process is working in this run folder" in capsys.readouterr().err
 
 
 def test_broken_reward_model_stops_the_run_with_record_ids(tmp_path):

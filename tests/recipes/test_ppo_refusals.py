@@ -7,6 +7,7 @@ from keel.errors import ConfigError, KeelError
 from keel.recipes import ppo
 
 LORA = {"policy": {"path": "p", "lora": {"rank": 2}}, "topology": "shared"}
+HELD = {"prompts": {"path": "q", "validation_fraction": 0.1}}
 RLOO = {"advantage": {"estimator": "rloo", "group": 2}}
 WORDS = [{"name": "words", "function": "tiny:length"}]
 
@@ -26,9 +27,14 @@ REFUSED = [
     ({"critic": {"init": "policy", "model": {"path": "c"}}},
      "critic.init='policy' and critic.model exclude each other: both say where it starts"),
     ({"reward_model": None, "rewards": WORDS},
-     "critic.init='reward_model' and rewards without any model exclude each other: set critic.init to policy"),
-    (RLOO | {"critic": {"pretrain": 2}},
-     "advantage.estimator='rloo' has no critic, critic.pretrain=2 trains nothing: set it to 0"),
+     "critic.init is reward_model (its default) and no reward is a model: set critic.init to policy"),
+    *((RLOO | {"critic": {"pretrain": 0} | critic}, "advantage.estimator='rloo' has no critic, yet critic.pretrain=")
+      for critic in ({"pretrain": 2}, {"init": "policy"}, {"model": {"path": "c"}})),
+    (RLOO | {"critic": {"pretrain": 0}, "grad_clip": "joint"},
+     "advantage.estimator='rloo' has no critic: grad_clip='joint' joins nothing"),
+    ({"advantage": {"group_std": False}},
+     "advantage.group_std=false and advantage.estimator='gae' exclude each other: only grpo divides by it"),
+    ({"on_alarm": "rollback", "kl": {"coef": 0.0}}, "rollback.kl_factor=2.0 multiplies kl.coef=0, which stays 0"),
     (RLOO | {"truncation": {"how": "bootstrap"}},
      "advantage.estimator='rloo' has no critic, truncation.how='bootstrap' needs its values"),
     ({"advantage": {"estimator": "rloo"}},
@@ -37,6 +43,7 @@ REFUSED = [
     # drift
     ({"kl": {"coef": 0.0, "target": 0.1}},
      "kl.target and kl.coef=0 exclude each other: adapting multiplies, and 0 stays 0"),
+    ({"kl": {"coef": 0.0, "within": "loss"}}, "kl.within='loss' and kl.coef=0 exclude each other"),
     ({"kl": {"target": 0.1, "horizon": 1}},
      "kl.horizon=1 is too short for rollouts=8: one phase could make kl.coef negative"),
     ({"target_kl": 0.1, "loss": {"old_policy": "reference"}},
@@ -46,7 +53,11 @@ REFUSED = [
        f"truncation.how={how!r} and truncation.value={value} do not go together: penalty and constant need a value, "
        "the others take none") for how, value in (("penalty", None), ("constant", None), ("score", 1.0), ("mask", 1.0),
                                               ("bootstrap", 1.0))),
+    ({"truncation": {"how": "penalty", "value": -1.0}},
+     "truncation.how='penalty' and truncation.value=-1.0: it would pay for being cut"),
     # losses
+    ({"loss": {"clip": None, "old_kl_coef": 0.5, "old_policy": "reference"}},
+     "loss.old_kl_coef=0.5 and loss.old_policy='reference' exclude each other"),
     ({"loss": {"old_kl_coef": 0.5}},
      "loss.old_kl_coef=0.5 and loss.clip=0.2 exclude each other: the penalty stands in the clip's place"),
     *(({"loss": {"entropy": entropy, "entropy_target": target}},
@@ -64,8 +75,10 @@ REFUSED = [
     ({"sampling": {"logprobs": "tempered", "temperature": 0}},
      "sampling.logprobs='tempered' and sampling.temperature=0 exclude each other"),
     # the best policy
-    ({"best": "score"}, "best='score' needs kl_budget: the highest score alone picks the policy that games it best"),
-    ({"best": "gold"}, "best='gold' needs gold: no true score is known"),
+    (HELD | {"best": "score"}, "best='score' needs kl_budget: the highest score alone picks the policy"),
+    (HELD | {"best": "score", "kl_budget": 0.1, "rewards": WORDS}, "best='score' and several rewards exclude each"),
+    (HELD | {"best": "gold"}, "best='gold' needs gold: no true score is known"),
+    ({"best": "gold", "gold": "tiny:count_yes"}, "best needs held-out prompts, and prompts.validation_fraction=0"),
     ({"kl_budget": 0.1}, "kl_budget has no effect without best: set best to score"),
 ]
 
@@ -89,12 +102,16 @@ ALLOWED = [
     {"reward_model": None, "rewards": WORDS, "critic": {"init": "policy"}},
     {"reward_model": None, "rewards": WORDS, "critic": {"model": {"path": "c"}, "pretrain": 0}},
     {"reward_model": None, "rewards": WORDS, "critic": {"pretrain": 0}} | RLOO,
+    {"advantage": {"estimator": "grpo", "group": 2, "group_std": False}, "critic": {"pretrain": 0}},
+    {"on_alarm": "rollback", "kl": {"coef": 0.0}, "rollback": {"kl_factor": 1.0}},
     {"kl": {"target": 0.1, "horizon": 2}}, {"kl": {"coef": 0.0}}, {"target_kl": 0.1},
     {"loss": {"old_policy": "reference"}}, {"loss": {"old_kl_coef": 0.5, "clip": None}},
     {"loss": {"entropy": "bonus"}}, {"loss": {"entropy": "floor", "entropy_target": 1.0}},
     {"truncation": {"how": "penalty", "value": 1.0}}, {"truncation": {"how": "bootstrap"}}, {"grad_clip": "joint"},
-    {"sampling": {"logprobs": "exact", "top_p": 1.0}}, {"best": "score", "kl_budget": 0.1},
-    {"best": "gold", "gold": "tiny:count_yes"}, {"best": "gold", "gold": "tiny:count_yes", "kl_budget": 0.1},
+    {"sampling": {"logprobs": "exact", "top_p": 1.0}}, HELD | {"best": "score", "kl_budget": 0.1},
+    HELD | {"best": "gold", "gold": "tiny:count_yes"},
+    {"best": "gold", "gold": "tiny:count_yes", "kl_budget": 0.1, "prompts": {
+        "path": "q", "validation": "v", "validation_fraction": 0.0}},
 ]
 
 

@@ -10,8 +10,9 @@ import torch
 from recipes.running import FAST, brief, killed_here, logged, same_results, short_spoken
 
 from keel.errors import NumericsError
-from keel.models.load import LoraSettings, ModelConfig
+from keel.models.load import LoraSettings, ModelConfig, causal_lm
 from keel.recipes import ppo
+from keel.train import alarms
 
 CUT = {"max_new_tokens": 2}  # most responses of a random policy are then cut: an alarm in every phase
 
@@ -89,7 +90,9 @@ def test_going_back_restores_every_bit_and_goes_on_more_carefully(home, tmp_path
     went_back = [row for row in said if row["name"] == "rollback"]
     alarmed = {row["step"] for row in said if row["name"] != "rollback"}
     assert [(row["step"], int(re.search(r"of phase (\d+)", row["meaning"])[1])) for row in went_back] == returns
-    assert {shown for shown, _ in returns} == alarmed and not {to for _, to in returns} & alarmed
+    assert {shown for shown, _ in returns} == alarmed
+    # A phase is written by the policy before it: the checkpoint of shown - 1 is the one that rang, never the good one.
+    assert all(to < shown - 1 for shown, to in returns)
     assert [row["value"] for row in went_back] == list(range(1, len(returns) + 1))
     for row in rows:
         times = sum(shown < row["step"] for shown, _ in returns)
@@ -102,17 +105,29 @@ def test_going_back_restores_every_bit_and_goes_on_more_carefully(home, tmp_path
     assert before is None or again["score/mean"] != before["score/mean"]  # the same policy, other samples
 
 
-def test_after_so_many_returns_the_next_alarm_stops_the_run(home, tmp_path):
-    """From the start when no phase was ever without an alarm; that checkpoint stays, however many are newer."""
-    cfg = brief(home, out=tmp_path / "run", steps=9, sampling=CUT, on_alarm="rollback", save_every=1,
-                rollback={"most": 4})
-    with pytest.raises(NumericsError, match="step 5: alarm truncation"):
+def test_after_so_many_returns_the_next_alarm_stops_the_run_at_the_good_policy(home, tmp_path, monkeypatch):
+    """Every second phase rings; what it goes back to is the start each time, and so is what the stopped run holds."""
+    def every_second(history):
+        return [] if len(history) == 1 else [alarms.Alarm("repetition", 1.0, 0.5, "Said again.", "Mend.")]
+
+    monkeypatch.setattr(alarms, "raised", every_second)
+    cfg = brief(home, out=tmp_path / "run", steps=9, critic={"pretrain": 0}, on_alarm="rollback", save_every=1,
+                rollback={"most": 3})
+    with pytest.raises(NumericsError, match="step 8: alarm repetition"):
         ppo.run(cfg)
     went_back = [row for row in alarm_rows(tmp_path / "run") if row["name"] == "rollback"]
-    assert [row["step"] for row in went_back] == [1, 2, 3, 4]
-    assert all("of phase 0." in row["meaning"] for row in went_back)
-    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))
-    assert kept == ["step-0000000.pt", "step-0000004.pt", "step-0000005.pt"]
+    assert [row["step"] for row in went_back] == [2, 4, 6, 8]
+    start, end = (torch.load(tmp_path / f"run/checkpoints/step-000000{n}.pt", weights_only=True)["modules"]["policy"]
+                  for n in (6, 8))
+    base = causal_lm(cfg.policy).state_dict()
+    assert all(torch.equal(end[name], x) and torch.equal(base[name], x) for name, x in start.items())
+
+
+def test_going_back_cannot_cure_what_rings_from_the_start(home, tmp_path):
+    """Answers cut since before the first update: said every phase, but nothing to go back from."""
+    result = ppo.run(brief(home, out=tmp_path / "run", steps=3, sampling=CUT, on_alarm="rollback")).values
+    names = [row["name"] for row in alarm_rows(tmp_path / "run")]
+    assert result["n_rollbacks"] == 0 and names.count("truncation") == 3
 
 
 # --- the best policy -------------------------------------------------------------------------------------------------

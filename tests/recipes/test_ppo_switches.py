@@ -17,6 +17,7 @@ from keel.models.forward import response_scores, token_values
 from keel.models.load import LoraSettings, ModelConfig, causal_lm, load_tokenizer, save_model, scalar_model
 from keel.recipes import ppo
 from keel.rollout.credit import TruncationConfig, with_credit
+from keel.train.inputs import prompt_room
 from keel.train.tally import Tally
 
 NO_KL = {"coef": 0.0}
@@ -573,6 +574,14 @@ def test_ratios_against_the_reference_are_those_of_the_whole_drift(run):
 
 
 # --- presets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
+def test_every_preset_needs_nothing_but_models_and_prompts(preset):
+    """The command of the README; there is room for a prompt beside the response."""
+    needed = {"out": "o", "policy": "p", "reward_model": "r", "prompts": "q"}
+    cfg = ppo.PPOConfig.resolve(PRESETS / f"{preset}.toml", needed)
+    assert prompt_room(cfg.prompts, cfg.sampling.max_new_tokens) == 2048 - 512
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))

@@ -19,7 +19,7 @@ from keel.data.render import Row, template
 from keel.endpoint import EndpointConfig
 from keel.errors import ConfigError, EndpointError, ModelError, NumericsError
 from keel.models.forward import response_scores
-from keel.models.load import ModelConfig, load_tokenizer, save_model, scalar_model
+from keel.models.load import LoraSettings, ModelConfig, load_tokenizer, save_model, scalar_model
 from keel.rollout.respond import Responses
 from keel.rollout.reward import RewardConfig, RewardSources, ScoreConfig, Scores, merged_moments, processed
 
@@ -181,6 +181,12 @@ def test_a_row_beyond_the_reward_models_context(folders, words, responses, tmp_p
 # --- functions --------------------------------------------------------------------------------------------------------
 
 
+def test_adapters_on_a_frozen_reward_model_are_refused(folders, words, responses):
+    adapted = models(folders, 1)[0].model_copy(update={"lora": LoraSettings(rank=2)})
+    with pytest.raises(ConfigError, match=r"lora\.rank=2 of a reward model that only scores"):
+        scored(words, responses, RewardConfig(name="a", models=(adapted,)))
+
+
 def test_a_function_scores_text(words, responses):
     found = scored(words, responses, RewardConfig(name="yes", function="tiny:count_yes", weight=3.0))
     assert found.raw["yes"].tolist() == [1.0, 0.0, 0.0, -0.5, 2.0] and found.raw["yes"].dtype == torch.float32
@@ -238,7 +244,8 @@ ORDER = ["q0", "q1", "q2", "q3", "q4"]
     ([1, 2, 3, 4, 5], "the endpoint's answer has no list `scores`"),
     (b'{"scores": [1, NaN, 3, Infinity, 5]}',
      "reward 'remote': the endpoint gave what is no finite number (q1: nan; q3: inf)"),
-    ({"scores": [1, "2", None, True, [5]]}, "no finite number (q1: 2; q2: None; q3: True; q4: [5])"),
+    ({"scores": [1, "2", None, True, [5]]}, "no finite number (q1: '2'; q2: None; q3: True; q4: [5])"),
+    ({"scores": [1, "\x1b[31m", 3, 4, 5]}, r"no finite number (q1: '\x1b[31m')"),  # a server cannot colour the terminal
     ({"scores": [1, 1e39, 3, -(10**400), 5]}, "no finite number (q1: 1e+39; q3: -1000"),
 ])
 def test_a_server_that_does_not_give_one_number_each(words, responses, answer, fragment):
@@ -275,7 +282,7 @@ def test_permuting_responses_permutes_scores(folders, words, responses):
         torch.testing.assert_close(other, column[order], **tol.FLOAT32)
     torch.testing.assert_close(moved.total, found.total[order], **tol.FLOAT32)
     mask = responses.rollout.tokens.response_mask
-    here, there = (merged_moments({}, s, m, 0.9) for s, m in ((found, mask), (moved, mask[order])))
+    here, there = (merged_moments({}, s, m) for s, m in ((found, mask), (moved, mask[order])))
     weights = sources.weights
     for scale in ("scores", "rolling"):
         cfg = ScoreConfig(scale=scale)
@@ -292,7 +299,7 @@ WEIGHTS = {"a": 1.0, "b": 0.5}
 
 def test_each_source_has_moments_of_its_own():
     """a: mean 2, M2 = 1 + 1; b: mean 10, M2 = 0. Rolling sums of a: 0, 1; 3: mean 4/3, M2 = 42/9; of b: 0, 10; 10."""
-    found = merged_moments({}, FIRST, MASK, 0.5)
+    found = merged_moments({}, FIRST, MASK)
     assert list(found) == ["a", "a/rolling", "b", "b/rolling"]
     for name, expected in {"a": (2, 2, 2), "b": (2, 10, 0), "a/rolling": (3, 4 / 3, 42 / 9),
                            "b/rolling": (3, 20 / 3, 200 / 3)}.items():
@@ -301,19 +308,19 @@ def test_each_source_has_moments_of_its_own():
 
 def test_moments_run_over_batches_and_the_old_ones_stay():
     """Second batch of a: 5 on one response of one token. Scores 1, 3, 5: mean 3, M2 = 8; sums 0, 1, 3, 5."""
-    first = merged_moments({}, FIRST, MASK, 1.0)
+    first = merged_moments({}, FIRST, MASK)
     kept = {name: x.clone() for name, x in first.items()}
     second = Scores(torch.zeros(1), {"a": torch.tensor([5.0]), "b": torch.tensor([4.0])}, {})
-    found = merged_moments(first, second, torch.tensor([[False, True]]), 1.0)
+    found = merged_moments(first, second, torch.tensor([[False, True]]))
     for name, expected in {"a": (3, 3, 8), "b": (3, 8, 24), "a/rolling": (4, 2.25, 14.75)}.items():
         torch.testing.assert_close(found[name], torch.tensor(expected, dtype=torch.float64), **tol.FLOAT64)
     assert all(torch.equal(first[name], kept[name]) for name in kept) and found is not first
 
 
 def test_a_source_that_is_new_starts_from_nothing():
-    first = merged_moments({}, Scores(FIRST.total, {"a": FIRST.raw["a"]}, {}), MASK, 1.0)
-    assert merged_moments(first, FIRST, MASK, 1.0)["b"].tolist() == [2, 10, 0]
-    assert merged_moments(first, FIRST, MASK, 1.0)["a"].tolist() == [4, 2, 4]
+    first = merged_moments({}, Scores(FIRST.total, {"a": FIRST.raw["a"]}, {}), MASK)
+    assert merged_moments(first, FIRST, MASK)["b"].tolist() == [2, 10, 0]
+    assert merged_moments(first, FIRST, MASK)["a"].tolist() == [4, 2, 4]
 
 
 ROOT2, ROLLING = 2**0.5, (42 / 9 / 2) ** 0.5
@@ -335,7 +342,7 @@ ROOT2, ROLLING = 2**0.5, (42 / 9 / 2) ** 0.5
      [1 / ROLLING + 5 / (100 / 3) ** 0.5, 3 / ROLLING + 5 / (100 / 3) ** 0.5]),
 ])
 def test_processing_by_hand(settings, expected):
-    found = processed(FIRST, merged_moments({}, FIRST, MASK, 1.0), ScoreConfig(**settings), WEIGHTS)
+    found = processed(FIRST, merged_moments({}, FIRST, MASK), ScoreConfig(**settings), WEIGHTS)
     torch.testing.assert_close(found, torch.tensor(expected), **tol.FLOAT32)
 
 
@@ -343,8 +350,8 @@ def test_one_source_is_not_moved_by_another():
     """The same scores of a, beside a source on another scale: its part of the reward stays as it was."""
     alone, beside = Scores(FIRST.total, {"a": FIRST.raw["a"]}, {}), {"a": FIRST.raw["a"], "b": FIRST.raw["b"] * 1e6}
     both = Scores(FIRST.total, beside, {})
-    expected = processed(alone, merged_moments({}, alone, MASK, 1.0), ScoreConfig(), {"a": 1.0})
-    found = processed(both, merged_moments({}, both, MASK, 1.0), ScoreConfig(), WEIGHTS)
+    expected = processed(alone, merged_moments({}, alone, MASK), ScoreConfig(), {"a": 1.0})
+    found = processed(both, merged_moments({}, both, MASK), ScoreConfig(), WEIGHTS)
     torch.testing.assert_close(found, expected, **tol.FLOAT32)
 
 
@@ -353,17 +360,17 @@ def test_batches_in_any_cut_give_the_same_moments():
     raw = torch.tensor([generator.gauss(3.0, 2.0) for _ in range(12)])
     lengths = torch.tensor([1 + generator.randrange(5) for _ in range(12)])
     mask = torch.arange(7)[None, :].ge(1) & torch.arange(7)[None, :].le(lengths[:, None])
-    whole = merged_moments({}, Scores(raw, {"a": raw}, {}), mask, 0.9)
+    whole = merged_moments({}, Scores(raw, {"a": raw}, {}), mask)
     parts: dict[str, torch.Tensor] = {}
     for part in (slice(0, 1), slice(1, 7), slice(7, 12)):
-        parts = merged_moments(parts, Scores(raw[part], {"a": raw[part]}, {}), mask[part], 0.9)
+        parts = merged_moments(parts, Scores(raw[part], {"a": raw[part]}, {}), mask[part])
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], **tol.FLOAT64)
 
 
 def test_moments_survive_a_checkpoint(tmp_path):
-    found = merged_moments({}, FIRST, MASK, 1.0)
+    found = merged_moments({}, FIRST, MASK)
     torch.save({"moments": found}, tmp_path / "a.pt")
     read = torch.load(tmp_path / "a.pt", weights_only=True)["moments"]
-    on, resumed = (merged_moments(moments, FIRST, MASK, 1.0) for moments in (found, read))
+    on, resumed = (merged_moments(moments, FIRST, MASK) for moments in (found, read))
     assert list(on) == list(resumed) and all(torch.equal(on[name], resumed[name]) for name in on)

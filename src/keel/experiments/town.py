@@ -48,8 +48,8 @@ class PPOSize(Config):
     max_new_tokens: int = Field(64, ge=1, description="longest response in tokens")
     lr: float = Field(3e-4, gt=0, description="learning rate of the policy")
     critic_lr: float = Field(1e-3, gt=0, description="learning rate of the critic")
-    kl_factor: float = Field(4.0, ge=0, description="multiplies the preset's price of drift: responses here are a "
-                             "ninth as long as the report's, and 4 times its 0.05 is the highest that it tries")
+    kl_factor: float = Field(4.0, ge=0, description="multiplies the preset's price of drift: responses are a ninth as "
+                             "long as the report's")
     eval_every: int = Field(20, ge=1, description="phases between evaluations on validation prompts")
     eval_prompts: int = Field(200, ge=1, description="validation prompts answered in each evaluation")
 

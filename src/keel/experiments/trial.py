@@ -19,9 +19,10 @@ __all__ = ["ALPHA", "Claim", "Finding", "conclude", "interval", "judged", "markd
 ALPHA = 0.05
 RULE = (
     "A claim is a list of comparisons, each one number per seed that is above zero where the claim is right. A seed "
-    "shows the claim if all of its numbers are above zero. The claim holds if so many seeds show it, and does not hold "
-    f"if so few do, that a fair coin would give as many with p <= {ALPHA} (exact one-sided sign test); otherwise it is "
-    "not settled. With n seeds no p is below 1/2^n: five settle a claim only if all agree, fewer than five never.")
+    "shows the claim if all of its numbers are above zero. The claim holds if so many seeds show it that a fair coin "
+    f"would give as many with p <= {ALPHA} (exact one-sided sign test). It does not hold if one of its comparisons is "
+    "below zero in so many seeds, by the same test with p multiplied by the number of comparisons. Otherwise it is not "
+    "settled. With n seeds no p is below 1/2^n: five settle a claim only if all agree, fewer than five never.")
 
 Verdict = Literal["holds", "does not hold", "not settled"]
 
@@ -41,7 +42,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim with its verdict: how many seeds show it, the sign test's p, and each comparison over the seeds."""
+    """A claim with its verdict: how many seeds show it, p of the test that decides (for it where most seeds show it,
+    else against it), and each comparison over the seeds."""
 
     says: str
     verdict: Verdict
@@ -76,14 +78,19 @@ def seeds_of(cfg: Any) -> list[int]:
 def judged(claim: Claim) -> Finding:
     """The verdict by the rule above."""
     seeds = list(zip(*claim.comparisons.values(), strict=True))
-    n_shown = sum(min(numbers) > 0 for numbers in seeds)
-    p = sign_test(n_shown, len(seeds) - n_shown) / 2  # of two sides, the one that was seen
-    verdict: Verdict = "not settled"
-    if p <= ALPHA:
-        verdict = "holds" if 2 * n_shown > len(seeds) else "does not hold"
+    n_shown, n = sum(min(numbers) > 0 for numbers in seeds), len(seeds)
+    n_below = max(sum(x < 0 for x in values) for values in claim.comparisons.values())
+    against = min(by_chance(n_below, n) * len(claim.comparisons), 1.0)
+    p = by_chance(n_shown, n) if 2 * n_shown > n else against
+    verdict: Verdict = "not settled" if p > ALPHA else "holds" if 2 * n_shown > n else "does not hold"
     rows = [{"what": what, "n_above": sum(x > 0 for x in values), **interval(values, what), "values": list(values)}
             for what, values in claim.comparisons.items()]
-    return Finding(claim.says, verdict, n_shown, len(seeds), p, tuple(rows))
+    return Finding(claim.says, verdict, n_shown, n, p, tuple(rows))
+
+
+def by_chance(n_heads: int, n: int) -> float:
+    """How easily a fair coin gives this many heads of n or more; 1 where they are no majority."""
+    return sign_test(n_heads, n - n_heads) / 2 if 2 * n_heads > n else 1.0
 
 
 def interval(values: Sequence[float], *names: str) -> dict[str, float]:

@@ -122,6 +122,9 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    if spec.init == "scratch":
+        raise ModelError("a reward model or critic is not made from scratch.* settings", where=spec.path,
+                         remedy="Leave init out; `keel sft --model.init scratch` makes a language model to begin from.")
     _require_folder(spec.path)
     with _explained(spec.path, "scalar model"):
         config = AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)

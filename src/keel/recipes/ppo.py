@@ -23,7 +23,7 @@ from keel.models.actors import Actors, CriticConfig, critic_source, load_actors
 from keel.models.forward import output_head, token_kl, token_logprobs, token_values
 from keel.models.load import ModelConfig, device_of, load_tokenizer, save_model
 from keel.rollout.credit import AdvantageConfig, KLConfig, TruncationConfig, minibatch_advantages, with_credit
-from keel.rollout.evaluate import Exam, better, headline, without_each
+from keel.rollout.evaluate import Exam, headline, keep_best, without_each
 from keel.rollout.measure import KL, measure, parts_of, same_vocabulary
 from keel.rollout.monitor import monitors
 from keel.rollout.respond import respond, scoring_function
@@ -32,7 +32,7 @@ from keel.rollout.sample import SamplingConfig
 from keel.train import alarms, checkpoint
 from keel.train.alarms import RollbackConfig
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, load_demonstrations, load_prompts, mixed_in
+from keel.train.inputs import DataConfig, FileConfig, load_demonstrations, load_prompts, mixed_in
 from keel.train.objective import LossConfig, policy_loss, require_reachable
 from keel.train.order import batch_indices, minibatch
 from keel.train.step import Learner, OptimizerConfig, joint_norm, require_finite
@@ -53,7 +53,7 @@ class PPOConfig(Config):
     topology: Literal["separate", "shared"] = Field("separate", description="models of their own, or one frozen trunk "
                                                     "with a LoRA adapter each for policy and critic (policy.lora.rank)")
     prompts: DataConfig = Field(description="prompts to answer; responses in the file are ignored")
-    ptx: DataConfig | None = Field(None, description="demonstrations for the LM-mix loss; none: no such loss")
+    ptx: FileConfig | None = Field(None, description="demonstrations for the LM-mix loss; none: no such loss")
     gold: str | None = Field(None, description="package.module:function of (prompt, text, ended) -> float, the true "
                              "score where it is known; logged, never trained on")
     seed: int = Field(0, ge=0, description="fixes prompts, samples, minibatches and what is drawn anew")
@@ -80,10 +80,8 @@ class PPOConfig(Config):
     on_alarm: Literal["warn", "stop", "rollback"] = Field("warn", description="what a collapse alarm does beside being "
                                                           "logged; rollback: see rollback")
     rollback: RollbackConfig = RollbackConfig()
-    best: Literal["score", "gold"] | None = Field(None, description="keep the policy with the highest held-out mean of "
-                                                  "this in out/best; score needs kl_budget")
-    kl_budget: float | None = Field(None, gt=0, description="nats per token: policies further from the reference on "
-                                    "held-out prompts are never the best")
+    best: Literal["score", "gold"] | None = Field(None, description="the held-out mean by which out/best is chosen")
+    kl_budget: float | None = Field(None, gt=0, description="nats per token of held-out drift; beyond it none is best")
     eval_every: int = Field(50, ge=1, description="phases between evaluations on held-out prompts")
     eval_prompts: int = Field(200, ge=1, description="held-out prompts used at most")
     n_samples: int = Field(64, ge=0, description="held-out answers kept for the report, before and after")
@@ -110,7 +108,8 @@ class PPOConfig(Config):
 
 def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model` (and the best one in `out/best`, where `best` says by what)."""
-    files = [Path(d.path) for d in (cfg.prompts, cfg.ptx) if d is not None]
+    named = [cfg.prompts.path, cfg.prompts.validation, None if cfg.ptx is None else cfg.ptx.path]
+    files = [Path(name) for name in named if name is not None]
     with runs.start("ppo", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)
@@ -133,7 +132,8 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         if not memory:
             memory = beginning(cfg)
             memory["before"] = memory["after"] = exam.sit(models.policy, cfg.sampling, 0, {}, cfg.n_samples)
-            keep_best(memory, 0, models.policy, tokenizer, cfg)
+            memory["best"] = keep_best(None, memory["after"], 0, models.policy, tokenizer, cfg.out / "best",
+                                       by=cfg.best, kl_budget=cfg.kl_budget)
             if cfg.on_alarm == "rollback":
                 checkpoint.save(log, 0, **state, extra=memory)
 
@@ -153,8 +153,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
                               kl=cfg.kl.estimator, bootstrap=cfg.truncation.how == "bootstrap")
             scored = rewards(responses)
             # Credit: one score per response becomes one advantage per token.
-            memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask,
-                                               cfg.advantage.gamma)
+            memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask)
             scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
             rollout = with_credit(rollout, scores, truncation=cfg.truncation, advantage=cfg.advantage,
                                   kl_coef=memory["kl_coef"] if cfg.kl.within == "reward" else 0.0)
@@ -177,25 +176,28 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
             metrics |= tally.means()
             clock.phase("update")
 
-            found = [] if pretraining else watch(memory, metrics)
+            found = [] if pretraining else alarms.watch(memory, metrics)
             log.log(shown, metrics | {"alarms": len(found)}, phase)
             log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase)
             for alarm in found:
                 log.alarm(alarm.row(shown))
             prepare_next(memory, metrics, step, cfg)
-            stops = bool(found) and (cfg.on_alarm == "stop" or memory["rollbacks"] == cfg.rollback.most)
-            if found and cfg.on_alarm == "rollback" and not stops:
+            new = [alarm for alarm in found if alarm.name not in memory["from_start"]]  # going back cures no other
+            acting = {"warn": [], "stop": found, "rollback": new}[cfg.on_alarm]
+            stops = bool(acting) and (cfg.on_alarm == "stop" or memory["rollbacks"] >= cfg.rollback.most)
+            if acting and cfg.on_alarm == "rollback":
                 memory = go_back(log, memory, state, shown, cfg)
             last = not pretraining and shown == cfg.steps
             if not pretraining and (shown % cfg.eval_every == 0 or last):
                 memory["after"] = exam.sit(models.policy, cfg.sampling, shown, memory["before"], cfg.n_samples)
-                keep_best(memory, shown, models.policy, tokenizer, cfg)
+                memory["best"] = keep_best(memory["best"], memory["after"], shown, models.policy, tokenizer,
+                                           cfg.out / "best", by=cfg.best, kl_budget=cfg.kl_budget)
             ready = pretraining and memory["pretrained"] is not None
             if step % cfg.save_every == 0 or last or ready or stops or log.stop_requested():
-                memory["good"] = memory["good"] if found else step
+                memory["saved"] = step
                 checkpoint.save(log, step, **state, extra=memory, keep=memory["good"])
             if stops:
-                alarms.stop_on(found[0], f"{cfg.out}, step {shown}")
+                alarms.stop_on(acting[0], f"{cfg.out}, step {shown}")
             if log.stop_requested() and not last:
                 log.stop(step)
             clock.lap({})
@@ -211,7 +213,8 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
 def beginning(cfg: PPOConfig) -> Memory:
     """What is known before the first phase."""
     return {"moments": {}, "history": [], "value_losses": [], "pretrained": None if cfg.critic.pretrain else 0,
-            "kl_coef": cfg.kl.coef, "lr_factor": 1.0, "n_alarms": 0, "rollbacks": 0, "good": 0, "best": None}
+            "kl_coef": cfg.kl.coef, "lr_factor": 1.0, "n_alarms": 0, "from_start": [], "rollbacks": 0, "saved": 0,
+            "good": 0, "best": None}
 
 
 def numbers(cfg: PPOConfig, memory: Memory, shown: int, k: int) -> dict[str, int]:
@@ -312,14 +315,6 @@ def entropy_of(policy: nn.Module, part: Rollout, cfg: PPOConfig) -> Tensor:
     return torch.stack(summed).sum() / weights_of(part, cfg).sum()
 
 
-def watch(memory: Memory, metrics: dict[str, Any]) -> list[alarms.Alarm]:
-    """Add this phase to the history; every alarm it sets off."""
-    memory["history"].append({name: metrics[name] for name in alarms.WATCHED if name in metrics})
-    found = alarms.raised(memory["history"])
-    memory["n_alarms"] += len(found)
-    return found
-
-
 def prepare_next(memory: Memory, metrics: dict[str, Any], step: int, cfg: PPOConfig) -> None:
     """End the critic's pre-training once it sees, or learns no more; adapt the price of drift."""
     if memory["pretrained"] is None:
@@ -332,21 +327,13 @@ def prepare_next(memory: Memory, metrics: dict[str, Any], step: int, cfg: PPOCon
 
 
 def go_back(log: runs.Run, memory: Memory, state: dict[str, Any], shown: int, cfg: PPOConfig) -> Memory:
-    """Models, optimisers and running moments of the last checkpoint without an alarm; dearer drift, smaller steps."""
+    """Models, optimisers and running moments of the last checkpoint that did well; dearer drift, smaller steps."""
     then = checkpoint.go_back(log, memory["good"], **state)
     times, to = memory["rollbacks"] + 1, memory["good"] - memory["pretrained"]
     log.alarm(alarms.rolled_back(to, times, cfg.rollback.most).row(shown))
     return memory | {name: then[name] for name in ("moments", "history", "value_losses")} | {
-        "rollbacks": times, "kl_coef": memory["kl_coef"] * cfg.rollback.kl_factor,
+        "rollbacks": times, "saved": memory["good"], "kl_coef": memory["kl_coef"] * cfg.rollback.kl_factor,
         "lr_factor": memory["lr_factor"] * cfg.rollback.lr_factor}
-
-
-def keep_best(memory: Memory, shown: int, policy: nn.Module, tokenizer: Any, cfg: PPOConfig) -> None:
-    """Write the policy to out/best if none before it did better on held-out prompts, within its budget of drift."""
-    now = memory["after"]
-    if cfg.best is not None and now and better(now, memory["best"], by=cfg.best, kl_budget=cfg.kl_budget):
-        memory["best"] = without_each(now) | {"step": shown}
-        save_model(policy, tokenizer, cfg.out / "best")
 
 
 def load_models(cfg: PPOConfig, words: Template) -> Actors:
@@ -363,6 +350,8 @@ def warnings_of(cfg: PPOConfig) -> Iterator[str]:
     """What a reader of this run's numbers must know of its settings."""
     if cfg.sampling.warning is not None:
         yield cfg.sampling.warning
+    if cfg.kl.target is not None and cfg.kl.estimator == "k1" and cfg.sampling.warning is not None:
+        yield "kl.target with kl.estimator='k1' under such sampling: a biased k1 below 0 only ever lowers kl.coef."
     if cfg.kl.within == "loss" and cfg.kl.estimator == "k1" and cfg.kl.coef:
         yield "kl.within='loss' with kl.estimator='k1': its gradient has mean zero, so it restrains nothing; see k2."
     if cfg.ptx_coef and cfg.ptx is None:
@@ -372,7 +361,7 @@ def warnings_of(cfg: PPOConfig) -> Iterator[str]:
 def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
     """Settings that exclude each other: whether they are there, and what to say."""
     group, kind, start = cfg.advantage.group, cfg.advantage.estimator, cfg.critic
-    shared, sees = cfg.topology == "shared", cfg.advantage.has_critic
+    shared, sees, data = cfg.topology == "shared", cfg.advantage.has_critic, cfg.prompts
     yield bool(cfg.rollouts % cfg.minibatch), f"minibatch={cfg.minibatch} does not divide rollouts={cfg.rollouts}"
     yield bool(cfg.rollouts % group), f"advantage.group={group} does not divide rollouts={cfg.rollouts}"
     yield not cfg.sources, "neither reward_model nor rewards is given: nothing says what is good"
@@ -382,9 +371,14 @@ def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
         "topology='shared' and critic.model or critic.init exclude each other: the critic is an adapter on the policy")
     yield not shared and sees and start.model is None and start.init in (None, "reward_model") and not any(
         source.models for source in cfg.sources), (
-        "critic.init='reward_model' and rewards without any model exclude each other: set critic.init to policy")
-    yield not sees and bool(start.pretrain), (
-        f"advantage.estimator={kind!r} has no critic, critic.pretrain={start.pretrain} trains nothing: set it to 0")
+        "critic.init is reward_model (its default) and no reward is a model: set critic.init to policy")
+    yield not sees and bool(start.pretrain or start.model or start.init), (
+        f"advantage.estimator={kind!r} has no critic, yet critic.pretrain={start.pretrain}, critic.init={start.init!r} "
+        "or critic.model is given: set critic.pretrain to 0 and leave out the others")
+    yield not sees and cfg.grad_clip == "joint", (
+        f"advantage.estimator={kind!r} has no critic: grad_clip='joint' joins nothing")
+    yield cfg.on_alarm == "rollback" and cfg.kl.coef == 0 and cfg.rollback.kl_factor != 1, (
+        f"rollback.kl_factor={cfg.rollback.kl_factor} multiplies kl.coef=0, which stays 0: set the factor to 1")
     yield not sees and cfg.truncation.how == "bootstrap", (
         f"advantage.estimator={kind!r} has no critic, truncation.how='bootstrap' needs its values")
     yield cfg.sampling.temperature == 0, "sampling.temperature=0 explores nothing: PPO needs samples"
@@ -396,5 +390,9 @@ def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
         "grad_clip='joint' needs policy_optimizer.max_grad_norm and critic_optimizer.max_grad_norm to be equal")
     yield cfg.best == "score" and cfg.kl_budget is None, (
         "best='score' needs kl_budget: the highest score alone picks the policy that games it best")
+    yield cfg.best is not None and not data.validation and data.validation_fraction == 0, (
+        "best needs held-out prompts, and prompts.validation_fraction=0 leaves none: raise it or give a file")
+    yield cfg.best == "score" and len(cfg.sources) > 1, (
+        "best='score' and several rewards exclude each other: their raw scores have no common scale; use best='gold'")
     yield cfg.best == "gold" and cfg.gold is None, "best='gold' needs gold: no true score is known"
     yield cfg.best is None and cfg.kl_budget is not None, "kl_budget has no effect without best: set best to score"

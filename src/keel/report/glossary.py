@@ -93,7 +93,7 @@ METRICS = {
     "center": Metric(LOSSES, "Penalty on scores that drift away from zero.", ""),
     "lm/loss": Metric(LOSSES, "Language-model loss on the chosen responses.", "nats per token"),
     "tokens": Metric(OPTIMISER, "Response tokens the step learned from.", "tokens"),
-    "loss/policy": Metric(LOSSES, "Clipped surrogate, negated. Its curve does not show a collapse.", ""),
+    "loss/policy": Metric(LOSSES, "What the policy minimises but the LM mix. Its curve shows no collapse.", ""),
     "loss/value": Metric(LOSSES, "Loss of the critic.", ""),
     "loss/kl": Metric(LOSSES, "Drift from the reference where it is part of the loss.", "nats per token"),
     "loss/entropy": Metric(LOSSES, "The entropy term, before its coefficient.", "nats per token"),

@@ -36,6 +36,8 @@ class KLConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "KLConfig":
+        if self.within == "loss" and self.coef == 0:
+            raise ValueError("kl.within='loss' and kl.coef=0 exclude each other: nothing would be added to the loss")
         if self.target is not None and self.coef == 0:
             raise ValueError("kl.target and kl.coef=0 exclude each other: adapting multiplies, and 0 stays 0")
         return self
@@ -53,6 +55,8 @@ class TruncationConfig(Config):
         if (self.value is not None) != (self.how in ("penalty", "constant")):
             raise ValueError(f"truncation.how={self.how!r} and truncation.value={self.value} do not go together: "
                              "penalty and constant need a value, the others take none")
+        if self.how == "penalty" and (self.value or 0) <= 0:
+            raise ValueError(f"truncation.how='penalty' and truncation.value={self.value}: it would pay for being cut")
         return self
 
 
@@ -62,6 +66,7 @@ class AdvantageConfig(Config):
     estimator: Literal["gae", "rloo", "grpo", "reinforce++"] = Field("gae", description="with a critic (gae), or "
         "against the other responses to the prompt (rloo, grpo), or against the whole phase (reinforce++)")
     group: int = Field(1, ge=1, description="responses per prompt; rloo and grpo need two or more")
+    group_std: bool = Field(True, description="grpo divides by the std of the group; false: arXiv:2503.20783")
     gamma: float = Field(1.0, gt=0, le=1, description="discount per token; gae and reinforce++")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
     normalise: Literal["minibatch", "rollout"] | None = Field(None, description="to mean 0 and variance 1 over the "
@@ -78,6 +83,9 @@ class AdvantageConfig(Config):
         if self.estimator in ("rloo", "grpo") and self.group < 2:
             raise ValueError(f"advantage.estimator={self.estimator!r} and advantage.group={self.group} exclude each "
                              "other: it compares two or more responses to one prompt")
+        if not self.group_std and self.estimator != "grpo":
+            raise ValueError(f"advantage.group_std=false and advantage.estimator={self.estimator!r} exclude each "
+                             "other: only grpo divides by it")
         return self
 
 
@@ -105,7 +113,7 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float, truncation:
     elif advantage.estimator == "rloo":
         advantages = rloo(rewards, mask, groups)
     elif advantage.estimator == "grpo":
-        advantages = grpo(rewards, mask, groups)
+        advantages = grpo(rewards, mask, groups, scale=advantage.group_std)
     else:
         advantages = reinforce_plus_plus(rewards, mask & counted[:, None], gamma=advantage.gamma)
     advantages = shaped_advantages(advantages, mask & counted[:, None], normalise=advantage.normalise == "rollout",

@@ -1,6 +1,7 @@
 """Held-out prompts answered with the same random streams every time, and which policy was the best on them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from keel.data.render import PromptRow, Template
 from keel.functional.masked import masked_sum
+from keel.models.load import save_model
 from keel.rollout.measure import measure
 from keel.rollout.respond import respond, scoring_function, summary
 from keel.rollout.respond import sample_rows as rows_of
@@ -15,7 +17,7 @@ from keel.rollout.reward import RewardSources
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Run
 
-__all__ = ["Exam", "better", "headline", "without_each"]
+__all__ = ["Exam", "headline", "keep_best", "without_each"]
 
 Found = dict[str, Any]
 """Summaries by name (mean, low, high, n), and single values under `each/...`."""
@@ -60,10 +62,26 @@ class Exam:
         return found | {f"each/{name}": x.tolist() for name, x in columns.items()}
 
 
-def better(found: Found, than: Found | None, *, by: str, kl_budget: float | None) -> bool:
-    """True where the mean of `by` is higher than the best so far's, within the budget of drift."""
-    within = kl_budget is None or found["kl"]["mean"] <= kl_budget
-    return within and (than is None or found[by]["mean"] > than[by]["mean"])
+def keep_best(best: Found | None, found: Found, step: int, policy: nn.Module, tokenizer: Any, folder: Path, *,
+              by: str | None, kl_budget: float | None) -> Found | None:
+    """Write the policy to `folder` if none before it did better within its budget of drift; what the best one found.
+
+    Args:
+        best: what the best so far found; none: there is none.
+        found: what this policy found.
+        step: of this policy.
+        policy: who sat the exam.
+        tokenizer: saved with it.
+        folder: where the best one is kept.
+        by: the summary whose mean counts, score or gold; none: no policy is kept.
+        kl_budget: nats per token on held-out answers; none: any drift.
+    """
+    if by is None or not found or (kl_budget is not None and found["kl"]["mean"] > kl_budget):
+        return best
+    if best is not None and found[by]["mean"] <= best[by]["mean"]:
+        return best
+    save_model(policy, tokenizer, folder)
+    return without_each(found) | {"step": step}
 
 
 def without_each(found: Found) -> Found:

@@ -132,7 +132,15 @@ class RewardSources:
 
 
 def load_scorer(spec: ModelConfig, words: Template, micro_tokens: int) -> Scorer:
-    """A frozen reward model that scores the responses of a policy whose template is `words`."""
+    """A frozen reward model that scores the responses of a policy whose template is `words`.
+
+    Raises:
+        ConfigError: adapters are asked for, which nothing would train.
+        ModelError: it cannot be loaded.
+    """
+    if spec.lora.rank is not None:
+        raise ConfigError(f"lora.rank={spec.lora.rank} of a reward model that only scores: nothing would train it",
+                          where=spec.path, remedy="Leave lora.rank out.")
     own = template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
     return Scorer(scalar_model(spec).requires_grad_(False), own, words, micro_tokens)
 
@@ -179,7 +187,7 @@ def _read_scores(source: RewardConfig, items: Sequence[Mapping[str, Any]], answe
                             remedy="Scores must come in the order of the items; ids may be left out.")
     bad = [(name, score) for name, score in zip(ids, scores, strict=True) if not _is_score(score)]
     if bad:
-        shown = "; ".join(f"{name}: {str(score)[:40]}" for name, score in bad[:8])
+        shown = "; ".join(f"{name}: {ascii(score)[:40]}" for name, score in bad[:8])
         raise EndpointError(f"the endpoint gave what is no finite number ({shown})", where=f"reward {source.name!r}",
                             remedy="It must give a finite number for any text at all.")
     return [float(score) for score in scores]
@@ -189,23 +197,21 @@ def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # not NaN either
 
 
-def merged_moments(
-    moments: Mapping[str, Tensor], scores: Scores, response_mask: Tensor, gamma: float,
-) -> dict[str, Tensor]:
+def merged_moments(moments: Mapping[str, Tensor], scores: Scores, response_mask: Tensor) -> dict[str, Tensor]:
     """Running moments with this batch merged in: of each source's raw scores, and of their rolling sums.
 
     Args:
         moments: so far, by source (`name`: of scores; `name/rolling`: of rolling sums); empty at the start.
         scores: of this batch.
         response_mask: True on response tokens; each of them counts in the rolling sums. [B T]
-        gamma: discount per token of the rolling sums, in (0, 1].
     Returns:
         A new dict; what came in is as it was.
     """
     found, mask = dict(moments), response_mask.cpu()
     for name, raw in scores.raw.items():
         paid = token_rewards(raw, torch.zeros(mask.shape), mask, kl_coef=0.0)
-        for key, x in ((name, raw), (f"{name}/rolling", rolling_sums(paid, mask, gamma=gamma)[mask])):
+        # With the score on the last token alone the sums are 0, ..., 0, s, whatever the discount.
+        for key, x in ((name, raw), (f"{name}/rolling", rolling_sums(paid, mask, gamma=1.0)[mask])):
             found[key] = merge_moments(moments.get(key, no_moments()), x)
     return found
 

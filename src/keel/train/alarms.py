@@ -13,7 +13,7 @@ from pydantic import Field
 from keel.config import Config
 from keel.errors import NumericsError
 
-__all__ = ["WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on"]
+__all__ = ["WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on", "watch"]
 
 WATCHED = ("response/cut", "response/length", "response/repetition", "score/mean", "score/std", "score/p95",
            "kl/reference_k3", "policy/entropy", "value/explained_variance")
@@ -37,7 +37,7 @@ class Alarm:
 
 
 class RollbackConfig(Config):
-    """What on_alarm = rollback does: back to the last checkpoint before the alarm, then on, more carefully."""
+    """What on_alarm = rollback does: back to the last checkpoint that wrote a quiet phase, then on, more carefully."""
 
     most: int = Field(3, ge=1, description="times a run goes back; the next alarm stops it")
     kl_factor: float = Field(2.0, ge=1, description="kl.coef is multiplied by this each time")
@@ -48,6 +48,26 @@ def rolled_back(to: int, times: int, most: int) -> Alarm:
     """The event of going back, as a row of alarms.jsonl."""
     return Alarm("rollback", times, most, f"Went back to the policy, critic and running moments of phase {to}.",
                  "Alarms that come again mean that the settings do not hold: raise kl.coef or lower the learning rate.")
+
+
+def watch(memory: dict[str, Any], metrics: dict[str, Any]) -> list[Alarm]:
+    """Add a phase to the history; every alarm it sets off.
+
+    The responses of a phase were written by the policy as it was before it. So a quiet phase vouches for the checkpoint
+    last saved, and what rings in the first phase came with the policy of the start.
+
+    Args:
+        memory: `history`, `n_alarms`, `from_start`, `saved` and `good` are read and brought up to date.
+        metrics: of this phase.
+    """
+    memory["history"].append({name: metrics[name] for name in WATCHED if name in metrics})
+    found = raised(memory["history"])
+    memory["n_alarms"] += len(found)
+    if len(memory["history"]) == 1:
+        memory["from_start"] = [alarm.name for alarm in found]
+    if all(alarm.name in memory["from_start"] for alarm in found):
+        memory["good"] = memory["saved"]
+    return found
 
 
 def stop_on(alarm: Alarm, where: str) -> None:

@@ -16,20 +16,26 @@ from keel.errors import ConfigError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
-__all__ = ["DataConfig", "load_demonstrations", "load_prompts", "mixed_in", "prompt_room", "split", "split_prompts"]
+__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_prompts", "mixed_in", "prompt_room", "split",
+           "split_prompts"]
 
 
-class DataConfig(Config):
+class FileConfig(Config):
     """Where records come from, and what happens to those that do not fit."""
 
     path: str = Field(description="file or folder: JSON, JSONL (plain, .gz, .zst), Parquet or CSV")
-    validation: str | None = Field(None, description="file of held-out records; none: split off validation_fraction")
-    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out from path")
     max_length: int = Field(512, ge=8, description="longest row in tokens, prompt and response together")
     too_long: Literal["drop_turns", "truncate_left", "truncate_response", "drop", "error"] = Field(
         "drop_turns", description="what happens to longer rows; every cut is counted and reported")
     on_bad_record: Literal["stop", "skip"] = Field("stop", description="stop and list bad records, or drop and count")
     as_text: bool = Field(False, description="a plain prompt is text to continue, without a chat template")
+
+
+class DataConfig(FileConfig):
+    """The same, with a part held out."""
+
+    validation: str | None = Field(None, description="file of held-out records; none: split off validation_fraction")
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out from path")
 
 
 def prompt_room(data: DataConfig, max_new_tokens: int) -> int:
@@ -58,7 +64,7 @@ def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_he
     return rows, held_rows, {"records": report.n_dropped} | vars(cut)
 
 
-def load_demonstrations(data: DataConfig, words: Template) -> list[Row]:
+def load_demonstrations(data: FileConfig, words: Template) -> list[Row]:
     """Every demonstration of a file, rendered."""
     told = read_demonstrations(data.path, on_bad_record=data.on_bad_record, as_text=data.as_text)[0]
     return render_demonstrations(words, told, data.max_length, data.too_long)[0]

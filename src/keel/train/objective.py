@@ -38,6 +38,9 @@ class LossConfig(Config):
         if self.old_kl_coef is not None and self.clip is not None:
             raise ValueError(f"loss.old_kl_coef={self.old_kl_coef} and loss.clip={self.clip} exclude each other: the "
                              "penalty stands in the clip's place; set loss.clip to none")
+        if self.old_kl_coef is not None and self.old_policy == "reference":
+            raise ValueError(f"loss.old_kl_coef={self.old_kl_coef} and loss.old_policy='reference' exclude each other: "
+                             "the penalty is on the distance to the policy that sampled; for the reference, see kl")
         if (self.entropy_target is not None) != (self.entropy in ("floor", "target")):
             raise ValueError(f"loss.entropy={self.entropy!r} and loss.entropy_target={self.entropy_target} do not go "
                              "together: floor and target need one, the others take none")
@@ -78,6 +81,7 @@ def policy_loss(micro: Rollout, logprobs: Tensor, entropy: Tensor, mean_entropy:
         loss, stats = penalised_surrogate(logprobs, old, micro.advantages, where, old_kl_coef=cfg.old_kl_coef)
     if cfg.entropy is None:
         return loss, stats
+    assert mean_entropy is not None or cfg.entropy == "bonus", "floor and target need the mean of the minibatch"
     mean = entropy.new_zeros(()) if mean_entropy is None else mean_entropy
     term = entropy_term(entropy, mean, mode=cfg.entropy, target=cfg.entropy_target)
     return loss + cfg.entropy_coef * term, stats | {"loss/entropy": term.detach()}
