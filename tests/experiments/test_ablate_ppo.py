@@ -61,15 +61,15 @@ def test_phases_must_fit_the_large_buffer() -> None:
         AblatePPOConfig.checked({"ppo": {"phases": 6, "eval_every": 4}})
 
 
-def courses(**end: float) -> dict[str, list[Course]]:
-    """Five equal seeds of every kind, with gold 0.0 at the start and, unless given, 0.2 at the end."""
+def courses(n_seeds: int = 5, **end: float) -> dict[str, list[Course]]:
+    """Equal seeds of every kind, with gold 0.0 at the start and, unless given, 0.2 at the end."""
     drift = {"no_kl": 0.3, "vanilla": 0.8}
-    return {kind: [course(gold=(0.0, 0.2, end.get(kind, 0.2)), kl=(0, 0.1, drift.get(kind, 0.1)))] * 5
+    return {kind: [course(gold=(0.0, 0.2, end.get(kind, 0.2)), kl=(0, 0.1, drift.get(kind, 0.1)))] * n_seeds
             for kind in NAMES}
 
 
-def verdicts(**end: float) -> list[str]:
-    return [judged(claim).verdict for claim in claims(courses(**end))]
+def verdicts(n_seeds: int = 5, **end: float) -> list[str]:
+    return [judged(claim).verdict for claim in claims(courses(n_seeds, **end))]
 
 
 def test_verdicts_that_hold() -> None:
@@ -79,10 +79,12 @@ def test_verdicts_that_hold() -> None:
 
 
 def test_verdicts_that_do_not_hold() -> None:
-    assert verdicts(no_kl=0.3, no_ptx=-0.1, vanilla=0.4) == ["does not hold"] * 3
-    assert verdicts(no_kl=-0.5, no_ptx=-0.6, vanilla=-0.9) == ["does not hold", "does not hold", "holds"]
-    mild = courses(no_kl=-0.5, vanilla=-0.9)
-    mild["vanilla"] = [course(gold=(0.0, 0.2, -0.9), kl=(0, 0.1, 0.2))] * 5  # less gold, but nearer to its start
+    # Ten comparisons are held against ten times p: it takes more than five seeds to refute them.
+    assert verdicts(10, no_kl=0.3, no_ptx=-0.1, vanilla=0.4) == ["does not hold"] * 3
+    assert verdicts(10, no_kl=-0.5, no_ptx=-0.6, vanilla=-0.9) == ["does not hold", "does not hold", "holds"]
+    assert verdicts(5, no_kl=0.3, no_ptx=-0.1, vanilla=0.4) == ["not settled"] * 3
+    mild = courses(10, no_kl=-0.5, vanilla=-0.9)
+    mild["vanilla"] = [course(gold=(0.0, 0.2, -0.9), kl=(0, 0.1, 0.2))] * 10  # less gold, but nearer to its start
     assert judged(claims(mild)[2]).verdict == "does not hold"
 
 
@@ -114,7 +116,7 @@ def test_from_logs_to_verdict(tmp_path: Path, monkeypatch, capsys) -> None:
         "phases": 8, "eval_every": 4}))
     result = run(cfg)
     assert len(asked) == 5 * (2 + len(NAMES))
-    assert [row["verdict"] for row in result.values["findings"]] == ["holds", "holds", "does not hold"]  # equal drift
+    assert [row["verdict"] for row in result.values["findings"]] == ["holds", "holds", "not settled"]  # equal drift
     assert result.values["p"]["no_kl"] == 2 / 32
     rows = (cfg.out / "table.md").read_text().splitlines()
     assert rows[2].startswith("| complete | 0.220 [")

@@ -25,16 +25,19 @@ def verdicts(vanilla: list[Course], ours: list[Course]) -> list[str]:
 
 
 def test_the_report_confirmed() -> None:
-    assert verdicts([COLLAPSED] * 5, [HEALTHY] * 5) == ["holds"] * 5
+    assert verdicts([COLLAPSED] * 5, [HEALTHY] * 5) == ["holds"] * 6
 
 
 def test_the_report_refuted() -> None:
-    assert verdicts([HEALTHY] * 5, [COLLAPSED] * 5) == ["does not hold"] * 5
+    # Seven seeds: claims of two comparisons cannot be refuted by five.
+    returning = course(gold=(0.0, 0.2, 0.2), score=(0, 0.5, 0.5), phases={"kl": (0.1, 0.2, 0.1, 0.1)})
+    assert verdicts([returning] * 7, [COLLAPSED] * 7) == ["does not hold"] * 6
+    assert verdicts([returning] * 5, [COLLAPSED] * 5) == ["not settled", *["does not hold"] * 4, "not settled"]
 
 
 def test_seeds_that_disagree_settle_nothing() -> None:
     mixed = [COLLAPSED, COLLAPSED, COLLAPSED, COLLAPSED, HEALTHY]
-    assert verdicts(mixed, [HEALTHY] * 4 + [COLLAPSED]) == ["not settled"] * 5
+    assert verdicts(mixed, [HEALTHY] * 4 + [COLLAPSED]) == ["not settled"] * 6
 
 
 def test_what_counts_as_a_fall() -> None:
@@ -46,15 +49,15 @@ def test_what_counts_as_a_fall() -> None:
 
 
 def test_a_small_loss_is_not_below_the_start() -> None:
-    assert verdicts([COLLAPSED] * 5, [course(gold=(0.1, 0.1, 0.06))] * 5)[2] == "holds"
-    assert verdicts([COLLAPSED] * 5, [course(gold=(0.1, 0.1, 0.04))] * 5)[2] == "does not hold"
+    assert verdicts([COLLAPSED] * 5, [course(gold=(0.1, 0.1, 0.06))] * 5)[3] == "holds"
+    assert verdicts([COLLAPSED] * 5, [course(gold=(0.1, 0.1, 0.04))] * 5)[3] == "does not hold"
 
 
 @pytest.mark.parametrize("late", [{"kl": (0.1, 0.1, 0.1, 0.13)}, {"kl": (0.1, 0.1, 0.1, 0.07)},
                                   {"length": (20.0, 20.0, 20.0, 22.5)}])
 def test_flat_means_neither_up_nor_down(late: dict) -> None:
     moving = course(gold=(0.0, 0.2, 0.2), phases=late)
-    assert verdicts([COLLAPSED] * 5, [moving] * 5)[4] == "does not hold"
+    assert verdicts([COLLAPSED] * 7, [moving] * 7)[5] == "does not hold"
 
 
 def test_the_table_has_a_row_for_each_kind() -> None:
@@ -105,7 +108,7 @@ def test_from_the_town_to_the_verdict_interrupted_in_the_middle(tmp_path: Path, 
     result = run(cfg)
     assert result.values["status"] == "finished"
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert [row["verdict"] for row in result.values["findings"]] == ["not settled"] * 5  # one seed
+    assert [row["verdict"] for row in result.values["findings"]] == ["not settled"] * 6  # one seed
     found = result.values["courses"]["ppo_max"][0]
     assert found["updates"] == [0, 2, 4]
     assert len(found["measured"]["gold"]) == 3
