@@ -222,7 +222,7 @@ def test_adapters_on_one_trunk_give_the_numbers_of_adapters_on_models_of_their_o
         policy = ModelConfig(path=brief(home).policy.path, lora=LoraSettings(rank=4))
         critic = {"pretrain": 1, "pretrain_until": 1.0} | ({"init": "policy"} if topology == "separate" else {})
         ppo.run(brief(home, out=tmp_path / topology, topology=topology, policy=policy, critic=critic, steps=4,
-                      ptx={"path": str(tiny.demonstrations(home / "mix.jsonl")), "validation_fraction": 0.0}))
+                      ptx={"path": str(tiny.demonstrations(home / "mix.jsonl"))}))
     pair = [logged(tmp_path / topology, phase=None) for topology in ("separate", "shared")]
     assert len(pair[0]) == 5 and pair[0][-1]["kl/reference_k3"] > 0 and pair[0][-1]["value/mean"] != 0
     for one, other in zip(*pair, strict=True):
