@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import tiny
 import torch
 
+from keel import cli
 from keel.batches import Rollout
 from keel.data.collate import collate
 from keel.data.render import Row
@@ -216,9 +217,7 @@ def killed_here(config: PPOConfig, moments: list[tuple[str, int]]) -> None:
     or inside the n-th checkpoint, when it is written but not yet in its place ("save"). Resume, and so on."""
     resume = False
     for where, n in moments:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
-            child = os.fork()
+        child = _fork()
         if child == 0:
             try:
                 _die(where, n)
@@ -229,6 +228,27 @@ def killed_here(config: PPOConfig, moments: list[tuple[str, int]]) -> None:
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"it was not killed at {where} {n}"
         resume = True
     ppo.run(config, resume=True)
+
+
+def forked(arguments: list[str], said: Path) -> int:
+    """`keel` with these arguments in a child of this process, which imports nothing anew; what it says on stderr goes
+    to `said`. Its process id."""
+    child = _fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            code = cli.main(arguments)
+        finally:
+            os._exit(code)
+    return child
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+        return os.fork()
 
 
 def _die(where: str, n: int) -> None:

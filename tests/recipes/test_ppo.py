@@ -1,16 +1,16 @@
 import itertools
 import json
+import os
 import signal
 import time
 
 import pytest
-import tiny
 import tolerances as tol
 import torch
-from recipes.running import FAST, brief, killed_and_resumed, killed_here, logged, ppo_config, same_results, started
+from recipes.running import FAST, forked, killed_and_resumed, killed_here, logged, ppo_config, same_results
 
 from keel.cli import main
-from keel.errors import ConfigError, ModelError, NumericsError
+from keel.errors import ModelError, NumericsError
 from keel.models.load import LoraSettings, ModelConfig
 from keel.recipes import ppo
 from keel.rollout.sample import SamplingConfig
@@ -60,29 +60,11 @@ def test_three_steps_write_every_monitor_and_a_model(tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "ppo/model")
 
 
-def test_first_minibatch_has_ratio_one_and_the_losses_of_an_on_policy_step(tmp_path):
-    """Spec section 15: ratio 1, clip share 0, policy loss = -mean advantage, value loss = half the mean squared one."""
-    ppo.run(ppo_config(tmp_path, steps=1, rollouts=8, minibatch=8, critic={"pretrain": 0}))
-    row = logged(tmp_path / "ppo")[0]
-    assert abs(row["policy/ratio"] - 1) <= tol.RATIO and row["policy/clipped"] == 0 and row["policy/kl_old"] == 0
-    assert row["policy/sampler_gap"] < 1e-4  # decode with cache against one full pass, float32
-    assert row["loss/policy"] == pytest.approx(-row["advantage/mean"], rel=tol.GRADIENT32["rtol"], abs=tol.RATIO)
-    square = row["advantage/std"] ** 2 + row["advantage/mean"] ** 2
-    assert row["loss/value"] == pytest.approx(square / 2, rel=tol.GRADIENT32["rtol"])
-    assert row["kl/reference_k3"] < 1e-6  # the policy is still the reference
-
-
 def test_later_minibatches_are_held_against_the_policy_that_sampled(tmp_path):
     """Only the fresh minibatch may take its own log-probabilities as old ones; later passes have moved away."""
     ppo.run(ppo_config(tmp_path, steps=1, critic={"pretrain": 0}, passes=4))
     row = logged(tmp_path / "ppo")[0]
     assert row["policy/kl_old"] > tol.RATIO and abs(row["policy/ratio"] - 1) > tol.RATIO
-
-
-def test_learning_rate_near_zero_keeps_the_ratio_at_one_in_every_minibatch(tmp_path):
-    still = FAST.model_copy(update={"lr": 1e-30})
-    ppo.run(ppo_config(tmp_path, policy_optimizer=still, critic={"pretrain": 0}, passes=2))
-    assert all(abs(row["policy/ratio"] - 1) < 1e-4 for row in logged(tmp_path / "ppo"))
 
 
 def test_micro_batches_change_nothing(tmp_path):
@@ -110,33 +92,9 @@ def test_critic_pretraining_leaves_the_policy_alone(tmp_path):
     assert len(set(seen)) == 3  # running moments go on through both phases
 
 
-def test_critic_pretraining_ends_early_when_the_critic_sees(tmp_path):
-    ppo.run(ppo_config(tmp_path, critic={"pretrain": 5, "pretrain_until": -1e9}, steps=1))
-    assert len(logged(tmp_path / "ppo", phase="critic")) == 1 and len(logged(tmp_path / "ppo")) == 1
-
-
-def test_kl_penalty_orders_the_drift(tmp_path):
-    """A larger kl.coef ends nearer to the reference."""
-    drift = []
-    for coef in (0.0, 0.5, 5.0):
-        ppo.run(brief(tmp_path, out=tmp_path / str(coef), kl={"coef": coef}, steps=10, rollouts=32, minibatch=16))
-        drift.append(logged(tmp_path / str(coef))[-1]["kl/reference_k3"])
-    assert drift[0] > drift[1] > drift[2]
-
-
 def test_it_learns_what_the_reward_model_likes(tmp_path):
     result = ppo.run(ppo_config(tmp_path, steps=15, rollouts=32, minibatch=16, kl={"coef": 0.0}))
     assert result.values["after"]["score"]["mean"] > result.values["before"]["score"]["mean"]
-
-
-def test_ptx_adds_one_gradient_before_the_one_step(tmp_path):
-    """g = g_rl + coef * g_ptx with a single optimiser step: the norm differs, the number of steps does not."""
-    mix = ppo_config(tmp_path).prompts.model_copy(update={"path": str(tiny.demonstrations(tmp_path / "mix.jsonl"))})
-    ppo.run(ppo_config(tmp_path, out=tmp_path / "plain", critic={"pretrain": 0}))
-    ppo.run(ppo_config(tmp_path, out=tmp_path / "mixed", critic={"pretrain": 0}, ptx=mix, ptx_batch=4, ptx_coef=1.0))
-    plain, mixed = logged(tmp_path / "plain")[0], logged(tmp_path / "mixed")[0]
-    assert mixed["loss/ptx"] > 0 and mixed["grad_norm/policy"] != plain["grad_norm/policy"]
-    assert mixed["lr/policy"] == plain["lr/policy"]
 
 
 def test_critic_with_another_tokenizer_is_refused_and_another_critic_helps(tmp_path):
@@ -172,26 +130,20 @@ def test_shared_topology_learns_with_the_trunk_frozen_and_starts_like_separate(t
     assert merged.keys() == base.keys() and any(not torch.equal(merged[name], base[name]) for name in base)
 
 
-@pytest.mark.parametrize("topology", ["separate", "shared"])
-def test_killed_run_resumes_to_the_same_bytes(tmp_path, topology):
-    lora = LoraSettings(rank=2) if topology == "shared" else LoraSettings()
-    base = ppo_config(tmp_path)
-    whole = base.model_copy(
-        update={
-            "steps": 12,
-            "critic": base.critic.model_copy(update={"pretrain": 3}),
-            "save_every": 2,
-            "topology": topology,
-            "out": tmp_path / "whole",
-            "policy": base.policy.model_copy(update={"lora": lora}),
-        }
-    )
+def test_killed_run_resumes_to_the_same_bytes(tmp_path):
+    """Through the command line, in a process of its own, at whatever moment."""
+    whole = ppo_config(tmp_path, out=tmp_path / "whole", steps=8, save_every=2, critic={"pretrain": 3})
     ppo.run(whole)
-    killed = whole.model_copy(update={"out": tmp_path / "killed"})
-    if topology == "separate":  # through the command line, at whatever moment
-        killed_and_resumed("ppo", killed, [0.3])
-    else:
-        killed_here(killed, [("log", 3), ("log", 4)])
+    killed_and_resumed("ppo", whole.model_copy(update={"out": tmp_path / "killed"}), [0.3])
+    same_results(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_killed_run_on_a_shared_trunk_resumes_to_the_same_bytes(tmp_path):
+    policy = ModelConfig(path=ppo_config(tmp_path).policy.path, lora=LoraSettings(rank=2))
+    whole = ppo_config(tmp_path, out=tmp_path / "whole", topology="shared", policy=policy, steps=4, save_every=2,
+                       critic={"pretrain": 2})
+    ppo.run(whole)
+    killed_here(whole.model_copy(update={"out": tmp_path / "killed"}), [("log", 4), ("log", 3)])
     same_results(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -199,13 +151,13 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, topology):
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, number):
     cfg = ppo_config(tmp_path, steps=400, save_every=1000)
     (tmp_path / "ppo.toml").write_text(cfg.to_toml())
-    worker = started(["ppo", str(tmp_path / "ppo.toml")])
+    worker = forked(["ppo", str(tmp_path / "ppo.toml")], tmp_path / "said")
     while not (tmp_path / "ppo/metrics.jsonl").exists():
         time.sleep(0.05)
     time.sleep(0.3)
-    worker.send_signal(number)
-    said = worker.communicate(timeout=60)[1].decode()
-    assert worker.returncode == 130 and "nothing is lost" in said and f"keel ppo --resume {cfg.out}" in said
+    os.kill(worker, number)
+    code, said = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), (tmp_path / "said").read_text()
+    assert code == 130 and "nothing is lost" in said and f"keel ppo --resume {cfg.out}" in said
     assert json.loads((cfg.out / "result.json").read_text())["status"] == "stopped"
     assert list((cfg.out / "checkpoints").glob("step-*.pt"))
 
@@ -213,12 +165,12 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, number):
 def test_second_process_on_a_run_folder_is_refused(tmp_path, capsys):
     cfg = ppo_config(tmp_path, steps=400)
     (tmp_path / "ppo.toml").write_text(cfg.to_toml())
-    worker = started(["ppo", str(tmp_path / "ppo.toml")])
+    worker = forked(["ppo", str(tmp_path / "ppo.toml")], tmp_path / "said")
     while not (tmp_path / "ppo/metrics.jsonl").exists():
         time.sleep(0.05)
     code = main(["ppo", "--resume", str(cfg.out)])
-    worker.kill()
-    worker.communicate()
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
     assert code == 6 and "another process is working in this run folder" in capsys.readouterr().err
 
 
@@ -241,22 +193,6 @@ def test_alarm_can_stop_the_run(tmp_path):
     with pytest.raises(NumericsError, match="alarm truncation"):
         ppo.run(ppo_config(tmp_path, on_alarm="stop", sampling=SamplingConfig(max_new_tokens=1)))
     assert logged(tmp_path / "ppo", "alarms.jsonl", None)[0]["name"] == "truncation"
-
-
-def test_contradictions_are_refused_with_both_names(tmp_path):
-    def refused(match: str, **changes):
-        with pytest.raises(ConfigError, match=match):
-            ppo.PPOConfig.checked(ppo_config(tmp_path).model_dump() | changes)
-
-    refused("minibatch=3 does not divide rollouts=8", minibatch=3)
-    refused("topology='shared' needs policy.lora.rank", topology="shared")
-    lora = ModelConfig(path="x", lora=LoraSettings(rank=2)).model_dump()
-    refused("topology='shared' and critic.model or critic.init exclude each other", topology="shared", policy=lora,
-            critic={"model": lora})
-    refused("clip", loss={"clip": 1.5})
-    refused("lam", advantage={"lam": 1.1})
-    with pytest.raises(ConfigError, match="leaves no room beside"):
-        ppo.run(ppo_config(tmp_path, sampling=SamplingConfig(max_new_tokens=64)))
 
 
 def test_minibatches_cover_each_pass_once(tmp_path):

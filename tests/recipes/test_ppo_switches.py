@@ -145,8 +145,8 @@ def test_an_entropy_floor_below_the_entropy_does_nothing(home, minibatch):
 
 @pytest.mark.parametrize("estimator", ["k2", "k3", "full"])
 def test_kl_in_the_loss_restrains_and_charges_no_reward(run, estimator):
-    free = run(steps=8, rollouts=16, kl=NO_KL)
-    held = run(steps=8, rollouts=16, kl={"coef": 3.0, "estimator": estimator, "within": "loss"})
+    free = run(steps=6, kl=NO_KL)
+    held = run(steps=6, kl={"coef": 3.0, "estimator": estimator, "within": "loss"})
     assert held.rows[-1]["kl/reference_k3"] < 0.5 * free.rows[-1]["kl/reference_k3"]
     assert held.rows[-1]["loss/kl"] > 0
     for rewards in tokens_of(held.phases[-1].rollout, "rewards"):
