@@ -130,6 +130,19 @@ def test_going_back_cannot_cure_what_rings_from_the_start(home, tmp_path):
     assert result["n_rollbacks"] == 0 and names.count("truncation") == 3
 
 
+def test_what_was_silent_once_no_longer_comes_from_the_start(monkeypatch):
+    """Cut answers ring in phases 1 and 2, are gone in 3, and are a collapse in 4."""
+    said = iter([["truncation"], ["truncation", "kl_jump"], [], ["truncation"]])
+    monkeypatch.setattr(alarms, "raised", lambda _: [alarms.Alarm(name, 1.0, 0.5, "x", "y") for name in next(said)])
+    memory = {"history": [], "n_alarms": 0, "from_start": [], "saved": 7, "good": 0}
+    seen = []
+    for _ in range(4):
+        alarms.watch(memory, {})
+        seen.append((list(memory["from_start"]), memory["good"]))
+        memory["saved"] += 1
+    assert seen == [(["truncation"], 7), (["truncation"], 7), ([], 9), ([], 9)] and memory["n_alarms"] == 4
+
+
 # --- the best policy -------------------------------------------------------------------------------------------------
 
 

@@ -244,7 +244,7 @@ def _check_fit(policy: Any, prompts: Sequence[list[int]], capacity: int) -> None
     limit = getattr(policy.config, "max_position_embeddings", None)
     if limit is not None and capacity > limit:
         raise ModelError(f"longest prompt plus max_new_tokens is {capacity} tokens, the model's context is {limit}",
-                         remedy="Lower max_new_tokens or the prompt length limit.")
+                         remedy="Lower sampling.max_new_tokens or prompts.max_length.")
     window = getattr(policy.config, "sliding_window", None)
     if window is not None and getattr(policy.config, "use_sliding_window", True) and capacity > window:
         raise ModelError(f"rows of {capacity} tokens exceed this model's sliding attention window of {window}",

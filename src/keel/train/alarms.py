@@ -54,7 +54,7 @@ def watch(memory: dict[str, Any], metrics: dict[str, Any]) -> list[Alarm]:
     """Add a phase to the history; every alarm it sets off.
 
     The responses of a phase were written by the policy as it was before it. So a quiet phase vouches for the checkpoint
-    last saved, and what rings in the first phase came with the policy of the start.
+    last saved, and what rings since the first phase came with the policy of the start.
 
     Args:
         memory: `history`, `n_alarms`, `from_start`, `saved` and `good` are read and brought up to date.
@@ -63,8 +63,9 @@ def watch(memory: dict[str, Any], metrics: dict[str, Any]) -> list[Alarm]:
     memory["history"].append({name: metrics[name] for name in WATCHED if name in metrics})
     found = raised(memory["history"])
     memory["n_alarms"] += len(found)
-    if len(memory["history"]) == 1:
-        memory["from_start"] = [alarm.name for alarm in found]
+    names = [alarm.name for alarm in found]
+    first = len(memory["history"]) == 1 and not memory["from_start"]
+    memory["from_start"] = names if first else [name for name in memory["from_start"] if name in names]
     if all(alarm.name in memory["from_start"] for alarm in found):
         memory["good"] = memory["saved"]
     return found
