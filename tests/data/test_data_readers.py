@@ -30,12 +30,12 @@ def problems(path):
 
 
 @pytest.mark.parametrize("name, content", [
-    ("a.jsonl", LINES), ("a.ndjson", LINES), ("a.txt", LINES), ("a.jsonl.gz", gzip.compress(LINES)),
+    ("a.jsonl", LINES), ("a.ndjson", LINES), ("a.txt", LINES), ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
     ("a.json", json.dumps(ROWS).encode()), ("b.json", json.dumps({"version": 1, "data": ROWS}, indent=2).encode()),
-    ("c.json", LINES), ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+    ("c.json", LINES), ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
     ("bom.jsonl", b"\xef\xbb\xbf" + LINES), ("crlf.jsonl", LINES.replace(b"\n", b"\r\n")),
     ("bom.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode()), ("blank.jsonl", b"\n" + LINES + b"\n\n"),
-    ("named_wrong.jsonl", gzip.compress(LINES)), ("no_newline.jsonl", LINES.rstrip(b"\n")),
+    ("named_wrong.jsonl", gzip.compress(LINES, mtime=0)), ("no_newline.jsonl", LINES.rstrip(b"\n")),
 ])
 def test_every_json_layout_gives_the_same_rows(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -155,7 +155,7 @@ def test_the_strict_reader_stops_at_the_first_bad_line(tmp_path):
     ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"), ("a.json", '{"a": 1}'.encode("utf-16"), "UTF-16"),
     ("a.jsonl.gz", b'{"a": 1}', "named .gz but does not begin like such a file"),
     ("a.jsonl.zst", b'{"a": 1}', "named .zst but does not begin like such a file"),
-    ("a.jsonl.gz", gzip.compress(LINES * 1000)[:-200], "cannot read on after row"),
+    ("a.jsonl.gz", gzip.compress(LINES * 1000, mtime=0)[:-200], "cannot read on after row"),
     ("a.jsonl.zst", zst(LINES * 1000)[:-5], "cannot read on after row"),
     ("a.parquet", b"PAR1 nothing", "cannot read on after row 0"), ("a.parquet", b"", "cannot read on after row 0"),
     ("a.csv", b"a,a\n1,2\n", "empty or repeated names: a, a"),
