@@ -213,7 +213,7 @@ def test_a_template_that_refuses(kitchen, capsys, broken, reason):
 def test_rows_beyond_the_context_of_the_policy(kitchen, capsys):
     options = {"prompts.max_length": 300, "sampling.max_new_tokens": 200}
     refused(kitchen, kitchen.generate(**options), capsys, "ModelError", "the model's context is 128",
-            "Lower max_new_tokens")
+            "Lower sampling.max_new_tokens")
 
 
 def test_a_head_count_that_does_not_divide(kitchen, capsys):

@@ -123,6 +123,22 @@ def test_after_so_many_returns_the_next_alarm_stops_the_run_at_the_good_policy(h
     assert all(torch.equal(end[name], x) and torch.equal(base[name], x) for name, x in start.items())
 
 
+def test_a_critic_made_ready_is_not_lost_by_going_back(home, tmp_path, monkeypatch):
+    """The end of pre-training is a checkpoint, wherever save_every falls: phase 0 is the policy after it."""
+    def second(history):
+        return [alarms.Alarm("repetition", 1.0, 0.5, "Said again.", "Mend.")] if len(history) == 2 else []
+
+    monkeypatch.setattr(alarms, "raised", second)
+    cfg = brief(home, out=tmp_path / "run", steps=2, critic={"pretrain": 3}, on_alarm="rollback")
+    ppo.run(cfg)
+    [row] = [row for row in alarm_rows(tmp_path / "run") if row["name"] == "rollback"]
+    assert row["step"] == 2 and "of phase 0." in row["meaning"]
+    ready, end = (torch.load(tmp_path / f"run/checkpoints/step-000000{n}.pt", weights_only=True) for n in (3, 5))
+    for name in ("policy", "critic"):
+        assert all(torch.equal(end["modules"][name][key], x) for key, x in ready["modules"][name].items())
+    assert ready["optimizers"]["critic"]["state"] and not ready["optimizers"]["policy"]["state"]
+
+
 def test_going_back_cannot_cure_what_rings_from_the_start(home, tmp_path):
     """Answers cut since before the first update: said every phase, but nothing to go back from."""
     result = ppo.run(brief(home, out=tmp_path / "run", steps=3, sampling=CUT, on_alarm="rollback")).values

@@ -284,6 +284,15 @@ def test_a_kl_target_moves_the_coefficient_as_by_hand(run, target):
     assert any(moves) and logged(seen.out, phase="critic")[0]["kl/coef"] == 0.1
 
 
+def test_a_kl_target_follows_the_estimator_that_is_charged(run):
+    """The drift of the second phase does not know the target yet; a target close to it moves coef by less than 20%."""
+    settings = {"coef": 0.1, "estimator": "k2", "horizon": 40}
+    charged = run(steps=2, kl=settings).rows[1]["kl/charged"]
+    rows = run(steps=3, kl=settings | {"target": charged / 1.1}).rows
+    assert rows[1]["kl/charged"] == charged != pytest.approx(rows[1]["kl/reference_k3"], **tol.MICRO_BATCHES)
+    assert rows[2]["kl/coef"] == pytest.approx(rows[1]["kl/coef"] * (1 + 0.1 * 8 / 40), rel=tol.RELATIVE32)
+
+
 # --- advantages ------------------------------------------------------------------------------------------------------
 
 
@@ -374,11 +383,11 @@ def test_each_way_of_paying_a_cut_response(run, settings, pay):
     assert rollout.counted.tolist() == (rollout.ended.tolist() if settings["how"] == "mask" else [True] * 16)
 
 
-@pytest.mark.parametrize("estimator", ["gae", "reinforce++"])
-def test_masked_responses_are_left_out_of_both_losses_and_of_the_statistics(home, run, estimator):
+@pytest.mark.parametrize(("estimator", "normalise"), [("gae", None), ("gae", "rollout"), ("reinforce++", None)])
+def test_masked_responses_are_left_out_of_both_losses_and_of_the_statistics(home, run, estimator, normalise):
     """The gradients are those of the minibatch without them, and the advantages normalised over the others are those
     of a phase without them."""
-    advantage = {"estimator": estimator, "normalise": "rollout" if estimator == "gae" else None}
+    advantage = {"estimator": estimator, "normalise": normalise}
     seen = run(rollouts=16, minibatch=16, truncation={"how": "mask"}, advantage=advantage)
     rollout, scores = seen.phases[0].rollout, seen.phases[0].processed
     ended = rollout.ended.nonzero()[:, 0].tolist()
@@ -388,8 +397,9 @@ def test_masked_responses_are_left_out_of_both_losses_and_of_the_statistics(home
     for i, (a, mask) in enumerate(zip(rollout.advantages, rollout.tokens.response_mask, strict=True)):
         expected = tokens_of(alone, "advantages")[ended.index(i)] if i in ended else [0.0] * int(mask.sum())
         torch.testing.assert_close(a[mask], torch.tensor(expected), **tol.CREDIT32)
-    mean = spread([row for i, row in enumerate(tokens_of(rollout, "advantages")) if i in ended])[0]
+    mean, variance = spread([row for i, row in enumerate(tokens_of(rollout, "advantages")) if i in ended])
     assert seen.rows[0]["advantage/mean"] == pytest.approx(mean, abs=tol.RATIO)
+    assert seen.rows[0]["advantage/std"] == pytest.approx(math.sqrt(variance), rel=tol.GRADIENT32["rtol"])
     assert seen.rows[0]["loss/policy"] == pytest.approx(-mean, abs=tol.RATIO)
     policy, critic = causal_lm(seen.cfg.policy), scalar_model(seen.cfg.reward_model)
     found = []
@@ -443,6 +453,7 @@ def test_each_way_of_sampling_says_what_its_numbers_mean(run, settings, warning)
     assert len(notes) == (warning is not None) and (warning is None or warning in notes[0])
     assert seen.rows[0]["policy/sampler_gap"] < tol.LOG_RATIO
     rollout, model = seen.phases[0].rollout, causal_lm(seen.cfg.policy).requires_grad_(False)
+    torch.testing.assert_close(rollout.ref_logprobs, rollout.logprobs, **tol.GRADIENT32)  # still the same policy
     temperature = 0.6 if settings.get("temperature") == 0.6 else 1.0
     ids, mask = rollout.tokens.ids[0][rollout.tokens.attention_mask[0]], rollout.tokens.response_mask[0]
     where = mask.nonzero()[:, 0].tolist()
