@@ -123,6 +123,22 @@ def test_after_so_many_returns_the_next_alarm_stops_the_run_at_the_good_policy(h
     assert all(torch.equal(end[name], x) and torch.equal(base[name], x) for name, x in start.items())
 
 
+def test_a_checkpoint_that_rang_is_not_gone_back_to_though_a_quiet_phase_follows(home, tmp_path, monkeypatch):
+    """Saved in phases 2 and 4; phase 3 rings, so the policy saved in 2 is bad; phase 4 is quiet after the return, and
+    vouches for the start, not for 2; phase 5 rings."""
+    phases = []
+
+    def third_and_fifth(history):
+        phases.append(len(history))
+        return [alarms.Alarm("repetition", 1.0, 0.5, "Said again.", "Mend.")] if len(phases) in (3, 5) else []
+
+    monkeypatch.setattr(alarms, "raised", third_and_fifth)
+    ppo.run(brief(home, out=tmp_path / "run", steps=6, save_every=2, on_alarm="rollback"))
+    went_back = [row for row in alarm_rows(tmp_path / "run") if row["name"] == "rollback"]
+    assert [row["step"] for row in went_back] == [3, 5] and phases == [1, 2, 3, 1, 2, 1]
+    assert all("of phase 0." in row["meaning"] for row in went_back)
+
+
 def test_a_critic_made_ready_is_not_lost_by_going_back(home, tmp_path, monkeypatch):
     """The end of pre-training is a checkpoint, wherever save_every falls: phase 0 is the policy after it."""
     def second(history):
