@@ -16,7 +16,7 @@ from keel.rollout.measure import Scorer
 from keel.rollout.respond import respond, sample_rows, scoring_function, summary
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Stopped
-from keel.train.inputs import DataConfig, prompt_room
+from keel.train.inputs import FileConfig, prompt_room
 
 __all__ = ["GenerateConfig", "run"]
 
@@ -26,7 +26,7 @@ class GenerateConfig(Config):
 
     out: Path = Field(description="run folder to make; responses go to samples.jsonl")
     model: ModelConfig = Field(description="policy that answers")
-    prompts: DataConfig = Field(description="prompts; responses in the file are ignored")
+    prompts: FileConfig = Field(description="prompts; responses in the file are ignored")
     limit: int | None = Field(None, ge=1, description="answer this many prompts; none: all")
     sampling: SamplingConfig = SamplingConfig()
     seed: int = Field(0, ge=0, description="fixes every response")

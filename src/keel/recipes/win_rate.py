@@ -28,7 +28,7 @@ from keel.rollout.measure import Scorer
 from keel.rollout.respond import Responses, respond, sample_rows, scoring_function, summary
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Stopped
-from keel.train.inputs import DataConfig, prompt_room
+from keel.train.inputs import FileConfig, prompt_room
 
 __all__ = ["WinRateConfig", "run"]
 
@@ -43,7 +43,7 @@ class WinRateConfig(Config):
     out: Path = Field(description="run folder to make; both answers and every verdict go to samples.jsonl")
     policy: ModelConfig = Field(description="policy whose wins are counted")
     opponent: ModelConfig = Field(description="policy it is compared with")
-    prompts: DataConfig = Field(description="prompts that both answer; responses in the file are ignored")
+    prompts: FileConfig = Field(description="prompts that both answer; responses in the file are ignored")
     limit: int | None = Field(None, ge=1, description="play on this many prompts; none: all")
     sampling: SamplingConfig = SamplingConfig()
     seed: int = Field(0, ge=0, description="fixes every response and every interval")

@@ -38,7 +38,7 @@ class DataConfig(FileConfig):
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out from path")
 
 
-def prompt_room(data: DataConfig, max_new_tokens: int) -> int:
+def prompt_room(data: FileConfig, max_new_tokens: int) -> int:
     """Tokens left for a prompt.
 
     Raises:
