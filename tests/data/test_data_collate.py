@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keel.data import PairRow, Row, budget_batches, collate, collate_pairs
+from keel.data import Message, PairRow, PreferencePair, Prompt, Row, budget_batches, collate, collate_pairs
 
 PAD = 99
 
@@ -51,7 +51,9 @@ def test_a_batch_by_hand(side, ids, response):
 
 
 def test_chosen_rows_come_first():
-    pairs = [PairRow([1, 2], [3], [4, 5], 0.5, 1.0, 2.0, "a"), PairRow([6], [7, 8], [9], 0.0, 0.5, 1.0, "b")]
+    records = [PreferencePair(Prompt(name, (Message("user", "?"),)), "x", "y", *numbers)
+               for name, numbers in (("a", (0.5, 1.0, 2.0)), ("b", (0.0, 0.5, 1.0)))]
+    pairs = [PairRow([1, 2], [3], [4, 5], records[0]), PairRow([6], [7, 8], [9], records[1])]
     assert [pair.n_tokens for pair in pairs] == [8, 6] and pairs[0].rejected.n_tokens == 4
     batch = collate_pairs(pairs, PAD)
     assert batch.tokens.ids.tolist() == [[1, 2, 3, PAD], [6, 7, 8, PAD], [1, 2, 4, 5], [6, 9, PAD, PAD]]

@@ -53,7 +53,7 @@ def collate_pairs(rows: Sequence[PairRow], pad_id: int) -> "PairBatch":
     from keel.batches import PairBatch
 
     tokens = collate([row.chosen for row in rows] + [row.rejected for row in rows], pad_id)
-    margin, label_prob, weight = (torch.tensor([getattr(row, name) for row in rows], dtype=torch.float32)
+    margin, label_prob, weight = (torch.tensor([getattr(row.pair, name) for row in rows], dtype=torch.float32)
                                   for name in ("margin", "label_prob", "weight"))
     return PairBatch(tokens, margin, label_prob, weight)
 

@@ -8,8 +8,8 @@ from typing import Any
 from keel.data.problems import RowError
 
 __all__ = [
-    "ROLES", "Demonstration", "Message", "PreferencePair", "Prompt", "Record", "check", "check_demonstration",
-    "check_pair", "check_prompt",
+    "ROLES", "Demonstration", "Message", "PreferencePair", "Prompt", "Record", "Strength", "check",
+    "check_demonstration", "check_pair", "check_prompt",
 ]
 
 ROLES = ("system", "user", "assistant")
@@ -55,10 +55,27 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Strength:
+    """What an ensemble of reward models says about a pair (arXiv:2401.06080, Eq. 4).
+
+    Attributes:
+        mean: of chosen score minus rejected score over the members; below 0 the ensemble sides against the label.
+        std: of the same differences (divisor: number of members).
+        chosen_scores, rejected_scores: of each member, in the members' order; empty where only the summary is known.
+    """
+
+    mean: float
+    std: float
+    chosen_scores: tuple[float, ...] = ()
+    rejected_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class PreferencePair:
     """Two responses to one prompt, of which annotators preferred the first.
 
     Attributes:
+        strength: votes of an ensemble; none where nobody voted. Using it is a recipe's decision.
         margin: gap asked of the two scores, inside the log-sigmoid; 0 where the data give none.
         label_prob: probability in [0, 1] that chosen is really the better one.
         weight: share of the pair in the loss, >= 0; 0 drops it.
@@ -70,6 +87,7 @@ class PreferencePair:
     margin: float = 0.0
     label_prob: float = 1.0
     weight: float = 1.0
+    strength: Strength | None = None
 
     @property
     def id(self) -> str:

@@ -33,20 +33,26 @@ class Row:
 
 @dataclass(frozen=True)
 class PairRow:
-    """Tokens of a prompt and of the two responses to it."""
+    """Tokens of a prompt and of the two responses to it, and the record they come from."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    margin: float
-    label_prob: float
-    weight: float
-    record_id: str
+    pair: PreferencePair
+
+    @property
+    def record_id(self) -> str:
+        return self.pair.id
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longer response."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
     @property
     def n_tokens(self) -> int:
         """What the pair takes in a padded batch, which holds both sides."""
-        return 2 * (len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids)))
+        return 2 * self.longest
 
     @property
     def chosen(self) -> Row:
@@ -174,8 +180,7 @@ def render_pairs(
         outcomes.append(fitted.outcome)
         if fitted.outcome != "dropped":
             chosen, rejected = fitted.responses
-            rows.append(PairRow(fitted.prompt_ids, chosen, rejected, pair.margin, pair.label_prob, pair.weight,
-                                pair.id))
+            rows.append(PairRow(fitted.prompt_ids, chosen, rejected, pair))
     return rows, _counted(outcomes, max_length)
 
 

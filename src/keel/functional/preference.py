@@ -1,12 +1,13 @@
-"""Losses on pairs of scores."""
+"""Losses on scores that annotators compared, ranked or graded."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from keel.functional.masked import Stats, wide
 
-__all__ = ["bradley_terry", "centring"]
+__all__ = ["all_pairs", "attribute_error", "bradley_terry", "centring", "eps_sigmoid", "plackett_luce"]
 
 
 def bradley_terry(
@@ -43,3 +44,93 @@ def centring(chosen_scores: Float[Tensor, " B"], rejected_scores: Float[Tensor, 
     Source: arXiv:2312.09244, Eq. 2.
     """
     return (wide(chosen_scores) + wide(rejected_scores)).square()
+
+
+def eps_sigmoid(
+    chosen_scores: Float[Tensor, " B"], rejected_scores: Float[Tensor, " B"],
+) -> Float[Tensor, " B"]:
+    """-log(sigmoid(d) + 1e-5), as the code of the report computes it; for parity runs only.
+
+    It is capped at 11.51, falls a little below 0 for large d, and gives pairs with d below about -11.5 no gradient.
+    Source: the code released with arXiv:2401.06080.
+    """
+    gap = wide(chosen_scores) - wide(rejected_scores)
+    return -(gap.sigmoid() + 1e-5).log()
+
+
+def plackett_luce(
+    scores: Float[Tensor, "B N"], present: Bool[Tensor, "B N"], tied: Bool[Tensor, "B N"],
+) -> Float[Tensor, " B"]:
+    """Negative log-likelihood of a ranking, best first: at each place the best of those left is picked.
+
+        loss = sum_k [logsumexp_{j >= k} s_j - s_k]
+
+    Tied responses are averaged over the orders of neighbours: the loss of a ranking with ties is the mean over all
+    orders that agree with it where a tie has two members, and the mean of the given and the reversed order of the tied
+    ones where it has more.
+    Source: Plackett 1975, "The Analysis of Permutations", section 3; Luce 1959; two responses give Bradley-Terry.
+
+    Args:
+        scores: in the order of the ranking, padded on the right.
+        present: False where there is no response; such a score is invisible, even NaN.
+        tied: True where a response is as good as the one before it.
+    """
+    turned = _ties_turned(tied & present)
+    given, other = (_placed(wide(scores).gather(1, order), present) for order in turned)
+    return (given + other) / 2
+
+
+def _placed(scores: Float[Tensor, "B N"], present: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    # Far below any score, yet finite: a sum of exponentials over minus infinity alone has no gradient.
+    nothing = torch.finfo(scores.dtype).min / 2
+    left = torch.where(present, scores, nothing).flip(1).logcumsumexp(1).flip(1)
+    return torch.where(present, left - scores, 0.0).sum(1)
+
+
+def _ties_turned(tied: Bool[Tensor, "B N"]) -> tuple[Tensor, Tensor]:
+    """The given order, and the one in which every run of ties stands the other way round."""
+    n = tied.shape[1]
+    place = torch.arange(n, device=tied.device).expand(tied.shape)
+    first = torch.where(tied, 0, place).cummax(1).values
+    ends = torch.where(tied.roll(-1, 1) & (place < n - 1), n - 1, place)
+    last = ends.flip(1).cummin(1).values.flip(1)
+    return place, first + last - place
+
+
+def all_pairs(
+    scores: Float[Tensor, "B N"], present: Bool[Tensor, "B N"], tied: Bool[Tensor, "B N"],
+) -> Float[Tensor, " B"]:
+    """Mean Bradley-Terry loss over all pairs of a ranking, best first; tied pairs are left out.
+
+        loss = mean_{i < j, not tied} softplus(s_j - s_i)
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, Eq. 1.
+
+    Args:
+        scores: in the order of the ranking, padded on the right.
+        present: False where there is no response; such a score is invisible, even NaN.
+        tied: True where a response is as good as the one before it.
+    Returns:
+        One loss per ranking; 0 where all its responses tie.
+    """
+    x = torch.where(present, wide(scores), 0.0)
+    level = (~tied).cumsum(1)
+    better = (level[:, :, None] < level[:, None, :]) & present[:, :, None] & present[:, None, :]
+    loss = torch.where(better, softplus(x[:, None, :] - x[:, :, None]), 0.0)
+    return loss.sum((1, 2)) / better.sum((1, 2)).clamp_min(1)
+
+
+def attribute_error(
+    predicted: Float[Tensor, "B A"], target: Float[Tensor, "B A"], present: Bool[Tensor, "B A"],
+) -> Float[Tensor, " B"]:
+    """Squared error summed over the attributes that a response was graded on.
+
+    Source: Wang et al. 2023 (HelpSteer), arXiv:2311.09528, section 3 (attribute regression); the caller divides by the
+    number of grades present in the whole step.
+
+    Args:
+        predicted: one number per attribute.
+        target: the grades, detached here; invisible where absent, even NaN.
+        present: True where there is a grade.
+    """
+    return torch.where(present, (wide(predicted) - wide(target.detach())).square(), 0.0).sum(1)

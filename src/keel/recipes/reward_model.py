@@ -77,7 +77,7 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
-        check_context(scorer, max(pair_length(row) for row in rows))
+        check_context(scorer, max(row.longest for row in rows))
         writer = None
         if cfg.lm_coef:
             if is_encoder(scorer):
@@ -96,7 +96,7 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
         for step in range(done + 1, total + 1):
             batch = [rows[i] for i in next(batches)]
             parts = [collate_pairs([batch[i] for i in part], words.pad_id).to(device_of(scorer))
-                     for part in budget_batches([2 * pair_length(row) for row in batch], cfg.micro_tokens)]
+                     for part in budget_batches([row.n_tokens for row in batch], cfg.micro_tokens)]
             weight = sum(float(part.weight.sum()) for part in parts)
             n_tokens = sum(chosen_rows(part).n_response_tokens for part in parts)
             for part in parts:
@@ -129,11 +129,6 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
             "skipped": {"records": report.n_dropped} | vars(cut), "headline": headline(found)})
 
 
-def pair_length(row: PairRow) -> int:
-    """Positions that the longer side of a pair takes."""
-    return len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
-
-
 def chosen_rows(pairs: PairBatch) -> TokenBatch:
     """The chosen half of a batch of pairs."""
     n, tokens = pairs.n_pairs, pairs.tokens
@@ -144,7 +139,7 @@ def chosen_rows(pairs: PairBatch) -> TokenBatch:
 def evaluate(scorer: torch.nn.Module, rows: list[PairRow], pad_id: int, cfg: RewardModelConfig) -> dict[str, float]:
     """Held-out accuracy with its interval, beside the baseline 'the longer answer wins'."""
     gaps, sums, longer = [], [], []
-    for part in budget_batches([2 * pair_length(row) for row in rows], 2 * cfg.micro_tokens):
+    for part in budget_batches([row.n_tokens for row in rows], 2 * cfg.micro_tokens):
         batch = collate_pairs([rows[i] for i in part], pad_id).to(device_of(scorer))
         chosen, rejected = response_scores(scorer, batch.tokens).chunk(2)
         gaps.append((chosen - rejected).cpu())
