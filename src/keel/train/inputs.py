@@ -9,15 +9,15 @@ from pydantic import Field
 from keel.batches import TokenBatch
 from keel.config import Config
 from keel.data.collate import budget_batches, collate
-from keel.data.load import read_demonstrations, read_prompts
-from keel.data.records import Prompt
+from keel.data.load import read_demonstrations, read_pairs, read_prompts
+from keel.data.records import PreferencePair, Prompt
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
 from keel.errors import ConfigError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
-__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_prompts", "mixed_in", "prompt_room", "split",
-           "split_prompts"]
+__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts", "mixed_in",
+           "prompt_room", "split", "split_prompts"]
 
 
 class FileConfig(Config):
@@ -62,6 +62,16 @@ def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_he
     rows, cut = render_prompts(words, train, room, data.too_long)
     held_rows, _ = render_prompts(words, held_out[:n_held_out], room, data.too_long)
     return rows, held_rows, {"records": report.n_dropped} | vars(cut)
+
+
+def load_pairs(data: DataConfig, seed: int) -> tuple[list[PreferencePair], list[PreferencePair], int]:
+    """Training pairs, held-out pairs, and how many records were dropped."""
+    train, report = read_pairs(data.path, on_bad_record=data.on_bad_record, as_text=data.as_text)
+    if data.validation:
+        held_out = read_pairs(data.validation, on_bad_record=data.on_bad_record, as_text=data.as_text)[0]
+    else:
+        train, held_out = split(train, data.validation_fraction, seed)
+    return train, held_out, report.n_dropped
 
 
 def load_demonstrations(data: FileConfig, words: Template) -> list[Row]:
