@@ -164,7 +164,11 @@ TARGETS = {
     "lowest_score": Row(
         partial(ensemble.combined_scores, how="minimum"), ("scores",), per_member=("scores",)),
     "cautious_score": Row(
-        partial(ensemble.combined_scores, how="mean_minus_std", std_coef=0.5), ("scores",), per_member=("scores",)),
+        partial(ensemble.combined_scores, how="mean_minus_std", coef=0.5), ("scores",), per_member=("scores",)),
+    "wary_score": Row(
+        partial(ensemble.combined_scores, how="mean_minus_variance", coef=0.5), ("scores",), per_member=("scores",)),
+    "median_score": Row(
+        partial(ensemble.combined_scores, how="median"), ("scores",), per_member=("scores",)),
     "token_weights": Row(
         partial(masked.loss_weights, reduction="token"), ("response_mask", "counted"), per_row=("counted",)),
     "response_weights": Row(

@@ -121,7 +121,7 @@ class RewardSources:
         for source in self._sources:
             if source.models:
                 members = torch.stack([scorer(responses).float() for scorer in self._scorers[source.name]])
-                raw[source.name], spread = combined_scores(members, how=source.combine, std_coef=source.std_coef)
+                raw[source.name], spread = combined_scores(members, how=source.combine, coef=source.std_coef)
                 if len(members) > 1:
                     disagreement[source.name] = spread
             elif source.function:
