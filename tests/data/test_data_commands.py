@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from statistics import fmean, pstdev
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,7 @@ from keel.data import convert as convert_command
 from keel.data import show as show_command
 from keel.data.check import DataCheckConfig
 from keel.data.convert import DataConvertConfig
+from keel.data.records import Strength
 from keel.data.show import DataShowConfig
 from keel.data.write import write_records
 from keel.errors import DataError
@@ -175,7 +178,17 @@ def prompts(draw, name="x"):
 def pairs(draw):
     chosen, rejected = draw(st.tuples(WORD, WORD).filter(lambda sides: sides[0].strip() != sides[1].strip()))
     number = st.floats(-10, 10)
-    return PreferencePair(draw(prompts()), chosen, rejected, draw(number), draw(st.floats(0, 1)), abs(draw(number)))
+    return PreferencePair(draw(prompts()), chosen, rejected, draw(number), draw(st.floats(0, 1)), abs(draw(number)),
+                          draw(st.none() | strengths()))
+
+
+@st.composite
+def strengths(draw):
+    scores = draw(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), max_size=4))
+    if not scores:
+        return Strength(draw(st.floats(-10, 10)), draw(st.floats(0, 10)))
+    gaps = [one - other for one, other in scores]
+    return Strength(fmean(gaps), pstdev(gaps), *zip(*scores, strict=True))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -188,6 +201,48 @@ def test_what_is_written_is_read(tmp_path, suffix, pair):
         write_records(records, path)
         assert read(path)[0] == records
         path.unlink()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pair=pairs(), judge=st.none() | st.sampled_from([-1, 0, 1]))
+def test_what_is_written_in_the_published_layout_is_read(tmp_path, suffix, pair, judge):
+    if judge is not None:
+        pair = replace(pair, prompt=replace(pair.prompt, meta={**pair.prompt.meta, "judge_label": judge}))
+    path = tmp_path / f"a{suffix}"
+    write_records([pair], path, layout="published")
+    assert read_pairs(path)[0] == [pair]
+    path.unlink()
+
+
+def test_the_published_layout_has_its_columns(jsonl, tmp_path):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    votes = {"strength_mean": 1.5, "strength_std": 0.5, "chosen_scores": [3, 1], "rejected_scores": [1, 0]}
+    path = jsonl({"id": "x", "prompt": talk, "chosen": "d", "rejected": "e", "judge_label": 1} | votes,
+                 {"id": "y", "prompt": talk[2:] * 2, "chosen": "d", "rejected": "e", "weight": 2.0})
+    output = tmp_path / "out.jsonl"
+    convert_command.run(DataConvertConfig(paths=str(path), output=str(output), layout="published"))
+    with_votes, without = (json.loads(line) for line in output.read_text().splitlines())
+    assert with_votes == {
+        "id": "x", "chosen": ["a", "b", "c", "d"], "rejected": ["a", "b", "c", "e"], "mean preference difference": 1.5,
+        "std preference difference": 0.5, "chosen score list": [3.0, 1.0], "rejected score list": [1.0, 0.0],
+        "GPT4 label": 1}
+    assert without == {"id": "y", "weight": 2.0, **{
+        name: [*talk[2:] * 2, {"role": "assistant", "content": text}] for name, text in
+        (("chosen", "d"), ("rejected", "e"))}}
+    plain = PreferencePair(Prompt("z", (), "once"), " upon", " more")
+    write_records([plain], tmp_path / "plain.jsonl", layout="published")
+    assert read_pairs(tmp_path / "plain.jsonl", as_text=True)[0] == [plain]
+    with pytest.raises(DataError, match=r"id p: only preference pairs have the published layout\n.*layout = keel"):
+        write_records([Prompt("p", (), "x")], tmp_path / "b.jsonl", layout="published")
+
+
+def test_show_tells_how_the_members_voted(jsonl):
+    votes = {"strength_mean": -0.5, "strength_std": 1.5}
+    path = jsonl(PAIR | votes, PAIR | votes | {"chosen_scores": [2, 0], "rejected_scores": [1, 2]})
+    summary, whole = show_command.run(DataShowConfig(paths=str(path), n=2))
+    assert "strength -0.5, std 1.5" in summary.splitlines()
+    assert "strength -0.5, std 1.5; 1 of 2 members side with the label" in whole.splitlines()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

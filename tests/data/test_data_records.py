@@ -2,7 +2,12 @@
 
 import csv
 import json
+import math
+import random
+import statistics
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from keel.data import (
@@ -20,6 +25,7 @@ from keel.data import (
     read_prompts,
 )
 from keel.data.problems import SHOWN, RowError
+from keel.data.records import Strength
 from keel.errors import DataError
 
 USER, BOT = {"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}
@@ -117,14 +123,58 @@ def test_numbers_meta_and_truth_each_go_to_their_place(jsonl):
                                   "so.", "no.", 1.0, 0.75, 0.0)
 
 
-@pytest.mark.parametrize("separator", [" ", "_"])
-def test_strength_annotations_go_to_meta_and_leave_the_margin_alone(jsonl, separator):
-    votes = {"mean preference difference": 0.5, "std preference difference": 1.5, "chosen score list": [1.0],
-             "rejected score list": [0.5], "GPT4 label": 1}
-    row = {"chosen": ["why?", "so."], "rejected": ["why?", "no."]}
-    pair = one_pair(jsonl(row | {name.replace(" ", separator): value for name, value in votes.items()}))
-    assert pair.margin == 0 and pair.prompt.meta == {
-        "strength_mean": 0.5, "strength_std": 1.5, "chosen_scores": [1.0], "rejected_scores": [0.5], "judge_label": 1}
+VOTES = {"mean preference difference": -0.5, "std preference difference": 0.5, "chosen score list": [1.0, 0.5],
+         "rejected score list": [1.0, 1.5], "GPT4 label": 0}
+STRENGTH = {"strength_mean": -0.5, "strength_std": 0.5, "chosen_scores": [1.0, 0.5], "rejected_scores": [1.0, 1.5]}
+
+
+@pytest.mark.parametrize("votes", [
+    VOTES, {name.replace(" ", "_"): cell for name, cell in VOTES.items()}, STRENGTH | {"judge_label": 0}])
+def test_votes_become_strength_and_leave_the_margin_alone(jsonl, votes):
+    row = {"chosen": ["why?", "so."], "rejected": ["why?", "no."]} | votes
+    pair = one_pair(jsonl(row))
+    assert pair.strength == Strength(-0.5, 0.5, (1.0, 0.5), (1.0, 1.5))
+    assert pair.margin == 0 and pair.prompt.meta == {"judge_label": 0}
+    assert read_prompts(jsonl(row))[0] == [pair.prompt]
+
+
+def test_a_summary_alone_is_a_strength_and_a_judge_needs_no_votes(jsonl):
+    assert one_pair(jsonl(PAIR | {"strength_mean": 2, "strength_std": 0})).strength == Strength(2.0, 0.0)
+    pair = one_pair(jsonl(PAIR | {"GPT4_label": -1.0}))
+    assert (pair.strength, pair.prompt.meta) == (None, {"judge_label": -1})
+    assert type(pair.prompt.meta["judge_label"]) is int
+
+
+def test_votes_from_tables(tmp_path):
+    columns = STRENGTH | {"judge_label": 1}
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["prompt", "chosen", "rejected", *columns])
+        writer.writeheader()
+        writer.writerow({"prompt": "why?", "chosen": "so.", "rejected": "no."} | columns)
+        writer.writerow({"prompt": "why?", "chosen": "so.", "rejected": "no."})
+    pq.write_table(pa.Table.from_pylist([PAIR | columns, PAIR | dict.fromkeys(columns)]), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        voted, silent = read_pairs(tmp_path / name)[0]
+        assert voted.strength == Strength(-0.5, 0.5, (1.0, 0.5), (1.0, 1.5)) and silent.strength is None
+        assert (voted.prompt.meta, silent.prompt.meta) == ({"judge_label": 1}, {})
+
+
+def test_lists_in_bfloat16_still_have_their_summary():
+    """Ten pairs of scores, rounded to eight bits one by one, beside mean and std of the unrounded ones."""
+    draw = random.Random(0)
+    for _ in range(200):
+        sides = [[draw.gauss(side, 3) for _ in range(10)] for side in (3, -2)]
+        gaps = [one - other for one, other in zip(*sides, strict=True)]
+        rounded = [tuple(bfloat16(score) for score in side) for side in sides]
+        mean = bfloat16(statistics.fmean(bfloat16(gap) for gap in gaps))
+        for std in (statistics.pstdev(gaps), statistics.stdev(gaps)):
+            check_pair(PreferencePair(Prompt("x", ASKED), "so.", "no.", strength=Strength(mean, std, *rounded)))
+
+
+def bfloat16(x):
+    """The nearest number with eight significant bits."""
+    fraction, exponent = math.frexp(x)
+    return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 def test_rmb_keeps_the_models_in_meta(jsonl):
@@ -205,6 +255,24 @@ BAD_PAIRS = [
     (PAIR | {"margin": 10**400}, "margin not finite", "margin is inf", "finite number"),
     (PAIR | {"weight": -1}, "weight out of range", "weight is -1.0", "0 or more"),
     (PAIR | {"weight": float("inf")}, "weight out of range", "weight is inf", "0 or more"),
+    (PAIR | {"strength_mean": 1.0}, "incomplete strength", "strength_mean without strength_std", "add what is missing"),
+    (PAIR | {"chosen_scores": [1.0], "rejected_scores": [0.0]}, "incomplete strength",
+     "chosen_scores, rejected_scores without strength_mean and strength_std", "rename the columns"),
+    (PAIR | STRENGTH | {"strength_mean": float("nan")}, "strength not finite", "mean nan or std 0.5", "overflow"),
+    (PAIR | STRENGTH | {"chosen_scores": [1.0, float("inf")]}, "strength not finite", "is not finite", "drop"),
+    (PAIR | STRENGTH | {"strength_std": -0.5}, "strength out of range", "votes is -0.5", "0 or more"),
+    (PAIR | STRENGTH | {"chosen_scores": [1.0]}, "votes of unequal number", "1 chosen scores and 2 rejected",
+     "Every member scores both"),
+    (PAIR | STRENGTH | {"strength_mean": 0.5}, "votes contradict their mean",
+     "the mean of the votes is given as 0.5; the differences of the scores have the mean -0.5", "mend one"),
+    (PAIR | STRENGTH | {"strength_std": 0.4}, "votes contradict their std", "given as 0.4; that of", "mend one"),
+    (PAIR | STRENGTH | {"strength_std": 0.8}, "votes contradict their std",
+     "the standard deviation of the votes is given as 0.8", "mend one"),
+    (PAIR | STRENGTH | {"chosen_scores": 1.0}, "wrong type", "chosen_scores is a number, not a list", "per member"),
+    (PAIR | STRENGTH | {"chosen_scores": ["a", 1]}, "wrong type", "chosen_scores is text ('a')", "without quotes"),
+    (PAIR | {"judge_label": 2}, "bad judge label", "the judge's label is 2", "1 where chosen is better"),
+    (PAIR | {"judge_label": True}, "bad judge label", "the judge's label is True", "-1 where there is none"),
+    (PAIR | {"meta": {"judge_label": "1"}}, "bad judge label", "the judge's label is '1'", "1 where chosen"),
     (PAIR | {"meta": 3}, "wrong type", "meta is a number, not an object", "rename the column"),
     (PAIR | {"truth": "x"}, "wrong type", "truth is text, not an object", "rename the column"),
     (PAIR | {"id": True}, "bad id", "id is True", "text or a whole number"),

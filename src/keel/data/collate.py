@@ -1,6 +1,7 @@
 """Rows of tokens to padded tensors; the only place that pads and that knows the padding side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -9,7 +10,11 @@ from keel.data.render import PairRow
 if TYPE_CHECKING:
     from keel.batches import PairBatch, TokenBatch
 
-__all__ = ["Tokens", "budget_batches", "collate", "collate_pairs"]
+__all__ = ["SharedPrompt", "Tokens", "budget_batches", "collate", "collate_pairs", "join", "pair_batches"]
+
+SharedPrompt = Literal["auto", "always", "never"]
+JOIN_FROM = 0.1
+"""Least share of padding and repetition among the positions of a batch from which joining it saves time."""
 
 
 class Tokens(Protocol):
@@ -56,6 +61,53 @@ def collate_pairs(rows: Sequence[PairRow], pad_id: int) -> "PairBatch":
     margin, label_prob, weight = (torch.tensor([getattr(row.pair, name) for row in rows], dtype=torch.float32)
                                   for name in ("margin", "label_prob", "weight"))
     return PairBatch(tokens, margin, label_prob, weight)
+
+
+def join(tokens: "TokenBatch", leaders: Sequence[int]) -> "TokenBatch":
+    """The batch with its tokens also laid end to end, so that a causal model computes what two rows share only once.
+
+    Sharing goes as far as the two rows are equal from their start, which may be further than the prompt.
+
+    Args:
+        tokens: right-padded.
+        leaders: for each row, the row whose beginning it takes; its own number where it takes none. A leader takes
+            none itself.
+    """
+    import torch
+
+    from keel.batches import Joined
+
+    leader = torch.tensor(leaders)
+    both_real = tokens.attention_mask & tokens.attention_mask[leader]
+    shared = ((tokens.ids == tokens.ids[leader]) & both_real).long().cumprod(1).bool()
+    shared &= (leader != torch.arange(len(leaders)))[:, None]
+    own = tokens.attention_mask & ~shared
+    sources = own.flatten().nonzero()[:, 0]
+    numbers = torch.zeros(own.shape, dtype=torch.long).masked_scatter(own, torch.arange(len(sources)))
+    places = torch.where(shared, numbers[leader], numbers)
+    return replace(tokens, joined=Joined(tokens.ids.flatten()[sources], sources % own.shape[1], places, sources))
+
+
+def pair_batches(
+    rows: Sequence[PairRow], *, micro_tokens: int, pad_id: int, shared_prompt: SharedPrompt = "never",
+) -> list["PairBatch"]:
+    """One optimizer step in micro-batches of pairs; which they are does not depend on `shared_prompt`.
+
+    Args:
+        rows: at least one.
+        micro_tokens: see `budget_batches`.
+        pad_id: see `collate`.
+        shared_prompt: `auto` joins the batches where that saves time; `always`, `never`. Ask
+            `keel.models.pairs.joining` what the model can do.
+    """
+    batches = [collate_pairs([rows[i] for i in part], pad_id)
+               for part in budget_batches([row.n_tokens for row in rows], micro_tokens)]
+    if shared_prompt == "never":
+        return batches
+    joined = [replace(batch, tokens=join(batch.tokens, 2 * list(range(batch.n_pairs)))) for batch in batches]
+    least = 0.0 if shared_prompt == "always" else JOIN_FROM
+    return [new if new.tokens.n_positions <= (1 - least) * old.tokens.n_positions else old
+            for old, new in zip(batches, joined, strict=True)]
 
 
 def budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

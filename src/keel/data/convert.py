@@ -10,7 +10,7 @@ from keel.data.check import iter_records, kind_of_files
 from keel.data.load import Kind, OnBadRecord, as_paths
 from keel.data.problems import ReadReport, Tally
 from keel.data.records import Record
-from keel.data.write import write_records
+from keel.data.write import Layout, write_records
 from keel.errors import DataError
 
 __all__ = ["DataConvertConfig", "run"]
@@ -22,6 +22,7 @@ class DataConvertConfig(Config):
     paths: str | list[str] = Field(description="file, folder of files, or several of them")
     output: str = Field(description="file to write: .jsonl, .jsonl.gz, .jsonl.zst or .parquet; must not exist")
     kind: Kind | None = Field(None, description="what to write; none: the most that the first row can be read as")
+    layout: Layout = Field("keel", description="columns: keel's own, or (pairs) as in hh-rlhf-strength-cleaned")
     as_text: bool = Field(False, description="a prompt that is a bare string is text to continue, not a user's turn")
     on_bad_record: OnBadRecord = Field("stop", description="stop: write nothing if a row is bad; skip: leave it out")
 
@@ -36,7 +37,7 @@ def run(cfg: DataConvertConfig) -> ReadReport:
 
     tally = Tally()
     kind = cfg.kind or kind_of_files(cfg.paths)
-    n_written = write_records(_accepted(cfg, kind, tally), Path(cfg.output))
+    n_written = write_records(_accepted(cfg, kind, tally), Path(cfg.output), layout=cfg.layout)
     Console(highlight=False, soft_wrap=True).print(
         f"{cfg.output}: {n_written} {kind}; {tally.report.summary()}", markup=False)
     return tally.report

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from keel.data.formats import Parts, missing, parts
 from keel.data.problems import RowError
-from keel.data.records import Demonstration, Message, PreferencePair, Prompt, check
+from keel.data.records import PAIR_NUMBERS, Demonstration, Message, PreferencePair, Prompt, Strength, check
 from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
@@ -15,9 +15,11 @@ __all__ = ["Kind", "Turns", "demonstrations_of", "kind_of_row", "pair_of", "prom
 
 Turns = Literal["last", "all"]
 Kind = Literal["prompts", "demonstrations", "pairs"]
-_NUMBERS = {"margin": 0.0, "label_prob": 1.0, "weight": 1.0}
+_VOTES = ("chosen_scores", "rejected_scores")
+_STRENGTH = ("strength_mean", "strength_std", *_VOTES)
 _HUGE = 1e300
 _OWN = frozenset({"id", "meta", "truth"})
+_OF_PAIRS = frozenset((*PAIR_NUMBERS, *_STRENGTH))
 
 
 def prompt_of(row: Row, *, as_text: bool) -> tuple[str, list[Prompt]]:
@@ -63,8 +65,9 @@ def pair_of(row: Row, *, as_text: bool) -> tuple[str, list[PreferencePair]]:
     if len(found.responses) != 2:
         raise missing(value, "a pair", ("prompt", "chosen", "rejected"))
     chosen, rejected = found.responses
-    margin, label_prob, weight = (_number(row, value, name, default) for name, default in _NUMBERS.items())
-    pair = PreferencePair(_prompt(row, found, value, as_text), chosen, rejected, margin, label_prob, weight)
+    margin, label_prob, weight = (_number(row, value, name, default) for name, default in PAIR_NUMBERS.items())
+    prompt = _judged(row, _prompt(row, found, value, as_text))
+    pair = PreferencePair(prompt, chosen, rejected, margin, label_prob, weight, _strength(row, value))
     check(pair)
     return found.layout, [pair]
 
@@ -86,7 +89,7 @@ def _parts(row: Row) -> tuple[Parts, Mapping[str, Any]]:
 
 
 def _prompt(row: Row, found: Parts, value: Mapping[str, Any], as_text: bool) -> Prompt:
-    taken = found.used | _OWN | (frozenset(_NUMBERS) if len(found.responses) == 2 else frozenset())
+    taken = found.used | _OWN | (_OF_PAIRS if len(found.responses) == 2 else frozenset())
     rest = {name: cell for name, cell in value.items() if name not in taken}
     name, meta, truth = _id(row, value), _object(value, "meta"), _object(value, "truth")
     if as_text or found.layout == "text":
@@ -123,6 +126,37 @@ def _object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         raise RowError("wrong type", f"{name} is {kind_of(given)}, not an object",
                        f'Write it as {{"key": ...}}, or rename the column `{name}`.')
     return given
+
+
+def _strength(row: Row, value: Mapping[str, Any]) -> Strength | None:
+    """The votes on a pair; a mean without a spread, or scores without a mean, are a file cut in half."""
+    there = [name for name in _STRENGTH if name in value]
+    if not there:
+        return None
+    absent = [name for name in _STRENGTH[:2] if name not in value]
+    if absent:
+        raise RowError("incomplete strength", f"{', '.join(there)} without {' and '.join(absent)}",
+                       "Votes are strength_mean and strength_std, with or without the two lists of scores; "
+                       "add what is missing, or rename the columns.")
+    mean, std = (_number(row, value, name, 0.0) for name in _STRENGTH[:2])
+    return Strength(mean, std, *(_scores(row, value, name) for name in _VOTES))
+
+
+def _scores(row: Row, value: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    given = value.get(name, [])
+    if not isinstance(given, list):
+        raise RowError("wrong type", f"{name} is {kind_of(given)}, not a list of numbers",
+                       "Write one score per member, [0.5, 1.25, ...], or leave the column out.")
+    return tuple(_number(row, {name: score}, name, 0.0) for score in given)
+
+
+def _judged(row: Row, prompt: Prompt) -> Prompt:
+    """With the judge's label as a whole number, as which tables cannot always hold it."""
+    label = prompt.meta.get("judge_label")
+    number = _spelled_number(label) if row.textual and isinstance(label, str) else label
+    if isinstance(number, float) and number.is_integer():
+        return replace(prompt, meta={**prompt.meta, "judge_label": int(number)})
+    return prompt
 
 
 def _number(row: Row, value: Mapping[str, Any], name: str, default: float) -> float:

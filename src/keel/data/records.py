@@ -8,11 +8,15 @@ from typing import Any
 from keel.data.problems import RowError
 
 __all__ = [
-    "ROLES", "Demonstration", "Message", "PreferencePair", "Prompt", "Record", "Strength", "check",
+    "PAIR_NUMBERS", "ROLES", "Demonstration", "Message", "PreferencePair", "Prompt", "Record", "Strength", "check",
     "check_demonstration", "check_pair", "check_prompt",
 ]
 
 ROLES = ("system", "user", "assistant")
+PAIR_NUMBERS = {"margin": 0.0, "label_prob": 1.0, "weight": 1.0}
+"""Columns of a pair that are one number each, and what stands for an absent one."""
+_ROUNDING = 1e-6
+_VOTES = "They are the mean and standard deviation of chosen minus rejected score over the members; mend one of them."
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def check_pair(pair: PreferencePair) -> None:
     """A pair that has something to teach.
 
     Raises:
-        RowError: as `check_prompt`; an empty or repeated response; margin, label_prob or weight out of range.
+        RowError: as `check_prompt`; an empty or repeated response; margin, label_prob or weight out of range; votes
+            that contradict each other; a judge's label that is none.
     """
     check_prompt(pair.prompt)
     _check_response(pair.chosen, "chosen")
@@ -166,6 +171,46 @@ def check_pair(pair: PreferencePair) -> None:
     if not 0 <= pair.weight < math.inf:
         raise RowError("weight out of range", f"weight is {pair.weight}",
                        "A weight is finite and 0 or more; 0 drops the pair.")
+    if pair.strength is not None:
+        _check_strength(pair.strength)
+    label = pair.prompt.meta.get("judge_label")
+    if label is not None and (isinstance(label, bool) or label not in (-1, 0, 1)):
+        raise RowError("bad judge label", f"the judge's label is {label!r}",
+                       "It is 1 where chosen is better, 0 where rejected is, -1 where there is none.")
+
+
+def _check_strength(found: Strength) -> None:
+    """Numbers that can be votes, and a summary that is the summary of its list."""
+    chosen, rejected = found.chosen_scores, found.rejected_scores
+    if not all(map(math.isfinite, (found.mean, found.std, *chosen, *rejected))):
+        raise RowError("strength not finite", f"mean {found.mean} or std {found.std} or one of the scores of the votes "
+                       "is not finite", "Vote again with models that do not overflow, or drop the strength columns.")
+    if found.std < 0:
+        raise RowError("strength out of range", f"the standard deviation of the votes is {found.std}",
+                       "It is 0 or more; the sign of the votes is that of the mean.")
+    if len(chosen) != len(rejected):
+        raise RowError("votes of unequal number", f"{len(chosen)} chosen scores and {len(rejected)} rejected ones",
+                       "Every member scores both responses; leave both lists out where only the summary is known.")
+    if chosen:
+        _check_summary(found, [one - other for one, other in zip(chosen, rejected, strict=True)])
+
+
+def _check_summary(found: Strength, gaps: list[float]) -> None:
+    """The mean and std of a list, as far as the numbers of published files allow.
+
+    Those lists are rounded to bfloat16, half a unit in the last of whose eight bits is 2^-8 of a number; score,
+    difference and mean are rounded one after the other, which 2^-6 of the largest score covers. Their divisor is M or
+    M - 1; either is taken.
+    """
+    n, mean = len(gaps), sum(gaps) / len(gaps)
+    std = math.sqrt(sum((gap - mean) * (gap - mean) for gap in gaps) / n)
+    grain = 2**-6 * max(map(abs, found.chosen_scores + found.rejected_scores)) + _ROUNDING
+    if abs(found.mean - mean) > grain:
+        raise RowError("votes contradict their mean", f"the mean of the votes is given as {found.mean:g}; "
+                       f"the differences of the scores have the mean {mean:g}", _VOTES)
+    if not std - grain <= found.std <= std * math.sqrt(n / max(n - 1, 1)) + grain:
+        raise RowError("votes contradict their std", f"the standard deviation of the votes is given as {found.std:g}; "
+                       f"that of the differences of the scores is {std:g}", _VOTES)
 
 
 def _check_message(message: Message, number: int) -> None:

@@ -9,7 +9,7 @@ from keel.data.chat import Template, template, tokenizer_from
 from keel.data.check import iter_records, kind_of_files
 from keel.data.load import Kind
 from keel.data.problems import Tally
-from keel.data.records import Demonstration, PreferencePair, Prompt, Record
+from keel.data.records import Demonstration, PreferencePair, Prompt, Record, Strength
 from keel.errors import DataError
 
 __all__ = ["DataShowConfig", "run", "shown"]
@@ -58,8 +58,15 @@ def shown(record: Record, spelled: Template | None = None) -> str:
     lines += [f"{name}: {text}" for name, text in _responses(record)]
     if isinstance(record, PreferencePair):
         lines.append(f"margin {record.margin:g}, label_prob {record.label_prob:g}, weight {record.weight:g}")
+        lines += [_votes(record.strength)] if record.strength else []
     lines += [f"{name}: {dict(part)}" for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part]
     return "\n".join([*lines, *(_tokens(record, prompt, spelled) if spelled else [])])
+
+
+def _votes(strength: Strength) -> str:
+    gaps = [one - other for one, other in zip(strength.chosen_scores, strength.rejected_scores, strict=True)]
+    sides = f"; {sum(gap > 0 for gap in gaps)} of {len(gaps)} members side with the label" if gaps else ""
+    return f"strength {strength.mean:g}, std {strength.std:g}{sides}"
 
 
 def _tokens(record: Record, prompt: Prompt, spelled: Template) -> list[str]:
