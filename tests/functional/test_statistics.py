@@ -54,6 +54,18 @@ def test_bootstrap_ends_are_quantiles_of_resampled_means() -> None:
     assert list(bootstrap_interval(values, generator=generator(3))) == pytest.approx(expected, rel=RELATIVE64)
 
 
+def test_bootstrap_of_groups_draws_them_whole() -> None:
+    values, groups = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), torch.tensor([0, 1, 1, 2, 2, 2])
+    draws = generator(3)
+    means = []
+    for _ in range(1000):
+        picked = [i for g in torch.randint(3, (3,), generator=draws).tolist() for i in range(6) if groups[i] == g]
+        means.append(float(values[torch.tensor(picked)].double().mean()))
+    low, high = np.quantile(means, [0.025, 0.975])
+    found = bootstrap_interval(values, generator=generator(3), groups=groups)
+    assert found == pytest.approx((4 / 6, low, high), rel=RELATIVE64)
+
+
 def test_bootstrap_of_equal_values_has_no_width_and_repeats_with_its_seed() -> None:
     assert bootstrap_interval(torch.full((6,), 0.5), generator=generator()) == (0.5, 0.5, 0.5)
     values = noise(1, 50)

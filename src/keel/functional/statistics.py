@@ -1,7 +1,7 @@
 """Numbers for people: shares with intervals, who wins, calibration, how much of the returns a critic explains."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from keel.functional.masked import masked_mean
@@ -14,18 +14,34 @@ __all__ = [
 
 def bootstrap_interval(
     values: Float[Tensor, " N"], *, generator: torch.Generator, n_resamples: int = 1000, confidence: float = 0.95,
+    groups: Int[Tensor, " N"] | None = None,
 ) -> tuple[float, float, float]:
     """Mean, lower and upper end of its percentile bootstrap interval.
 
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3; groups are resampled whole
+        (Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 3.8).
+
+    Args:
+        values: what the mean is of.
+        generator: of the resamples.
+        n_resamples: how many.
+        confidence: of the interval.
+        groups: numbers from 0 on that tell which values belong together (pairs of one prompt) and are drawn together;
+            none: each value stands alone.
     Raises:
         ValueError: there are no values.
     """
     if values.numel() == 0:
         raise ValueError("no values: a mean over nothing has no interval")
     x = values.detach().to(torch.float64)
+    sums, counts = x, torch.ones_like(x)
+    if groups is not None:
+        places = x.new_zeros(int(groups.max()) + 1)
+        sums, counts = places.index_add(0, groups, x), places.index_add(0, groups, counts)
     # One resample at a time: the whole table of picks would take gigabytes for a large benchmark.
-    means = torch.stack([x[torch.randint(len(x), (len(x),), generator=generator)].mean() for _ in range(n_resamples)])
+    n = len(sums)
+    picks = (torch.randint(n, (n,), generator=generator) for _ in range(n_resamples))
+    means = torch.stack([sums[pick].sum() / counts[pick].sum() for pick in picks])
     tail = (1 - confidence) / 2
     ends = torch.quantile(means, means.new_tensor([tail, 1 - tail]))
     return float(x.mean()), float(ends[0]), float(ends[1])
