@@ -1,12 +1,37 @@
 """Tensors that travel together. Index t of every per-token tensor is about token t."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["PairBatch", "Rollout", "TokenBatch"]
+__all__ = ["Joined", "PairBatch", "Rollout", "SharedPrompt", "TokenBatch"]
+
+SharedPrompt = Literal["auto", "always", "never"]
+"""When a pair's prompt is run once for both responses: where that saves time, always, or never."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The N different tokens of B rows laid end to end: no padding, and a beginning that two rows share only once.
+
+    Attributes:
+        ids: token ids.
+        position_ids: of each token in its row.
+        places: where each token of the rows is among the N; 0 under padding, which nothing reads.
+        sources: the cell, counted along the rows of [B, T], where each of the N is found first.
+    """
+
+    ids: Int[Tensor, " N"]
+    position_ids: Int[Tensor, " N"]
+    places: Int[Tensor, "B T"]
+    sources: Int[Tensor, " N"]
+
+    def to(self, device: torch.device | str) -> "Joined":
+        return Joined(self.ids.to(device), self.position_ids.to(device), self.places.to(device),
+                      self.sources.to(device))
 
 
 @dataclass(frozen=True)
@@ -18,20 +43,28 @@ class TokenBatch:
         attention_mask: True where the token is real, on whichever side the padding is.
         response_mask: True where the assistant wrote the token, end-of-sequence included.
         record_ids: one per row, for error messages.
+        joined: the same tokens without repetition, where a causal model is to compute each of them once.
     """
 
     ids: Int[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
     response_mask: Bool[Tensor, "B T"]
     record_ids: tuple[str, ...]
+    joined: Joined | None = None
 
     @property
     def n_response_tokens(self) -> int:
         return int(self.response_mask.sum())
 
+    @property
+    def n_positions(self) -> int:
+        """Positions that a forward pass computes."""
+        return self.ids.numel() if self.joined is None else self.joined.ids.numel()
+
     def to(self, device: torch.device | str) -> "TokenBatch":
         return replace(self, ids=self.ids.to(device), attention_mask=self.attention_mask.to(device),
-                       response_mask=self.response_mask.to(device))
+                       response_mask=self.response_mask.to(device),
+                       joined=None if self.joined is None else self.joined.to(device))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from keel.data.render import PairRow
 
 if TYPE_CHECKING:
-    from keel.batches import PairBatch, TokenBatch
+    from keel.batches import PairBatch, SharedPrompt, TokenBatch
 
-__all__ = ["SharedPrompt", "Tokens", "budget_batches", "collate", "collate_pairs", "join", "pair_batches"]
+__all__ = ["Tokens", "budget_batches", "collate", "collate_pairs", "join", "pair_batches"]
 
-SharedPrompt = Literal["auto", "always", "never"]
 JOIN_FROM = 0.1
 """Least share of padding and repetition among the positions of a batch from which joining it saves time."""
 
@@ -89,7 +88,7 @@ def join(tokens: "TokenBatch", leaders: Sequence[int]) -> "TokenBatch":
 
 
 def pair_batches(
-    rows: Sequence[PairRow], *, micro_tokens: int, pad_id: int, shared_prompt: SharedPrompt = "never",
+    rows: Sequence[PairRow], *, micro_tokens: int, pad_id: int, shared_prompt: "SharedPrompt" = "never",
 ) -> list["PairBatch"]:
     """One optimizer step in micro-batches of pairs; which they are does not depend on `shared_prompt`.
 

@@ -9,13 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from keel.batches import TokenBatch
+from keel.batches import Joined, TokenBatch
 from keel.errors import ModelError
 from keel.functional.policy import kl_full
+from keel.models.attention import attending
 from keel.models.load import is_encoder, trunk_of
 
-__all__ = ["autocasting", "hidden_states", "position_ids", "response_scores", "token_kl", "token_logprobs",
-           "token_values", "trunk_output"]
+__all__ = ["autocasting", "hidden_states", "pooled_hidden", "position_ids", "response_scores", "scalar_head",
+           "token_kl", "token_logprobs", "token_values", "trunk_output"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once: 16 MB in float32."""
@@ -28,6 +29,8 @@ def position_ids(attention_mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 
 def hidden_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T D"]:
     """Final hidden states, after the last norm. Right-padded rows of a causal model need no attention mask at all."""
+    if batch.joined is not None and not is_encoder(model):
+        return _joined_states(model, batch.joined)
     trunk = trunk_of(model)
     inputs: dict[str, Any] = {"input_ids": batch.ids}
     if is_encoder(model):
@@ -37,6 +40,15 @@ def hidden_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T D"]
         if "position_ids" in inspect.signature(trunk.forward).parameters:
             inputs["position_ids"] = position_ids(batch.attention_mask)
     return trunk_output(model, inputs).last_hidden_state
+
+
+def _joined_states(model: nn.Module, joined: Joined) -> Float[Tensor, "B T D"]:
+    # The mask has no cells: what does not ask `attending` which tokens to look at fails instead of looking at all.
+    inputs = {"input_ids": joined.ids[None], "position_ids": joined.position_ids[None],
+              "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=joined.ids.device)}
+    with attending(model, joined):
+        hidden = trunk_output(model, inputs).last_hidden_state[0]
+    return nn.functional.embedding(joined.places, hidden)
 
 
 def trunk_output(model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -122,21 +134,45 @@ def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
 
 def response_scores(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " B"]:
     """One score per row: the head at the last real token (causal models) or the model's own pooling (encoders)."""
+    return scalar_head(model, pooled_hidden(model, batch))
+
+
+def pooled_hidden(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B D"]:
+    """What the one-number head sees of each row: the final state at the last real token, or an encoder's pooling."""
     if is_encoder(model):
-        with autocasting(model, batch.ids.device.type):
-            found = model(input_ids=batch.ids, attention_mask=batch.attention_mask.long())
-        return found.logits[:, 0].float()
+        return _encoder_pooled(model, batch)
     positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     last = torch.where(batch.attention_mask, positions, -1).max(1).values
     hidden = hidden_states(model, batch)
-    return scalar_head(model, hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def _encoder_pooled(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B D"]:
+    # Every family pools in its own way (BERT's pooler, RoBERTa's dense layer, ...); all end in one linear layer.
+    seen: list[Tensor] = []
+    hook = _last_linear(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with autocasting(model, batch.ids.device.type):
+            model(input_ids=batch.ids, attention_mask=batch.attention_mask.long())
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _last_linear(encoder: nn.Module) -> nn.Module:
+    bare: Any = encoder.get_base_model() if hasattr(encoder, "peft_config") else encoder
+    head = bare.classifier
+    if hasattr(head, "modules_to_save"):  # peft trains a copy of the head
+        head = head.modules_to_save[head.active_adapter]
+    return [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def scalar_head(model: nn.Module, hidden: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """The one-number head, in float32 whatever the trunk computes in."""
     bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    head = _last_linear(model) if is_encoder(model) else bare.score
     with torch.autocast(hidden.device.type, enabled=False):
-        return bare.score(hidden.float())[:, 0]
+        return head(hidden.float())[:, 0]
 
 
 def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
