@@ -5,6 +5,8 @@ __all__ = ["COMMANDS"]
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "sft": ("keel.recipes.sft", "SFTConfig", "imitate demonstrations (supervised fine-tuning)"),
     "reward-model": ("keel.recipes.reward_model", "RewardModelConfig", "learn a score from preference pairs"),
+    "strength": ("keel.recipes.strength", "StrengthConfig", "let reward models vote on every label; audit the data"),
+    "meta-rm": ("keel.recipes.meta_rm", "MetaRMConfig", "a reward model that tells the policy's responses apart"),
     "ppo": ("keel.recipes.ppo", "PPOConfig", "improve a policy against a reward model (PPO-max)"),
     "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
     "win-rate": ("keel.recipes.win_rate", "WinRateConfig", "policy against policy: who answers better, and how sure"),

@@ -1,0 +1,366 @@
+"""Preference strength: several reward models vote on every label of a data file; what they doubt is listed and mended.
+
+Voters are trained one after another, each from the same trunk with a head and an order of the data of its own, or given
+as finished reward models. Each judges in its own step, after its training; its scores are on disk before the next one
+begins. Left out: regularisers of the reward model (methods of their own); a voter is plain Bradley-Terry.
+"""
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from keel import runs
+from keel.bench.audit import audit, suspects
+from keel.bench.pairwise import score_pairs
+from keel.config import Config
+from keel.data.collate import budget_batches, collate_pairs
+from keel.data.load import read_pairs
+from keel.data.records import PreferencePair, Strength
+from keel.data.render import PairRow, Template, Truncation, render_pairs, template
+from keel.data.write import Layout, write_records
+from keel.errors import DataError, NumericsError
+from keel.functional.ensemble import standardised
+from keel.functional.preference import bradley_terry, centring
+from keel.functional.statistics import bootstrap_interval
+from keel.functional.strength import quantile_of, votes
+from keel.models.forward import response_scores
+from keel.models.load import ModelConfig, check_context, device_of, load_tokenizer, save_model, scalar_model
+from keel.rng import digest, shuffled, stream
+from keel.train import checkpoint
+from keel.train.clock import Clock
+from keel.train.denoise import DenoiseConfig, denoised
+from keel.train.inputs import FileConfig
+from keel.train.order import batch_indices, n_steps
+from keel.train.step import Learner, OptimizerConfig, require_finite
+from keel.train.tally import Tally
+
+__all__ = ["StrengthConfig", "run"]
+
+FEW = 10  # pairs per quantile below which its numbers are noise
+
+
+class StrengthConfig(Config):
+    """Everything `keel strength` reads."""
+
+    out: Path = Field(description="run folder to make; strength.jsonl, suspects.jsonl and audit.json go there")
+    model: ModelConfig | None = Field(None, description="trunk of every voter: a causal LM (best the SFT policy) or an "
+                                      "encoder; none: models vote")
+    models: tuple[ModelConfig, ...] = Field((), description="finished reward models that vote instead of trained ones")
+    data: FileConfig = Field(description="preference pairs to judge, and to train the voters on")
+    voters: int = Field(10, ge=2, description="reward models to train; the paper: 10")
+    folds: int = Field(0, ge=0, description="0: voters learn from all pairs. K: each judges one fold, learns from the "
+                       "others; a pair gets voters / K votes")
+    seed: int = Field(0, ge=0, description="fixes each voter's head and order, and the folds")
+    epochs: float = Field(1.0, gt=0, description="passes of a voter over its pairs; a second one memorises labels")
+    batch: int = Field(32, ge=1, description="pairs per optimiser step")
+    micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
+    center_coef: float = Field(0.0, ge=0, description="weight of (chosen + rejected)^2; 0.01 keeps scores near zero")
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6)
+    one_scale: bool = Field(False, description="divide each voter's scores by the std of its differences; the paper "
+                            "does not")
+    clean: DenoiseConfig | None = Field(None, description="changes by strength; writes cleaned.jsonl")
+    n_quantiles: int = Field(10, ge=2, description="groups of equal size, from the weakest pairs to the strongest")
+    keep_models: bool = Field(True, description="save each voter as a reward model in members/NN/model")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _check(self) -> "StrengthConfig":
+        if (self.model is None) != bool(self.models):
+            raise ValueError("give either model, the trunk of voters to be trained, or models, finished ones that vote")
+        fixed = {"folds": 0, "epochs": 1.0, "center_coef": 0.0, "voters": 10}
+        if self.models and (moved := [name for name, value in fixed.items() if getattr(self, name) != value]):
+            raise ValueError(f"models and {moved[0]} exclude each other: finished models are not trained")
+        if len(self.models) == 1:
+            raise ValueError("models names a single one; one voter has no spread, so give two or more")
+        if self.folds == 1 or (self.folds and self.voters % self.folds):
+            raise ValueError(f"voters={self.voters} and folds={self.folds}: folds is 0, or at least 2 and a divisor of "
+                             "voters")
+        return self
+
+    @property
+    def specs(self) -> tuple[ModelConfig, ...]:
+        """The model of each voter."""
+        return self.models or (self.model,) * self.voters if self.model else self.models
+
+
+@dataclass(frozen=True)
+class _Voter:
+    """One reward model. Its steps are `first` + 1 ... `end`, the last of which is its vote.
+
+    Attributes:
+        seed: of its head and order; none where it is finished.
+        learns, judges: indices of the pairs it trains on and of those it scores.
+    """
+
+    number: int
+    spec: ModelConfig
+    seed: int | None
+    learns: list[int]
+    judges: list[int]
+    first: int
+    end: int
+
+    @property
+    def n_steps(self) -> int:
+        return self.end - self.first - 1
+
+    def folder(self, out: Path) -> Path:
+        return out / "members" / f"{self.number:02d}"
+
+
+def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
+    """Train or load the voters, let them judge, and write strength.jsonl, suspects.jsonl, cleaned.jsonl, audit.json."""
+    with runs.start("strength", cfg, cfg.out, seed=cfg.seed, data=[Path(cfg.data.path)], resume=resume) as log:
+        pairs, report = read_pairs(cfg.data.path, on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text)
+        words, rows, cut = _rendered(cfg, pairs)
+        n = len(next(iter(rows.values())))
+        plan = _planned(cfg, [row.pair for row in next(iter(rows.values()))])
+        _warn(cfg, log, n)
+        # What has voted is on disk; what was being trained is in the newest checkpoint.
+        done, extra = checkpoint.restore(log, modules={}, optimizers={}) if resume else (0, {})
+        seconds: list[float] = extra.get("seconds", [])
+        progress = log.bar(plan[-1].end, done)
+        for voter in plan[len(seconds):]:
+            began = time.monotonic() - extra.get("so_far", 0.0) * (done > voter.first)
+            own_words, own_rows = words[voter.spec.path], rows[voter.spec.path]
+            model = scalar_model(voter.spec, seed=voter.seed)
+            check_context(model, max(row.longest for row in own_rows))
+            # Train: plain Bradley-Terry, every pair of an optimiser step by its weight.
+            learner = Learner.of([model], cfg.optimizer, voter.n_steps)
+            state: dict[str, Any] = {"modules": {"voter": model}, "optimizers": {"optimizer": learner.optimizer}}
+            if done > voter.first:
+                checkpoint.restore(log, **state)
+            next_step = max(done, voter.first) + 1
+            batches = batch_indices(len(voter.learns), cfg.batch, voter.seed or 0, "voter",
+                                    first_step=next_step - voter.first)
+            tally, clock = Tally(), Clock()
+            for step in range(next_step, voter.end):
+                number = step - voter.first
+                batch = [own_rows[voter.learns[i]] for i in next(batches)]
+                parts = [collate_pairs([batch[i] for i in part], own_words.pad_id).to(device_of(model))
+                         for part in budget_batches([row.n_tokens for row in batch], cfg.micro_tokens)]
+                weight = sum(float(part.weight.sum()) for part in parts)
+                for part in parts:
+                    chosen, rejected = response_scores(model, part.tokens).chunk(2)
+                    loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
+                    center = centring(chosen, rejected)
+                    objective = (part.weight * (loss + cfg.center_coef * center)).sum() / max(weight, 1e-9)
+                    tally.add({"loss": loss, "center": center, **stats})
+                    require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
+                    objective.backward()
+                metrics = tally.means() | learner.step(number, [row.record_id for row in batch])
+                log.log(step, {"member": voter.number, **metrics})
+                log.time(step, clock.lap({"pairs": len(batch)}))
+                if number % cfg.save_every == 0 or number == voter.n_steps or log.stop_requested():
+                    so_far = {"seconds": seconds, "so_far": time.monotonic() - began}
+                    checkpoint.save(log, step, **state, extra=so_far)
+                if log.stop_requested():
+                    log.stop(step)
+                progress.advance(f"voter {voter.number}  loss {metrics['loss']:.3f}  "
+                                 f"accuracy {metrics['accuracy']:.2f}")
+            # Vote: every pair it is to judge, in eval mode, from the same tokens that it was trained on.
+            scores = score_pairs(model, [own_rows[i] for i in voter.judges], pad_id=own_words.pad_id,
+                                 micro_tokens=cfg.micro_tokens, on_done=lambda _, at=voter.end - 1: _heed(log, at))
+            _keep(cfg, voter, scores, _digest(model))
+            if voter.seed is not None and cfg.keep_models:
+                save_model(model, own_words.tokenizer, voter.folder(cfg.out) / "model", pad_id=own_words.pad_id)
+            log.log(voter.end, {"member": voter.number, **_agreement_with_labels(scores)}, "eval")
+            seconds = [*seconds, time.monotonic() - began]
+            log.time(voter.end, {"seconds": seconds[-1]}, "eval")
+            checkpoint.save(log, voter.end, modules={}, optimizers={}, extra={"seconds": seconds})
+            progress.advance()
+            del model, learner, state  # one model in memory at a time: this one goes before the next one comes
+        # Count the votes, and write what they say.
+        voted = _counted(cfg, plan, next(iter(rows.values())))
+        lengths = [(len(row.chosen_ids), len(row.rejected_ids)) for row in next(iter(rows.values()))]
+        counts = _write_all(cfg, voted, lengths)
+        against = torch.tensor([float(pair.strength.mean < 0) for pair in voted if pair.strength])
+        mean, low, high = bootstrap_interval(against, generator=stream(cfg.seed, "bootstrap"))
+        print(_said(cfg, len(voted), mean, counts))
+        return log.finish({
+            "n": len(voted), **counts, "members": [_member(cfg, voter) for voter in plan], "member_seconds": seconds,
+            "peak_memory_bytes": _peak_memory(), "score_dtype": "float32",
+            "skipped": {"records": report.n_dropped} | vars(cut),
+            "headline": {"metric": "share of labels that the voters side against", "higher_is_better": False,
+                         "after": {"mean": mean, "low": low, "high": high, "n": len(voted)}}})
+
+
+def _warn(cfg: StrengthConfig, log: runs.Run, n: int) -> None:
+    if cfg.epochs > 1:
+        log.note(f"epochs={cfg.epochs:g}: from the second pass on voters remember labels instead of judging them")
+    if cfg.folds == cfg.voters:
+        log.note(f"voters={cfg.voters} and folds={cfg.folds} leave each pair one vote, which has no spread")
+    if n < FEW * cfg.n_quantiles:
+        log.note(f"{n} pairs in {cfg.n_quantiles} quantiles: fewer than {FEW} each, so their numbers are mostly noise")
+
+
+def _rendered(cfg: StrengthConfig, pairs: list[PreferencePair],
+              ) -> tuple[dict[str, Template], dict[str, list[PairRow]], Truncation]:
+    """By model folder its template, and its tokens of the pairs that fit every model; and what was cut or left out.
+
+    Raises:
+        DataError: no pair fits all of them.
+    """
+    specs = {spec.path: spec for spec in cfg.specs}
+    words = {path: template(load_tokenizer(path, trust_remote_code=spec.trust_remote_code))
+             for path, spec in specs.items()}
+    drawn = {path: render_pairs(own, pairs, cfg.data.max_length, cfg.data.too_long) for path, own in words.items()}
+    ids = [frozenset(row.record_id for row in rows) for rows, _ in drawn.values()]
+    rows = {path: [row for row in found if all(row.record_id in one for one in ids)]
+            for path, (found, _) in drawn.items()}
+    n = len(next(iter(rows.values())))
+    if not n:
+        raise DataError("no pair fits all the models", where=cfg.data.path,
+                        remedy="Raise data.max_length, or choose another data.too_long.")
+    cuts = [cut for _, cut in drawn.values()]
+    return words, rows, Truncation(len(pairs), max(cut.n_fewer_turns for cut in cuts), max(cut.n_cut for cut in cuts),
+                                   len(pairs) - n, cfg.data.max_length)
+
+
+def _planned(cfg: StrengthConfig, pairs: Sequence[PreferencePair]) -> list[_Voter]:
+    """Who learns from what and judges what, and on which steps of the run."""
+    folds, everything = _folds(cfg, pairs), list(range(len(pairs)))
+    plan, first = [], 0
+    for number, spec in enumerate(cfg.specs):
+        own = number % cfg.folds if cfg.folds else None
+        judges = [i for i in everything if folds[i] == own] if cfg.folds else everything
+        learns = [i for i in everything if folds[i] != own] if cfg.folds else everything
+        steps = 0 if cfg.models else n_steps(len(learns), cfg.batch, cfg.epochs, None)
+        seed = None if cfg.models else digest(cfg.seed, "voter", number)
+        plan.append(_Voter(number, spec, seed, learns, judges, first, first + steps + 1))
+        first = plan[-1].end
+    return plan
+
+
+def _folds(cfg: StrengthConfig, pairs: Sequence[PreferencePair]) -> list[int]:
+    """The fold of each pair; pairs of one prompt share it, so that nobody judges a prompt that it has seen.
+
+    Raises:
+        DataError: there are fewer prompts than folds.
+    """
+    if not cfg.folds:
+        return [0] * len(pairs)
+    prompts = [(pair.prompt.text, pair.prompt.messages) for pair in pairs]
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    if len(places) < cfg.folds:
+        raise DataError(f"{len(places)} different prompts do not fill {cfg.folds} folds", where=cfg.data.path,
+                        remedy="Lower folds, or give more data.")
+    order = shuffled(len(places), cfg.seed, "folds")
+    return [order[places[prompt]] % cfg.folds for prompt in prompts]
+
+
+def _heed(log: runs.Run, step: int) -> None:
+    """Stop between two forward passes of a vote; the voter is in a checkpoint and votes again."""
+    if log.stop_requested():
+        log.stop(step)
+
+
+def _keep(cfg: StrengthConfig, voter: _Voter, scores: Tensor, model_digest: str) -> None:
+    """Write a voter's scores, whole or not at all.
+
+    Raises:
+        NumericsError: its differences have no spread, and one_scale needs one.
+    """
+    if cfg.one_scale and not float((scores[0] - scores[1]).std(correction=0)) > 0:
+        raise NumericsError(f"voter {voter.number} gives every pair the same difference of scores",
+                            where=str(voter.spec.path), remedy="It has learned nothing; set one_scale = false, or "
+                            "leave it out.")
+    voter.folder(cfg.out).mkdir(parents=True, exist_ok=True)
+    runs.write_json(voter.folder(cfg.out) / "scores.json", {
+        "voter": voter.number, "seed": voter.seed, "path": voter.spec.path, "weights_sha256": model_digest,
+        "dtype": "float32", "pairs": voter.judges, "chosen": scores[0].tolist(), "rejected": scores[1].tolist()})
+
+
+def _digest(model: nn.Module) -> str:
+    """One number for all weights of a model."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _agreement_with_labels(scores: Tensor) -> dict[str, float]:
+    loss, stats = bradley_terry(scores[0], scores[1])
+    return {"loss": float(loss.mean()), "accuracy": float(stats["accuracy"].mean()),
+            "margin": float(stats["margin"].mean()), "margin_std": float(stats["margin"].std(correction=0))}
+
+
+def _read(cfg: StrengthConfig, voter: _Voter) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((voter.folder(cfg.out) / "scores.json").read_text())
+    return found
+
+
+def _counted(cfg: StrengthConfig, plan: list[_Voter], rows: list[PairRow]) -> list[PreferencePair]:
+    """The pairs with their votes; in meta the quantile of each, and the share of its voters that are for its label."""
+    found, share_for = [row.pair for row in rows], [0.0] * len(rows)
+    n_groups = cfg.folds or 1
+    for group in range(n_groups):
+        members = [_read(cfg, voter) for voter in plan[group::n_groups]]
+        chosen, rejected = (torch.tensor([member[side] for member in members], dtype=torch.float64)
+                            for side in ("chosen", "rejected"))
+        counted = votes(chosen, rejected, one_scale=cfg.one_scale)
+        if cfg.one_scale:
+            spread = (chosen - rejected).std(1, correction=0)
+            chosen, rejected = (standardised(side, torch.zeros_like(spread), spread) for side in (chosen, rejected))
+        for place, i in enumerate(members[0]["pairs"]):
+            strength = Strength(float(counted.mean[place]), float(counted.std[place]),
+                                tuple(chosen[:, place].tolist()), tuple(rejected[:, place].tolist()))
+            found[i], share_for[i] = replace(found[i], strength=strength), float(counted.share_for[place])
+    means = torch.tensor([pair.strength.mean for pair in found if pair.strength], dtype=torch.float64)
+    quantiles = quantile_of(means, n=cfg.n_quantiles).tolist()
+    return [replace(pair, prompt=replace(pair.prompt, meta={**pair.prompt.meta, "quantile": q, "vote_share": share}))
+            for pair, q, share in zip(found, quantiles, share_for, strict=True)]
+
+
+def _write_all(cfg: StrengthConfig, voted: list[PreferencePair], lengths: list[tuple[int, int]]) -> dict[str, Any]:
+    """Every file that the votes lead to; how many pairs each holds."""
+    for litter in cfg.out.glob(".*.unfinished"):  # of a process that was killed here
+        litter.unlink()
+    doubted = suspects(voted)
+    _write(voted, cfg.out / "strength.jsonl", "published")
+    _write(doubted, cfg.out / "suspects.jsonl", "keel")
+    counts: dict[str, Any] = {"n_suspects": len(doubted)}
+    if cfg.clean is not None:
+        cleaned, changes = denoised(voted, cfg.clean)
+        _write(cleaned, cfg.out / "cleaned.jsonl", "keel")
+        counts |= {"n_cleaned": len(cleaned), "changes": changes}
+    runs.write_json(cfg.out / "audit.json", audit(voted, lengths, n_quantiles=cfg.n_quantiles))
+    return counts
+
+
+def _write(pairs: Sequence[PreferencePair], file: Path, layout: Layout) -> None:
+    file.unlink(missing_ok=True)  # of a process that was killed after it wrote this
+    write_records(pairs, file, layout=layout)
+
+
+def _member(cfg: StrengthConfig, voter: _Voter) -> dict[str, Any]:
+    found = _read(cfg, voter)
+    scores = torch.tensor([found["chosen"], found["rejected"]])
+    return {"voter": voter.number, "seed": voter.seed, "path": voter.spec.path, "steps": voter.n_steps,
+            "n_learned": len(voter.learns) if voter.seed is not None else 0, "n_judged": len(voter.judges),
+            "accuracy": _agreement_with_labels(scores)["accuracy"], "weights_sha256": found["weights_sha256"]}
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes; Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _said(cfg: StrengthConfig, n: int, against: float, counts: dict[str, Any]) -> str:
+    lines = [f"The voters side against {100 * against:.1f}% of {n} labels.",
+             f"  {cfg.out}/strength.jsonl  every pair with its votes",
+             f"  {cfg.out}/suspects.jsonl  {counts['n_suspects']} pairs to look at, with reasons"]
+    if cfg.clean is not None:
+        changes = ", ".join(f"{name} {count}" for name, count in counts["changes"].items())
+        lines.append(f"  {cfg.out}/cleaned.jsonl  {counts['n_cleaned']} pairs after the changes ({changes})")
+    return "\n".join([*lines, f"Look at the data audit: keel report {cfg.out}"])
