@@ -40,6 +40,7 @@ def read_prompts(
 
 def read_demonstrations(
     paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False, turns: Turns = "last",
+    unique_ids: bool = True,
 ) -> tuple[list[Demonstration], ReadReport]:
     """Demonstrations; of pairs the chosen response.
 
@@ -48,11 +49,12 @@ def read_demonstrations(
         on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
         as_text: a prompt that is a bare string is text to continue, not a user's turn.
         turns: `last`: imitate the last assistant turn; `all`: one demonstration for every assistant turn.
+        unique_ids: False where several responses to one prompt may share its id, as samples of a policy do.
 
     Raises:
         DataError: bad rows, or no row left.
     """
-    found = iter_demonstrations(paths, tally := Tally(), as_text=as_text, turns=turns)
+    found = iter_demonstrations(paths, tally := Tally(), as_text=as_text, turns=turns, unique_ids=unique_ids)
     return _gather(found, paths, tally, on_bad_record)
 
 
@@ -78,10 +80,10 @@ def iter_prompts(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterat
 
 
 def iter_demonstrations(
-    paths: Paths, tally: Tally, *, as_text: bool = False, turns: Turns = "last",
+    paths: Paths, tally: Tally, *, as_text: bool = False, turns: Turns = "last", unique_ids: bool = True,
 ) -> Iterator[Demonstration]:
     """Demonstrations as a stream; bad rows go to the tally, and the caller decides what to do about them."""
-    return _records(paths, tally, lambda row: demonstrations_of(row, as_text=as_text, turns=turns))
+    return _records(paths, tally, lambda row: demonstrations_of(row, as_text=as_text, turns=turns), unique_ids)
 
 
 def iter_pairs(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[PreferencePair]:
@@ -94,8 +96,9 @@ def as_paths(paths: Paths) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
-def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Sequence[_R]]]) -> Iterator[_R]:
-    """The records of every good row; ids must be unique over all files."""
+def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Sequence[_R]]],
+             unique_ids: bool = True) -> Iterator[_R]:
+    """The records of every good row; ids must be unique over all files, unless the caller expects otherwise."""
     first_seen: dict[str, str] = {}
     for path in as_paths(paths):
         for row in scan_rows(path):
@@ -105,7 +108,8 @@ def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Seq
                 continue
             try:
                 layout, made = made_of(row)
-                _check_unique(made, row.where, first_seen)
+                if unique_ids:
+                    _check_unique(made, row.where, first_seen)
             except RowError as error:
                 tally.add(Problem(error.kind, _where(row), error.what, error.remedy or ""))
                 continue
