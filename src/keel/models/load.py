@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch import nn
 from keel.config import Config
 from keel.errors import ModelError, RunError
 from keel.models.attention import use_quick_attention
+from keel.models.lora import LoraSettings, adapted
 from keel.rng import stream
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "causal_lm",
     "check_context",
     "device_of",
-    "draw_adapter",
+    "draw_head",
     "draw_weights",
     "frozen_copy",
     "is_encoder",
@@ -34,17 +34,9 @@ __all__ = [
     "scalar_model",
     "share_trunk",
     "trunk_of",
-    "with_adapter",
+    "whole_folder",
     "zero_head",
 ]
-
-
-class LoraSettings(Config):
-    """Low-rank adapters through PEFT."""
-
-    rank: int | None = Field(None, ge=1, description="rank of the adapters; none: train all weights")
-    alpha: float = Field(16.0, gt=0, description="adapter scale: updates are multiplied by alpha / rank")
-    targets: str = Field("all-linear", description="module names to adapt, separated by commas, or all-linear")
 
 
 class ScratchConfig(Config):
@@ -105,7 +97,7 @@ def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
                              f"{_few(report['missing_keys'])}", where=spec.path,
                              remedy="A policy is a causal language model; encoders and reward models have no such "
                                     "head.")
-    return _placed(_adapted(model, spec.lora, "CAUSAL_LM", seed), spec)
+    return _placed(adapted(model, spec.lora, "CAUSAL_LM", seed), spec)
 
 
 def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
@@ -139,10 +131,11 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 spec.path, num_labels=1, dtype=getattr(torch, spec.dtype), use_safetensors=True,
                 output_loading_info=True, trust_remote_code=spec.trust_remote_code)
-    _fill_missing(model, sorted(report["missing_keys"]), trained_head, spec.path, seed or 0)
-    model = _placed(_adapted(model, spec.lora, "SEQ_CLS", seed or 0), spec)
+    _check_missing(model, sorted(report["missing_keys"]), trained_head, spec.path)
+    model.keel_drawn = sorted(report["missing_keys"])
     _head_of(model).float()
-    return model
+    draw_head(model, seed or 0)
+    return _placed(adapted(model, spec.lora, "SEQ_CLS", seed or 0), spec)
 
 
 def check_context(model: nn.Module, longest: int) -> None:
@@ -183,10 +176,21 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, *, pad_id: int | 
     Raises:
         RunError: it cannot be written; nothing half-written stays.
     """
+    with whole_folder(folder) as beside:
+        _write(model, tokenizer, beside, pad_id)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Another name to write under; at the end it takes the folder's place, which so is whole or not there.
+
+    Raises:
+        RunError: it cannot be written; nothing half-written stays.
+    """
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
     try:
-        _write(model, tokenizer, beside, pad_id)
+        yield beside
         _swap(beside, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
@@ -247,41 +251,6 @@ def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
     return model
 
 
-def _adapted(model: nn.Module, lora: LoraSettings, task: str, seed: int) -> nn.Module:
-    return model if lora.rank is None else with_adapter(model, lora, task, "default", seed)
-
-
-def draw_adapter(model: nn.Module, name: str, seed: int) -> None:
-    """Draw an adapter anew as peft does (uniform, bound 1 / sqrt(inputs)), from our own stream: peft's draws depend
-    on everything that the process drew before. Adapters of one shape begin alike, whatever they are called, so that
-    the shared topology begins as the separate one."""
-    generator = stream(seed, "adapter")
-    with torch.no_grad():
-        for full_name, weight in model.named_parameters():
-            if f".lora_A.{name}." in full_name:
-                bound = weight.shape[1] ** -0.5
-                weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
-
-
-def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str, seed: int = 0) -> Any:
-    """The model with one LoRA adapter: starts as the model itself, and only the adapter trains."""
-    from peft import LoraConfig, get_peft_model
-
-    targets: Any = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
-    with warnings.catch_warnings():
-        # peft still asks for an attribute that transformers 5.23 calls by another name; nothing the user can mend.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        try:
-            adapted = get_peft_model(model, config, adapter_name=name)
-        except ValueError as error:
-            raise ModelError(f"cannot adapt the modules {lora.targets!r}: {_first_line(error)}", where="lora.targets",
-                             remedy="Give names such as q_proj,v_proj as the model spells them, or all-linear.",
-                             ) from error
-    draw_adapter(adapted, name, seed)
-    return adapted
-
-
 def _scratch(spec: ModelConfig, seed: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -317,8 +286,20 @@ def zero_head(model: nn.Module) -> None:
             parameter.zero_()
 
 
-def _fill_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str, seed: int) -> None:
-    """Draw a new head from our own stream. Anything else that the folder does not hold is an error."""
+def draw_head(model: nn.Module, seed: int) -> None:
+    """Draw from our own stream what a scalar model's folder did not hold (`keel_drawn`): the head, or nothing."""
+    generator, named = stream(seed, "head"), dict(model.named_parameters())
+    with torch.no_grad():
+        for name in model.keel_drawn:
+            weight = named[name]
+            if weight.ndim > 1:
+                weight.copy_(torch.empty(weight.shape).normal_(0.0, 1 / (weight.shape[1] + 1), generator=generator))
+            else:
+                weight.zero_()
+
+
+def _check_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str) -> None:
+    """Only a head may be drawn anew. Anything else that the folder does not hold is an error."""
     trunk = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
     if trunk:
         raise ModelError(f"weights are missing: {_few(trunk)}", where=path,
@@ -326,15 +307,6 @@ def _fill_missing(model: nn.Module, missing: list[str], trained_head: bool, path
     if trained_head and missing:
         raise ModelError(f"weights are missing: {_few(missing)}", where=path,
                          remedy="The folder is not a complete reward model; save it again.")
-    generator = stream(seed, "head")
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in missing:
-            weight = named[name]
-            if weight.ndim > 1:
-                weight.normal_(0.0, 1 / (weight.shape[1] + 1), generator=generator)
-            else:
-                weight.zero_()
 
 
 def _first_line(error: Exception) -> str:

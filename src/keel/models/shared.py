@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from keel.models.load import LoraSettings, ModelConfig, causal_lm, draw_adapter, with_adapter
+from keel.models.load import LoraSettings, ModelConfig, causal_lm
+from keel.models.lora import draw_adapter, with_adapter
 
 __all__ = ["SharedTrunk"]
 
