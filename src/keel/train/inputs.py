@@ -1,14 +1,14 @@
 """From a data file to rendered rows, split into training and validation."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from pydantic import Field
 
 from keel.batches import TokenBatch
-from keel.config import Config
 from keel.data.collate import budget_batches, collate
+from keel.data.files import FileConfig
 from keel.data.load import read_demonstrations, read_pairs, read_prompts
 from keel.data.records import PreferencePair, Prompt
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
@@ -18,17 +18,6 @@ from keel.train.order import batch_indices
 
 __all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts", "mixed_in",
            "prompt_room", "split", "split_prompts"]
-
-
-class FileConfig(Config):
-    """Where records come from, and what happens to those that do not fit."""
-
-    path: str = Field(description="file or folder: JSON, JSONL (plain, .gz, .zst), Parquet or CSV")
-    max_length: int = Field(512, ge=8, description="longest row in tokens, prompt and response together")
-    too_long: Literal["drop_turns", "truncate_left", "truncate_response", "drop", "error"] = Field(
-        "drop_turns", description="what happens to longer rows; every cut is counted and reported")
-    on_bad_record: Literal["stop", "skip"] = Field("stop", description="stop and list bad records, or drop and count")
-    as_text: bool = Field(False, description="a plain prompt is text to continue, without a chat template")
 
 
 class DataConfig(FileConfig):
