@@ -14,7 +14,7 @@ from keel.data.records import PreferencePair
 from keel.errors import DataError
 from keel.functional.strength import lowest
 
-__all__ = ["DenoiseConfig", "denoised"]
+__all__ = ["DenoiseConfig", "denoised", "flipped"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -104,7 +104,7 @@ def _changed(pair: PreferencePair, cfg: DenoiseConfig, *, flip: bool, in_range: 
              ) -> tuple[PreferencePair, list[str]]:
     names = []
     if flip:
-        pair = _flipped(pair)
+        pair = flipped(pair)
         names.append("flip")
     mean = 0.0 if pair.strength is None else pair.strength.mean
     if cfg.soften is not None:
@@ -121,7 +121,8 @@ def _changed(pair: PreferencePair, cfg: DenoiseConfig, *, flip: bool, in_range: 
     return pair, names
 
 
-def _flipped(pair: PreferencePair) -> PreferencePair:
+def flipped(pair: PreferencePair) -> PreferencePair:
+    """The pair as if it had been labelled the other way round; twice is the pair itself."""
     votes = pair.strength
     turned = None if votes is None else replace(
         votes, mean=-votes.mean, chosen_scores=votes.rejected_scores, rejected_scores=votes.chosen_scores)
