@@ -9,7 +9,7 @@ from hypothesis import reject
 from references.ragged import noise
 from torch import Tensor
 
-from keel.functional import advantage, ensemble, masked, policy, preference
+from keel.functional import advantage, contrastive, ensemble, masked, meta, policy, preference
 
 Inputs = dict[str, Tensor]
 
@@ -20,14 +20,17 @@ class Row:
 
     Attributes:
         function: called with all inputs by name; returns a result, or a result and its stats.
-        inputs: names of its tensors, [B T] but for those named below. `response_mask`, `mask` and a `counted` that is
-            not in `per_row` are masks.
+        inputs: names of its tensors, [B T] but for those named below. `response_mask`, `mask`, `present`, which is True
+            on the left, and a `counted` that is not in `per_row` are masks.
         learns: the inputs that receive gradient; all others are targets.
         per_row: the inputs with one number per row; `ended` and `counted` are booleans, `groups` integers that pair
             the rows.
         scalars: the inputs with one number for the whole batch.
         per_member: the inputs with one row per ensemble member, [K B].
+        tables: the inputs with two rows of their own, [2 T].
         local: whether row i of the result depends on row i of the inputs alone.
+        reduced: whether its mask is [B T] and its result has one number per row.
+        least_columns: fewer mean nothing to it.
     """
 
     function: Callable[..., object]
@@ -36,19 +39,22 @@ class Row:
     per_row: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
     per_member: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     local: bool = True
+    reduced: bool = False
+    least_columns: int = 1
 
     @property
     def mask_name(self) -> str | None:
         """The input that says which tokens count; none for losses with one value per row."""
         masks = [name for name in self.inputs if name.endswith("mask")]
-        counted = [name for name in self.inputs if name == "counted" and name not in self.per_row]
+        counted = [name for name in self.inputs if name in ("counted", "present") and name not in self.per_row]
         return next(iter(masks + counted), None)
 
     @property
     def beside(self) -> tuple[str, ...]:
         """The inputs that have no tokens: a mask over tokens says nothing about them."""
-        return self.per_row + self.scalars + self.per_member
+        return self.per_row + self.scalars + self.per_member + self.tables
 
     @property
     def has_numbers(self) -> bool:
@@ -57,10 +63,15 @@ class Row:
 
     def make(self, seed: int, mask: Tensor) -> Inputs:
         """Float64 inputs under that mask; scores and labels have one number for each of its rows."""
+        if mask.shape[1] < self.least_columns:
+            reject()
+        if self.mask_name == "present":
+            mask = mask.sort(1, descending=True).values
         made: Inputs = {}
         for i, name in enumerate(self.inputs):
             shape = (tuple(mask.shape[:1]) if name in self.per_row else () if name in self.scalars
-                     else (3, len(mask)) if name in self.per_member else tuple(mask.shape))
+                     else (3, len(mask)) if name in self.per_member
+                     else (2, mask.shape[1]) if name in self.tables else tuple(mask.shape))
             made[name] = mask.clone() if name == self.mask_name else noise(seed + i, *shape, scale=0.7)
             if name == "label_prob":
                 made[name] = made[name].sigmoid()
@@ -72,7 +83,7 @@ class Row:
 
     def rows(self, inputs: Inputs, index: slice | Tensor) -> Inputs:
         """Some rows of the batch, in some order."""
-        return {name: x if name in self.scalars else x[:, index] if name in self.per_member else x[index]
+        return {name: x if name in self.scalars + self.tables else x[:, index] if name in self.per_member else x[index]
                 for name, x in inputs.items()}
 
     def call(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,7 +95,7 @@ class Row:
         return result, rest if isinstance(rest, dict) else {"second": rest}
 
 
-BOOLEANS = ("ended", "counted")
+BOOLEANS = ("ended", "counted", "tied")
 
 
 def groups_of(order: Tensor) -> Tensor:
@@ -104,6 +115,9 @@ ENTROPY = ("entropy", "mean_entropy")
 REWARDS = ("rewards", "response_mask")
 GROUPED = (*REWARDS, "groups")
 CUT = ("scores", "ended")
+RANKED = ("scores", "present", "tied")
+GRADED = ("predicted", "target", "present")
+VIEWS = ("features", "other_view")
 
 LOSSES = {
     "clipped_surrogate": Row(partial(policy.clipped_surrogate, clip=0.2), PPO, learns=PPO[:1]),
@@ -129,6 +143,14 @@ LOSSES = {
         preference.bradley_terry, (*PAIR, "margin", "label_prob"), learns=PAIR,
         per_row=(*PAIR, "margin", "label_prob")),
     "centring": Row(preference.centring, PAIR, learns=PAIR, per_row=PAIR),
+    "eps_sigmoid": Row(preference.eps_sigmoid, PAIR, learns=PAIR, per_row=PAIR),
+    "plackett_luce": Row(preference.plackett_luce, RANKED, learns=RANKED[:1], reduced=True),
+    "all_pairs": Row(preference.all_pairs, RANKED, learns=RANKED[:1], reduced=True),
+    "attribute_error": Row(preference.attribute_error, GRADED, learns=GRADED[:1], reduced=True),
+    "difference_objective": Row(meta.difference_objective, ("scores",), learns=("scores",), least_columns=2),
+    "simcse": Row(contrastive.simcse, VIEWS, learns=VIEWS, local=False, least_columns=2),
+    "swav": Row(contrastive.swav, (*VIEWS, "prototypes"), learns=(*VIEWS, "prototypes"), tables=("prototypes",),
+                local=False, least_columns=2),
 }
 """What is minimised. A new loss adds its row here."""
 
@@ -169,6 +191,7 @@ TARGETS = {
         partial(ensemble.combined_scores, how="mean_minus_variance", coef=0.5), ("scores",), per_member=("scores",)),
     "median_score": Row(
         partial(ensemble.combined_scores, how="median"), ("scores",), per_member=("scores",)),
+    "sinkhorn": Row(contrastive.sinkhorn, ("scores",), local=False),
     "token_weights": Row(
         partial(masked.loss_weights, reduction="token"), ("response_mask", "counted"), per_row=("counted",)),
     "response_weights": Row(

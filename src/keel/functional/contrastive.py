@@ -41,7 +41,7 @@ def simcse(
         ValueError: temperature is not above 0.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} is not above 0")
+        raise ValueError(f"temperature={temperature} is not above 0; SimCSE's usual value is 0.05")
     similarity = normalize(wide(features), dim=1) @ normalize(wide(other_view), dim=1).t() / temperature
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     if same is not None:
@@ -61,15 +61,18 @@ def sinkhorn(
     Args:
         scores: row times prototype; detached here.
         epsilon: smoothness; smaller is harder.
-        iterations: of row and column normalisation.
+        iterations: each gives every prototype the same mass, then every row.
+    Raises:
+        ValueError: epsilon or iterations is not above 0.
     """
-    x = wide(scores.detach())
-    q = ((x - x.max()) / epsilon).exp().t()
-    q = q / q.sum()
+    if epsilon <= 0 or iterations < 1:
+        raise ValueError(f"epsilon={epsilon}, iterations={iterations}: both must be above 0; usual are 0.05 and 3")
+    # In logarithms, where no row or prototype can underflow to a mass of zero. The masses of the paper, 1/K and 1/R,
+    # are constants that the last normalisation divides out.
+    log_q = wide(scores.detach()) / epsilon
     for _ in range(iterations):
-        q = q / q.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) / q.shape[0]
-        q = q / q.sum(0, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) / q.shape[1]
-    return (q * q.shape[1]).t()
+        log_q = log_q.log_softmax(0).log_softmax(1)
+    return log_q.exp()
 
 
 def swav(
@@ -80,7 +83,7 @@ def swav(
 
         z = h / |h|, P = z C^T, q = sinkhorn(P);   loss = CE(q_s, softmax(P_t / t)) + CE(q_t, softmax(P_s / t))
 
-    The prototypes are used at unit length, and so are the features.
+    Features and prototypes are used at unit length, so prototypes need no renormalising between steps.
     Source: arXiv:2401.06080, Eq. 7-8; Caron et al. 2020, arXiv:2006.09882, Eq. 1-2 (temperature 0.1, epsilon 0.05,
     three iterations).
 
@@ -99,7 +102,7 @@ def swav(
         ValueError: temperature is not above 0.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} is not above 0")
+        raise ValueError(f"temperature={temperature} is not above 0; SwAV's usual value is 0.1")
     centres = normalize(wide(prototypes), dim=1)
     first, second = (normalize(wide(x), dim=1) @ centres.t() for x in (features, other_view))
     more = first[:0] if queued is None else normalize(wide(queued.detach()), dim=1) @ centres.t()

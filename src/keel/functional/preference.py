@@ -133,4 +133,5 @@ def attribute_error(
         target: the grades, detached here; invisible where absent, even NaN.
         present: True where there is a grade.
     """
-    return torch.where(present, (wide(predicted) - wide(target.detach())).square(), 0.0).sum(1)
+    # Masked before the square: its derivative at a missing grade would be 0 times NaN.
+    return torch.where(present, wide(predicted) - wide(target.detach()), 0.0).square().sum(1)

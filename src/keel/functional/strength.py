@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from keel.functional.masked import wide
 
 __all__ = ["Votes", "lowest", "quantile_of", "ranks", "votes"]
 
@@ -43,12 +41,18 @@ def votes(
         chosen_scores: of each member.
         rejected_scores: of each member.
         one_scale: divide each member's differences by their standard deviation over the pairs first.
+    Raises:
+        ValueError: with one_scale, a member has the same difference for every pair.
     """
-    gap = (chosen_scores.detach() - rejected_scores.detach()).to(torch.float64)
+    gap = chosen_scores.detach().double() - rejected_scores.detach().double()
     if one_scale:
-        gap = gap / gap.std(1, correction=0, keepdim=True).clamp_min(EPS)
+        for member, same in enumerate((gap == gap[:, :1]).all(1)):
+            if same:
+                raise ValueError(f"member {member} has the same difference for every pair and so no scale: leave it "
+                                 f"out of the vote, or vote without one_scale")
+        gap = gap / gap.std(1, correction=0, keepdim=True)
     mean, std = gap.mean(0), gap.std(0, correction=0)
-    return Votes(mean, std, (gap > 0).to(torch.float64).mean(0), mean / (std + EPS))
+    return Votes(mean, std, (gap > 0).double().mean(0), mean / (std + EPS))
 
 
 def ranks(strength: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -56,7 +60,7 @@ def ranks(strength: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
 
     Source: arXiv:2401.06080, section 2.2 (pairs sorted by mean strength into groups).
     """
-    order = wide(strength).argsort(stable=True)
+    order = strength.argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
     return places
@@ -70,11 +74,11 @@ def quantile_of(strength: Float[Tensor, " N"], *, n: int = 10) -> Int[Tensor, " 
         ValueError: n is below 1.
     """
     if n < 1:
-        raise ValueError(f"n={n} groups: there is at least one")
-    return ranks(strength) * n // max(len(strength), 1)
+        raise ValueError(f"n={n} groups: take 1 or more; the report's figures have 10 and 20")
+    return ranks(strength) * n // len(strength)
 
 
-def lowest(strength: Float[Tensor, " N"], *, share: float) -> Tensor:
+def lowest(strength: Float[Tensor, " N"], *, share: float) -> Bool[Tensor, " N"]:
     """True for the floor(share * N) weakest pairs.
 
     Source: arXiv:2401.06080, section 2.3 (the bottom 10% and 20% of the mean strength).
@@ -82,6 +86,6 @@ def lowest(strength: Float[Tensor, " N"], *, share: float) -> Tensor:
         ValueError: share is outside 0 to 1.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share={share} is outside 0 to 1")
+        raise ValueError(f"share={share} is outside 0 to 1: 0.1 names the weakest tenth")
     # 0.29 * 100 is 28.999999999999996 in floating point; a share means the whole number that it names.
     return ranks(strength) < int(share * len(strength) + EPS)
