@@ -1,6 +1,7 @@
 """Best of n: what the response that scores highest among n is worth, and how far picking it drifts from the policy."""
 
 import math
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float
@@ -28,10 +29,10 @@ def best_of_n(scores: Float[Tensor, " N"], values: Float[Tensor, " N"], *, n: in
     if not 1 <= n <= len(scores):
         raise ValueError(f"n={n} is outside 1 to the {len(scores)} responses there are")
     _, level, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
-    at_most = [0, *sizes.cumsum(0).tolist()]
-    ways = math.comb(len(scores), n)  # whole numbers of any size: the differences and the division are exact
-    chances = [(math.comb(c, n) - math.comb(below, n)) / ways for below, c in zip(at_most, at_most[1:], strict=False)]
-    sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, level, values.detach().to(torch.float64))
+    # Whole numbers of any size: the differences and the division are exact.
+    ways = [math.comb(at_most, n) for at_most in accumulate(sizes, initial=0)]
+    chances = [(up_to - below) / ways[-1] for below, up_to in pairwise(ways)]
+    sums = torch.bincount(level, weights=values.detach().to(torch.float64))
     return (torch.tensor(chances, dtype=torch.float64) * sums / sizes).sum()
 
 
