@@ -30,6 +30,16 @@ def asked(*contents, system=None, name="p"):
     return Prompt(name, ((Message("system", system),) if system else ()) + tuple(turns))
 
 
+def test_an_encoders_tokenizer_is_given_a_template(make_words):
+    tokenizer = make_words(bos_token=None, eos_token=None, cls_token="<s>", sep_token="</s>", chat_template=None)
+    spelled = template(tokenizer)
+    prompt = Prompt("p", (Message("user", "hello"), Message("assistant", "yes"), Message("user", "no")))
+    text = tokenizer.decode(spelled.prompt_ids(prompt) + spelled.response_ids("yes"))
+    assert text.split().count("<s>") == 1 and text.startswith("<s>")
+    assert spelled.response_ids("yes")[-1] == spelled.end_id == tokenizer.sep_token_id
+    assert spelled.prompt_ids(prompt).count(spelled.end_id) == 3 and spelled.pad_id != spelled.end_id
+
+
 def test_a_conversation_token_by_token(words):
     spelled = template(words)
     prompt = asked("hi", "yes", "why", system="so")

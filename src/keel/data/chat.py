@@ -17,6 +17,8 @@ __all__ = ["Template", "template", "tokenizer_from"]
 _PROBE = "probe"
 # Stands for a control token that is spelled out in somebody's text, while the template runs over it.
 _SPELLED_OUT = "\ue0f3"
+_SEPARATED = ("{{ cls_token }}{% for turn in messages %}{{ turn.role }}: {{ turn.content }}{{ sep_token }}{% endfor %}"
+              "{% if add_generation_prompt %}assistant: {% endif %}")
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,14 @@ class Template:
 def template(tokenizer: Any) -> Template:
     """Find out how a tokenizer's chat template opens and ends an assistant's turn.
 
+    The tokenizer of an encoder (BERT and its kin) has none; it is given one, which is saved with it: every turn as
+    `role: text`, its classification token in front and its separator behind each.
+
     Raises:
         ModelError: nothing ends a response: no end-of-sequence token, and none in the template.
     """
+    if tokenizer.chat_template is None and None not in (tokenizer.cls_token, tokenizer.sep_token):
+        tokenizer.chat_template = _SEPARATED
     lead, trims, end_id = "", False, tokenizer.eos_token_id
     if tokenizer.chat_template is not None:
         lead, trims, after = _probe(tokenizer)
