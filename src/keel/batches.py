@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Joined", "PairBatch", "Rollout", "SharedPrompt", "TokenBatch"]
+__all__ = ["Joined", "PairBatch", "RankingBatch", "Rollout", "SharedPrompt", "TokenBatch"]
 
 SharedPrompt = Literal["auto", "always", "never"]
 """When a pair's prompt is run once for both responses: where that saves time, always, or never."""
@@ -89,6 +89,34 @@ class PairBatch:
     def to(self, device: torch.device | str) -> "PairBatch":
         return PairBatch(self.tokens.to(device), self.margin.to(device), self.label_prob.to(device),
                          self.weight.to(device))
+
+
+@dataclass(frozen=True)
+class RankingBatch:
+    """Rankings of up to N responses. `tokens` holds their responses one after the other, the best of each first.
+
+    Attributes:
+        present: True where a ranking has a response at that place.
+        tied: True where that response is as good as the one before it.
+    """
+
+    tokens: TokenBatch
+    present: Bool[Tensor, "B N"]
+    tied: Bool[Tensor, "B N"]
+
+    @property
+    def first_rows(self) -> list[int]:
+        """For each row of tokens, the row of the best response to the same prompt."""
+        n = self.present.sum(1)
+        return (n.cumsum(0) - n).repeat_interleave(n).tolist()
+
+    def by_place(self, values: Float[Tensor, " R"]) -> Float[Tensor, "B N"]:
+        """One value per row of tokens, put where its response stands; 0 where there is none."""
+        return torch.zeros(self.present.shape, dtype=values.dtype, device=values.device).masked_scatter(
+            self.present, values)
+
+    def to(self, device: torch.device | str) -> "RankingBatch":
+        return RankingBatch(self.tokens.to(device), self.present.to(device), self.tied.to(device))
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,33 @@ from keel.data.load import (
     iter_demonstrations,
     iter_pairs,
     iter_prompts,
+    iter_rankings,
     read_demonstrations,
+    read_graded,
     read_pairs,
     read_prompts,
+    read_rankings,
 )
 from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import read_rows, scan_rows
 from keel.data.records import (
     Demonstration,
+    Graded,
     Message,
     PreferencePair,
     Prompt,
+    Ranking,
     check_demonstration,
+    check_graded,
     check_pair,
     check_prompt,
+    check_ranking,
 )
 from keel.data.render import (
     Fitted,
     PairRow,
     PromptRow,
+    RankingRow,
     Row,
     Template,
     TooLong,
@@ -34,13 +42,15 @@ from keel.data.render import (
     render_demonstrations,
     render_pairs,
     render_prompts,
+    render_rankings,
     template,
 )
 
 __all__ = [
-    "Demonstration", "Fitted", "Message", "OnBadRecord", "PairRow", "PreferencePair", "Problem", "Prompt", "PromptRow",
-    "ReadReport", "Row", "RowError", "Tally", "Template", "TooLong", "Truncation", "Turns", "budget_batches",
-    "check_demonstration", "check_pair", "check_prompt", "collate", "collate_pairs", "fit", "iter_demonstrations",
-    "iter_pairs", "iter_prompts", "read_demonstrations", "read_pairs", "read_prompts", "read_rows",
-    "render_demonstrations", "render_pairs", "render_prompts", "scan_rows", "template",
+    "Demonstration", "Fitted", "Graded", "Message", "OnBadRecord", "PairRow", "PreferencePair", "Problem", "Prompt",
+    "PromptRow", "Ranking", "RankingRow", "ReadReport", "Row", "RowError", "Tally", "Template", "TooLong",
+    "Truncation", "Turns", "budget_batches", "check_demonstration", "check_graded", "check_pair", "check_prompt",
+    "check_ranking", "collate", "collate_pairs", "fit", "iter_demonstrations", "iter_pairs", "iter_prompts",
+    "iter_rankings", "read_demonstrations", "read_graded", "read_pairs", "read_prompts", "read_rankings", "read_rows",
+    "render_demonstrations", "render_pairs", "render_prompts", "render_rankings", "scan_rows", "template",
 ]

@@ -11,10 +11,19 @@ from pydantic import Field
 from keel.config import Config
 from keel.data.chat import Template, template, tokenizer_from
 from keel.data.kinds import kind_of_row
-from keel.data.load import Kind, OnBadRecord, Paths, as_paths, iter_demonstrations, iter_pairs, iter_prompts
+from keel.data.load import (
+    Kind,
+    OnBadRecord,
+    Paths,
+    as_paths,
+    iter_demonstrations,
+    iter_pairs,
+    iter_prompts,
+    iter_rankings,
+)
 from keel.data.problems import SHOWN, Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
-from keel.data.records import Demonstration, PreferencePair, Prompt, Record
+from keel.data.records import Demonstration, PreferencePair, Prompt, Ranking, Record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +39,7 @@ class DataCheckConfig(Config):
     """Everything `keel data check` reads."""
 
     paths: str | list[str] = Field(description="file, folder of files, or several of them")
-    kind: Literal["auto", "prompts", "demonstrations", "pairs"] = Field(
+    kind: Literal["auto", "prompts", "demonstrations", "pairs", "rankings"] = Field(
         "auto", description="what the rows must be; auto: the most that the first row can be read as")
     limit: int = Field(SHOWN, ge=1, description="problems that are spelled out; the rest is counted")
     on_bad_record: OnBadRecord = Field("stop", description="stop: problems end in exit code 3; skip: only report them")
@@ -82,7 +91,7 @@ def run(cfg: DataCheckConfig) -> CheckReport:
 
 
 def kind_of_files(paths: Paths) -> Kind:
-    """What the first row that can be understood is at most: pairs, demonstrations or prompts."""
+    """What the first row that can be understood is at most: rankings, pairs, demonstrations or prompts."""
     for path in as_paths(paths):
         for row in scan_rows(path):
             try:
@@ -95,7 +104,8 @@ def kind_of_files(paths: Paths) -> Kind:
 
 def iter_records(paths: Paths, kind: Kind, tally: Tally, as_text: bool = False) -> Iterator[Record]:
     """The records of a kind, as a stream."""
-    read = {"prompts": iter_prompts, "demonstrations": iter_demonstrations, "pairs": iter_pairs}[kind]
+    read = {"prompts": iter_prompts, "demonstrations": iter_demonstrations, "pairs": iter_pairs,
+            "rankings": iter_rankings}[kind]
     yield from read(paths, tally, as_text=as_text)  # type: ignore[operator]
 
 
@@ -123,6 +133,8 @@ def _inspect(cfg: DataCheckConfig, kind: Kind, spelled: Template | None) -> Chec
 def _texts(record: Record) -> tuple[str, ...]:
     if isinstance(record, PreferencePair):
         return record.chosen, record.rejected
+    if isinstance(record, Ranking):
+        return record.responses
     return (record.response,) if isinstance(record, Demonstration) else ()
 
 

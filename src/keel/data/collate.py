@@ -5,12 +5,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from keel.data.render import PairRow
+from keel.data.render import PairRow, RankingRow
 
 if TYPE_CHECKING:
-    from keel.batches import PairBatch, SharedPrompt, TokenBatch
+    from keel.batches import PairBatch, RankingBatch, SharedPrompt, TokenBatch
 
-__all__ = ["Tokens", "budget_batches", "collate", "collate_pairs", "join", "pair_batches"]
+__all__ = ["Tokens", "budget_batches", "collate", "collate_pairs", "collate_rankings", "join", "pair_batches",
+           "ranking_batches"]
 
 JOIN_FROM = 0.1
 """Least share of padding and repetition among the positions of a batch from which joining it saves time."""
@@ -62,6 +63,19 @@ def collate_pairs(rows: Sequence[PairRow], pad_id: int) -> "PairBatch":
     return PairBatch(tokens, margin, label_prob, weight)
 
 
+def collate_rankings(rows: Sequence[RankingRow], pad_id: int) -> "RankingBatch":
+    """Pad rankings on the right: all responses of the first, the best first, then those of the second, and so on."""
+    import torch
+
+    from keel.batches import RankingBatch
+
+    n = torch.tensor([len(row.response_ids) for row in rows])[:, None]
+    present = torch.arange(int(n.max()))[None, :] < n
+    tied = torch.zeros_like(present)
+    tied[present] = torch.tensor(list(chain.from_iterable(row.ranking.tied for row in rows)))
+    return RankingBatch(collate([one for row in rows for one in row.rows], pad_id), present, tied)
+
+
 def join(tokens: "TokenBatch", leaders: Sequence[int]) -> "TokenBatch":
     """The batch with its tokens also laid end to end, so that a causal model computes what two rows share only once.
 
@@ -101,32 +115,48 @@ def pair_batches(
     """
     batches = [collate_pairs([rows[i] for i in part], pad_id)
                for part in budget_batches([row.n_tokens for row in rows], micro_tokens)]
+    return [replace(batch, tokens=_shared(batch.tokens, 2 * list(range(batch.n_pairs)), shared_prompt))
+            for batch in batches]
+
+
+def ranking_batches(
+    rows: Sequence[RankingRow], *, micro_tokens: int, pad_id: int, shared_prompt: "SharedPrompt" = "never",
+) -> list["RankingBatch"]:
+    """The same for rankings; all responses of a ranking are in one micro-batch."""
+    parts = budget_batches([row.longest for row in rows], micro_tokens, n_rows=[len(row.response_ids) for row in rows])
+    batches = [collate_rankings([rows[i] for i in part], pad_id) for part in parts]
+    return [replace(batch, tokens=_shared(batch.tokens, batch.first_rows, shared_prompt)) for batch in batches]
+
+
+def _shared(tokens: "TokenBatch", leaders: Sequence[int], shared_prompt: "SharedPrompt") -> "TokenBatch":
+    """The batch, joined where that is asked for, or where it saves time."""
     if shared_prompt == "never":
-        return batches
-    joined = [replace(batch, tokens=join(batch.tokens, 2 * list(range(batch.n_pairs)))) for batch in batches]
+        return tokens
+    joined = join(tokens, leaders)
     least = 0.0 if shared_prompt == "always" else JOIN_FROM
-    return [new if new.tokens.n_positions <= (1 - least) * old.tokens.n_positions else old
-            for old, new in zip(batches, joined, strict=True)]
+    return joined if joined.n_positions <= (1 - least) * tokens.n_positions else tokens
 
 
-def budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def budget_batches(lengths: Sequence[int], max_tokens: int, *, n_rows: Sequence[int] | None = None) -> list[list[int]]:
     """Split one optimizer step into micro-batches of similar length, each at most `max_tokens` with its padding.
 
-    Longest first, so that a step that does not fit fails at once. A row longer than the budget stands alone.
+    Longest first, so that a step that does not fit fails at once. What is longer than the budget stands alone.
 
     Args:
         lengths: `row.n_tokens` of every row.
         max_tokens: rows x longest row of a micro-batch.
+        n_rows: for each length, how many rows of it stay together; none: one.
     Returns:
         Indices into `lengths`, every one exactly once.
     """
+    together = n_rows or [1] * len(lengths)
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
-    room = 0
+    width = held = 0
     for index in order:
-        if room == 0:
+        if not batches or (held + together[index]) * width > max_tokens:
             batches.append([])
-            room = max(1, max_tokens // max(1, lengths[index]))
+            width, held = max(1, lengths[index]), 0
         batches[-1].append(index)
-        room -= 1
+        held += together[index]
     return batches

@@ -21,8 +21,8 @@ _COLUMNS = ("prompt", "chosen", "rejected", "completion", "response", "messages"
             "input", "output", "text", "question")
 _CLOSE = 0.7
 _COMPARED = 50  # columns, and letters of a name: nobody misspells more
-_LAYOUTS_READ = ("keel reads prompt, chosen, rejected; prompt, completion; messages; conversations; "
-                 "instruction, output; text; prompt")
+_LAYOUTS_READ = ("keel reads prompt, chosen, rejected; prompt, responses, ranks or scores; prompt, completion; "
+                 "messages; conversations; instruction, output; text; prompt")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Parts:
         layout: the name of the layout that was recognised.
         prompt: the turns before the response.
         text: a prompt that came as a bare string; then `prompt` is empty.
-        responses: none, one to imitate, or chosen and rejected.
+        responses: none, one to imitate, chosen and rejected, or those of a ranking in the order of the file.
         used: the columns that are spoken for; all others are meta.
     """
 
@@ -147,6 +147,17 @@ def _completion(column: str) -> Callable[[Mapping[str, Any]], _Read]:
     return read
 
 
+def _ranking(value: Mapping[str, Any]) -> _Read:
+    """Several responses, in the order of the file; which is the better one, `ranks` or `scores` say."""
+    cell = value["responses"]
+    if not isinstance(cell, list):
+        raise RowError("wrong type", f"responses is {kind_of(cell)}, not a list",
+                       "Write a list of texts, or of assistant messages.")
+    prompt, text = _prompt(value)
+    return prompt, text, tuple(one_response([one] if isinstance(one, dict) else one, f"responses, entry {number}")
+                               for number, one in enumerate(cell, start=1))
+
+
 def _messages(value: Mapping[str, Any]) -> _Read:
     return _split(messages(value["messages"], "messages"))
 
@@ -191,6 +202,8 @@ def _question(value: Mapping[str, Any]) -> _Read:
 
 _LAYOUTS: tuple[tuple[str, frozenset[str], Callable[[Mapping[str, Any]], _Read]], ...] = (
     ("pair", frozenset({"chosen", "rejected"}), _pair),
+    ("ranking", frozenset({"prompt", "responses", "ranks"}), _ranking),
+    ("ranking", frozenset({"prompt", "responses", "scores"}), _ranking),
     ("messages", frozenset({"messages"}), _messages),
     ("conversations", frozenset({"conversations"}), _conversations),
     ("prompt and completion", frozenset({"prompt", "completion"}), _completion("completion")),

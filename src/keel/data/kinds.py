@@ -1,20 +1,31 @@
-"""One row to the kind of record that was asked for: a prompt, demonstrations, or a pair."""
+"""One row to the kind of record that was asked for: a prompt, demonstrations, a pair, a ranking or grades."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from keel.data.formats import Parts, missing, parts
 from keel.data.problems import RowError
-from keel.data.records import PAIR_NUMBERS, Demonstration, Message, PreferencePair, Prompt, Strength, check
+from keel.data.records import (
+    PAIR_NUMBERS,
+    Demonstration,
+    Graded,
+    Message,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    Strength,
+    check,
+    check_graded,
+)
 from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
-__all__ = ["Kind", "Turns", "demonstrations_of", "kind_of_row", "pair_of", "prompt_of"]
+__all__ = ["Kind", "Turns", "demonstrations_of", "graded_of", "kind_of_row", "pair_of", "prompt_of", "ranking_of"]
 
 Turns = Literal["last", "all"]
-Kind = Literal["prompts", "demonstrations", "pairs"]
+Kind = Literal["prompts", "demonstrations", "pairs", "rankings"]
 _VOTES = ("chosen_scores", "rejected_scores")
 _STRENGTH = ("strength_mean", "strength_std", *_VOTES)
 _HUGE = 1e300
@@ -43,7 +54,7 @@ def demonstrations_of(row: Row, *, as_text: bool, turns: Turns) -> tuple[str, li
         RowError: the row is wrong or holds nothing to imitate.
     """
     found, value = _parts(row)
-    if not found.responses:
+    if not found.responses or found.layout == "ranking":
         if found.prompt and found.layout in ("messages", "conversations"):
             raise RowError("no response", f"the conversation ends with the {found.prompt[-1].role}'s turn",
                            "A demonstration ends with the assistant's turn; cut what follows it.")
@@ -62,7 +73,7 @@ def pair_of(row: Row, *, as_text: bool) -> tuple[str, list[PreferencePair]]:
         RowError: the row is wrong or is no pair.
     """
     found, value = _parts(row)
-    if len(found.responses) != 2:
+    if len(found.responses) != 2 or found.layout == "ranking":
         raise missing(value, "a pair", ("prompt", "chosen", "rejected"))
     chosen, rejected = found.responses
     margin, label_prob, weight = (_number(row, value, name, default) for name, default in PAIR_NUMBERS.items())
@@ -72,13 +83,54 @@ def pair_of(row: Row, *, as_text: bool) -> tuple[str, list[PreferencePair]]:
     return found.layout, [pair]
 
 
+def ranking_of(row: Row, *, as_text: bool) -> tuple[str, list[Ranking]]:
+    """The layout's name and the row's ranking, best first; a pair is a ranking of two.
+
+    Raises:
+        RowError: the row is wrong or ranks nothing.
+    """
+    found, value = _parts(row)
+    prompt = _prompt(row, found, value, as_text)
+    if found.layout != "ranking":
+        if len(found.responses) != 2:
+            raise missing(value, "a ranking", ("prompt", "responses", "ranks"))
+        ranking = Ranking(prompt, found.responses, (False, False))
+    else:
+        places = _places(row, value, len(found.responses))
+        # Sorting is stable: what ties keeps its order.
+        order = sorted(range(len(places)), key=places.__getitem__)
+        tied = [bool(i) and places[order[i]] == places[order[i - 1]] for i in range(len(order))]
+        ranking = Ranking(prompt, tuple(found.responses[i] for i in order), tuple(tied))
+    check(ranking)
+    return found.layout, [ranking]
+
+
+def graded_of(row: Row, *, as_text: bool, attributes: Sequence[str]) -> tuple[str, list[Graded]]:
+    """The layout's name and the row's response with its grades, which are columns of the row or of its meta.
+
+    Raises:
+        RowError: the row is wrong, is no response, or has none of the grades.
+    """
+    found, value = _parts(row)
+    if len(found.responses) != 1:
+        raise missing(value, "a graded response", ("prompt", "response"))
+    prompt = _prompt(row, found, value, as_text)
+    there = {name: prompt.meta[name] for name in attributes if prompt.meta.get(name) is not None}
+    grades = {name: _number(row, there, name, 0.0) for name in there}
+    graded = Graded(prompt, found.responses[0], grades)
+    check_graded(graded)
+    return found.layout, [graded]
+
+
 def kind_of_row(row: Row) -> Kind:
-    """What the row can be read as at most: pairs, demonstrations or prompts.
+    """What the row can be read as at most: rankings, pairs, demonstrations or prompts.
 
     Raises:
         RowError: no layout fits.
     """
     found, _ = _parts(row)
+    if found.layout == "ranking":
+        return "rankings"
     kinds: tuple[Kind, ...] = ("prompts", "demonstrations", "pairs")
     return kinds[len(found.responses)]
 
@@ -89,7 +141,8 @@ def _parts(row: Row) -> tuple[Parts, Mapping[str, Any]]:
 
 
 def _prompt(row: Row, found: Parts, value: Mapping[str, Any], as_text: bool) -> Prompt:
-    taken = found.used | _OWN | (_OF_PAIRS if len(found.responses) == 2 else frozenset())
+    pair = len(found.responses) == 2 and found.layout != "ranking"
+    taken = found.used | _OWN | (_OF_PAIRS if pair else frozenset())
     rest = {name: cell for name, cell in value.items() if name not in taken}
     name, meta, truth = _id(row, value), _object(value, "meta"), _object(value, "truth")
     if as_text or found.layout == "text":
@@ -139,14 +192,27 @@ def _strength(row: Row, value: Mapping[str, Any]) -> Strength | None:
                        "Votes are strength_mean and strength_std, with or without the two lists of scores; "
                        "add what is missing, or rename the columns.")
     mean, std = (_number(row, value, name, 0.0) for name in _STRENGTH[:2])
-    return Strength(mean, std, *(_scores(row, value, name) for name in _VOTES))
+    return Strength(mean, std, *(_numbers(row, value, name) for name in _VOTES))
 
 
-def _scores(row: Row, value: Mapping[str, Any], name: str) -> tuple[float, ...]:
+def _places(row: Row, value: Mapping[str, Any], n: int) -> list[float]:
+    """Numbers that are smaller for better responses."""
+    name, sign = ("ranks", 1.0) if "ranks" in value else ("scores", -1.0)
+    found = _numbers(row, value, name)
+    if len(found) != n:
+        raise RowError("ranks of unequal number", f"{n} responses and {len(found)} {name}",
+                       f"Give one of the {name} for each response, in the same order.")
+    if not all(map(math.isfinite, found)):
+        raise RowError("rank not finite", f"one of the {name} is not finite: {list(found)}",
+                       "Leave out the response that nobody judged, and its number.")
+    return [sign * number for number in found]
+
+
+def _numbers(row: Row, value: Mapping[str, Any], name: str) -> tuple[float, ...]:
     given = value.get(name, [])
     if not isinstance(given, list):
         raise RowError("wrong type", f"{name} is {kind_of(given)}, not a list of numbers",
-                       "Write one score per member, [0.5, 1.25, ...], or leave the column out.")
+                       "Write a list of numbers, [0.5, 1.25, ...], or leave the column out.")
     return tuple(_number(row, {name: score}, name, 0.0) for score in given)
 
 

@@ -4,22 +4,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from keel.data.kinds import Kind, Turns, demonstrations_of, pair_of, prompt_of
+from keel.data.kinds import Kind, Turns, demonstrations_of, graded_of, pair_of, prompt_of, ranking_of
 from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
-from keel.data.records import Demonstration, PreferencePair, Prompt, Record
+from keel.data.records import Demonstration, Graded, PreferencePair, Prompt, Ranking, Record
 from keel.data.rows import Row
 from keel.errors import DataError
 
 __all__ = [
     "Kind", "OnBadRecord", "Paths", "Turns", "as_paths", "iter_demonstrations", "iter_pairs", "iter_prompts",
-    "read_demonstrations", "read_pairs", "read_prompts",
+    "iter_rankings", "read_demonstrations", "read_graded", "read_pairs", "read_prompts", "read_rankings",
 ]
 
 OnBadRecord = Literal["stop", "skip"]
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_ID = 80
-_R = TypeVar("_R", Prompt, Demonstration, PreferencePair)
+_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded)
 
 
 def read_prompts(
@@ -74,6 +74,40 @@ def read_pairs(
     return _gather(iter_pairs(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
 
 
+def read_rankings(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[Ranking], ReadReport]:
+    """Rankings; pairs are rankings of two, without what else their file says of them.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    return _gather(iter_rankings(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
+
+
+def read_graded(
+    paths: Paths, attributes: Sequence[str], *, on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[Graded], ReadReport]:
+    """Responses with their grades on the named attributes, as far as these are there.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        attributes: columns that hold grades; in files that keel wrote, keys of meta.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    found = _records(paths, tally := Tally(), lambda row: graded_of(row, as_text=as_text, attributes=attributes))
+    return _gather(found, paths, tally, on_bad_record)
+
+
 def iter_prompts(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Prompt]:
     """Prompts as a stream; bad rows go to the tally, and the caller decides what to do about them."""
     return _records(paths, tally, lambda row: prompt_of(row, as_text=as_text))
@@ -89,6 +123,11 @@ def iter_demonstrations(
 def iter_pairs(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[PreferencePair]:
     """Pairs as a stream; bad rows go to the tally, and the caller decides what to do about them."""
     return _records(paths, tally, lambda row: pair_of(row, as_text=as_text))
+
+
+def iter_rankings(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Ranking]:
+    """Rankings as a stream; bad rows go to the tally, and the caller decides what to do about them."""
+    return _records(paths, tally, lambda row: ranking_of(row, as_text=as_text))
 
 
 def as_paths(paths: Paths) -> list[Path]:
@@ -118,7 +157,7 @@ def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Seq
             yield from made
 
 
-def _check_unique(made: Sequence[Record], where: str, first_seen: dict[str, str]) -> None:
+def _check_unique(made: Sequence[Record | Graded], where: str, first_seen: dict[str, str]) -> None:
     for record in made:
         before = first_seen.setdefault(record.id, where)
         if before != where:

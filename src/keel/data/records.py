@@ -8,8 +8,8 @@ from typing import Any
 from keel.data.problems import RowError
 
 __all__ = [
-    "PAIR_NUMBERS", "ROLES", "Demonstration", "Message", "PreferencePair", "Prompt", "Record", "Strength", "check",
-    "check_demonstration", "check_pair", "check_prompt",
+    "PAIR_NUMBERS", "ROLES", "Demonstration", "Graded", "Message", "PreferencePair", "Prompt", "Ranking", "Record",
+    "Strength", "check", "check_demonstration", "check_graded", "check_pair", "check_prompt", "check_ranking",
 ]
 
 ROLES = ("system", "user", "assistant")
@@ -98,17 +98,49 @@ class PreferencePair:
         return self.prompt.id
 
 
-Record = Prompt | Demonstration | PreferencePair
+@dataclass(frozen=True)
+class Ranking:
+    """Several responses to one prompt, the best first.
+
+    Attributes:
+        tied: for each response, whether it is as good as the one before it; False for the first.
+    """
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    tied: tuple[bool, ...]
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A response with grades on named attributes; an attribute that nobody graded is not there."""
+
+    prompt: Prompt
+    response: str
+    grades: Mapping[str, float]
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+
+Record = Prompt | Demonstration | PreferencePair | Ranking
 
 
 def check(record: Record) -> None:
     """Whatever kind it is.
 
     Raises:
-        RowError: see `check_prompt`, `check_demonstration`, `check_pair`.
+        RowError: see `check_prompt`, `check_demonstration`, `check_pair`, `check_ranking`.
     """
     if isinstance(record, PreferencePair):
         check_pair(record)
+    elif isinstance(record, Ranking):
+        check_ranking(record)
     elif isinstance(record, Demonstration):
         check_demonstration(record)
     else:
@@ -177,6 +209,44 @@ def check_pair(pair: PreferencePair) -> None:
     if label is not None and (isinstance(label, bool) or label not in (-1, 0, 1)):
         raise RowError("bad judge label", f"the judge's label is {label!r}",
                        "It is 1 where chosen is better, 0 where rejected is, -1 where there is none.")
+
+
+def check_ranking(ranking: Ranking) -> None:
+    """A ranking that prefers something.
+
+    Raises:
+        RowError: as `check_prompt`; an empty or repeated response; ties that do not fit the responses, or all tied.
+    """
+    check_prompt(ranking.prompt)
+    first_seen: dict[str, int] = {}
+    for place, text in enumerate(ranking.responses, start=1):
+        _check_response(text, f"response {place} of the ranking")
+        before = first_seen.setdefault(text.strip(), place)
+        if before != place:
+            raise RowError("repeated response", f"places {before} and {place} of the ranking hold the same response",
+                           "Each response stands in a ranking once; remove the other one.")
+    if len(ranking.tied) != len(ranking.responses):
+        raise RowError("ties of unequal number", f"{len(ranking.tied)} flags of ties for {len(ranking.responses)} "
+                       "responses", "One flag for each response; the first is False.")
+    if sum(not tied for tied in ranking.tied) < 2 or ranking.tied[0]:
+        raise RowError("nothing ranked", f"the {len(ranking.responses)} responses have no two different ranks",
+                       "A ranking needs a better and a worse response; remove the record.")
+
+
+def check_graded(graded: Graded) -> None:
+    """A response with something to learn about it.
+
+    Raises:
+        RowError: as `check_demonstration`, no grade at all, or one that is not finite.
+    """
+    check_prompt(graded.prompt)
+    _check_response(graded.response, "the response")
+    if not graded.grades:
+        raise RowError("no grade", "the response has a grade on no attribute", "Remove the record, or name other "
+                       "attributes; a response may lack some of them, not all.")
+    for name, grade in graded.grades.items():
+        if not math.isfinite(grade):
+            raise RowError("grade not finite", f"the grade {name} is {grade}", "Give a finite number, or leave it out.")
 
 
 def _check_strength(found: Strength) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from keel.data.chat import Template, template
-from keel.data.records import Demonstration, Message, PreferencePair, Prompt
+from keel.data.records import Demonstration, Message, PreferencePair, Prompt, Ranking
 from keel.errors import DataError
 
 __all__ = [
-    "Fitted", "PairRow", "PromptRow", "Row", "Template", "TooLong", "Truncation", "fit", "render_demonstrations",
-    "render_pairs", "render_prompts", "template",
+    "Fitted", "PairRow", "PromptRow", "RankingRow", "Row", "Template", "TooLong", "Truncation", "fit",
+    "render_demonstrations", "render_pairs", "render_prompts", "render_rankings", "template",
 ]
 
 TooLong = Literal["drop_turns", "truncate_left", "truncate_response", "drop", "error"]
@@ -61,6 +61,28 @@ class PairRow:
     @property
     def rejected(self) -> Row:
         return Row(self.prompt_ids + self.rejected_ids, len(self.prompt_ids), self.record_id)
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """Tokens of a prompt and of the responses to it, the best first, and the record they come from."""
+
+    prompt_ids: list[int]
+    response_ids: tuple[list[int], ...]
+    ranking: Ranking
+
+    @property
+    def record_id(self) -> str:
+        return self.ranking.id
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest response."""
+        return len(self.prompt_ids) + max(map(len, self.response_ids))
+
+    @property
+    def rows(self) -> list[Row]:
+        return [Row(self.prompt_ids + ids, len(self.prompt_ids), self.record_id) for ids in self.response_ids]
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ def fit(
     Args:
         template: of the tokenizer.
         prompt: rendered again where turns are dropped.
-        responses: tokens of none, one or two responses, each with the token that ends it.
+        responses: tokens of none, one or several responses, each with the token that ends it.
         max_length: tokens of prompt and response together.
         too_long: `drop_turns`: without the oldest turns, the system turn stays, and the row is dropped where the last
             turn alone is too long; `truncate_left`: the prompt loses its first tokens; `truncate_response`: all
@@ -181,6 +203,24 @@ def render_pairs(
         if fitted.outcome != "dropped":
             chosen, rejected = fitted.responses
             rows.append(PairRow(fitted.prompt_ids, chosen, rejected, pair))
+    return rows, _counted(outcomes, max_length)
+
+
+def render_rankings(
+    template: Template, rankings: Sequence[Ranking], max_length: int, too_long: TooLong = "drop_turns",
+) -> tuple[list[RankingRow], Truncation]:
+    """Rows of several responses to one prompt. A ranking in which two become equal by cutting is dropped.
+
+    Raises:
+        DataError: no ranking fits, or one does not and too_long is `error`.
+    """
+    rows, outcomes = [], []
+    for ranking in rankings:
+        responses = [template.response_ids(text, after=ranking.prompt.text) for text in ranking.responses]
+        fitted = fit(template, ranking.prompt, responses, max_length, too_long)
+        outcomes.append(fitted.outcome)
+        if fitted.outcome != "dropped":
+            rows.append(RankingRow(fitted.prompt_ids, fitted.responses, ranking))
     return rows, _counted(outcomes, max_length)
 
 

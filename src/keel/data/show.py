@@ -1,6 +1,6 @@
 """`keel data show`: a few records as they are and, with a tokenizer, as the model sees them."""
 
-from itertools import islice
+from itertools import accumulate, islice
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ from keel.data.chat import Template, template, tokenizer_from
 from keel.data.check import iter_records, kind_of_files
 from keel.data.load import Kind
 from keel.data.problems import Tally
-from keel.data.records import Demonstration, PreferencePair, Prompt, Record, Strength
+from keel.data.records import Demonstration, PreferencePair, Prompt, Ranking, Record, Strength
 from keel.errors import DataError
 
 __all__ = ["DataShowConfig", "run", "shown"]
@@ -89,4 +89,7 @@ def _pieces(ids: list[int], spelled: Template) -> str:
 def _responses(record: Record) -> list[tuple[str, str]]:
     if isinstance(record, PreferencePair):
         return [("chosen", record.chosen), ("rejected", record.rejected)]
+    if isinstance(record, Ranking):
+        ranks = accumulate(int(not tied) for tied in record.tied)
+        return [(f"rank {rank}", text) for rank, text in zip(ranks, record.responses, strict=True)]
     return [("response", record.response)] if isinstance(record, Demonstration) else []

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from keel.data.records import PAIR_NUMBERS, Demonstration, Message, PreferencePair, Prompt, Record, Strength
+from keel.data.records import PAIR_NUMBERS, Demonstration, Message, PreferencePair, Prompt, Ranking, Record, Strength
 from keel.data.rows import COMPRESSED
 from keel.data.rows import layout as layout_of
 from keel.data.sources.strength import published_row
@@ -37,6 +37,8 @@ def row_of(record: Record) -> dict[str, Any]:
     if isinstance(record, PreferencePair):
         row |= {name: getattr(record, name) for name in PAIR_NUMBERS}
         row |= _votes(record.strength)
+    if isinstance(record, Ranking):
+        row |= {"responses": list(record.responses), "ranks": list(accumulate(int(not tied) for tied in record.tied))}
     return row | {name: dict(part) for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part}
 
 
