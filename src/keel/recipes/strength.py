@@ -5,12 +5,13 @@ as finished reward models. Each judges in its own step, after its training; its 
 begins. Left out: regularisers of the reward model (methods of their own); a voter is plain Bradley-Terry.
 """
 
+import contextlib
 import hashlib
 import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,25 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel import runs
-from keel.bench.audit import audit, suspects
+from keel.batches import SharedPrompt
+from keel.bench.audit import audit
 from keel.bench.pairwise import score_pairs
+from keel.bench.suspects import oddities, suspects
 from keel.config import Config
-from keel.data.collate import budget_batches, collate_pairs
+from keel.data.collate import pair_batches
 from keel.data.load import read_pairs
 from keel.data.records import PreferencePair, Strength
 from keel.data.render import PairRow, Template, Truncation, render_pairs, template
 from keel.data.write import Layout, write_records
 from keel.errors import DataError, NumericsError
 from keel.functional.ensemble import standardised
+from keel.functional.masked import weighted_sum
 from keel.functional.preference import bradley_terry, centring
 from keel.functional.statistics import bootstrap_interval
 from keel.functional.strength import quantile_of, votes
-from keel.models.forward import response_scores
 from keel.models.load import ModelConfig, check_context, device_of, load_tokenizer, save_model, scalar_model
+from keel.models.members import fresh_member, save_adapter, shared_trunk
+from keel.models.pairs import joining, pair_scores
 from keel.rng import digest, shuffled, stream
 from keel.train import checkpoint
 from keel.train.clock import Clock
@@ -64,13 +69,16 @@ class StrengthConfig(Config):
     epochs: float = Field(1.0, gt=0, description="passes of a voter over its pairs; a second one memorises labels")
     batch: int = Field(32, ge=1, description="pairs per optimiser step")
     micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
+    shared_prompt: SharedPrompt = Field("auto", description="run a pair's prompt once for both responses: where it "
+                                        "saves time, always, or never; changes speed, not results")
     center_coef: float = Field(0.0, ge=0, description="weight of (chosen + rejected)^2; 0.01 keeps scores near zero")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6)
     one_scale: bool = Field(False, description="divide each voter's scores by the std of its differences; the paper "
                             "does not")
     clean: DenoiseConfig | None = Field(None, description="changes by strength; writes cleaned.jsonl")
     n_quantiles: int = Field(10, ge=2, description="groups of equal size, from the weakest pairs to the strongest")
-    keep_models: bool = Field(True, description="save each voter as a reward model in members/NN/model")
+    keep_models: bool = Field(True, description="save each voter as a reward model in members/NN/model; with "
+                              "lora.rank as an adapter in members/NN/adapter")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
 
     @model_validator(mode="after")
@@ -90,7 +98,7 @@ class StrengthConfig(Config):
     @property
     def specs(self) -> tuple[ModelConfig, ...]:
         """The model of each voter."""
-        return self.models or (self.model,) * self.voters if self.model else self.models
+        return self.models if self.model is None else (self.model,) * self.voters
 
 
 @dataclass(frozen=True)
@@ -114,85 +122,91 @@ class _Voter:
     def n_steps(self) -> int:
         return self.end - self.first - 1
 
-    def folder(self, out: Path) -> Path:
-        return out / "members" / f"{self.number:02d}"
-
 
 def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
     """Train or load the voters, let them judge, and write strength.jsonl, suspects.jsonl, cleaned.jsonl, audit.json."""
     with runs.start("strength", cfg, cfg.out, seed=cfg.seed, data=[Path(cfg.data.path)], resume=resume) as log:
         pairs, report = read_pairs(cfg.data.path, on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text)
-        words, rows, cut = _rendered(cfg, pairs)
-        n = len(next(iter(rows.values())))
-        plan = _planned(cfg, [row.pair for row in next(iter(rows.values()))])
-        _warn(cfg, log, n)
+        read = _rendered(cfg, pairs)
+        judged = next(iter(read.rows.values()))  # the same pairs for every model, each in its own tokens
+        plan = _planned(cfg, [row.pair for row in judged])
+        _warn(cfg, log, len(judged))
         # What has voted is on disk; what was being trained is in the newest checkpoint.
         done, extra = checkpoint.restore(log, modules={}, optimizers={}) if resume else (0, {})
         seconds: list[float] = extra.get("seconds", [])
+        trunk = shared_trunk(cfg.model) if cfg.model is not None and cfg.model.lora.rank is not None else None
         progress = log.bar(plan[-1].end, done)
         for voter in plan[len(seconds):]:
-            began = time.monotonic() - extra.get("so_far", 0.0) * (done > voter.first)
-            own_words, own_rows = words[voter.spec.path], rows[voter.spec.path]
-            model = scalar_model(voter.spec, seed=voter.seed)
-            check_context(model, max(row.longest for row in own_rows))
-            # Train: plain Bradley-Terry, every pair of an optimiser step by its weight.
+            began = time.monotonic() - (extra["so_far"] if done > voter.first else 0.0)
+            words, rows = read.words[voter.spec.path], read.rows[voter.spec.path]
+            opened = contextlib.ExitStack()
+            model = opened.enter_context(_opened(voter, trunk))
+            check_context(model, max(row.longest for row in rows))
             learner = Learner.of([model], cfg.optimizer, voter.n_steps)
             state: dict[str, Any] = {"modules": {"voter": model}, "optimizers": {"optimizer": learner.optimizer}}
             if done > voter.first:
                 checkpoint.restore(log, **state)
-            next_step = max(done, voter.first) + 1
+            # Learn: plain Bradley-Terry; a finished model has no steps here.
+            shared, tally, clock = joining(model, cfg.shared_prompt), Tally(), Clock()
+            start = max(done, voter.first) + 1
             batches = batch_indices(len(voter.learns), cfg.batch, voter.seed or 0, "voter",
-                                    first_step=next_step - voter.first)
-            tally, clock = Tally(), Clock()
-            for step in range(next_step, voter.end):
-                number = step - voter.first
-                batch = [own_rows[voter.learns[i]] for i in next(batches)]
-                parts = [collate_pairs([batch[i] for i in part], own_words.pad_id).to(device_of(model))
-                         for part in budget_batches([row.n_tokens for row in batch], cfg.micro_tokens)]
-                weight = sum(float(part.weight.sum()) for part in parts)
+                                    first_step=start - voter.first)
+            for step in range(start, voter.end):
+                batch = [rows[voter.learns[i]] for i in next(batches)]
+                parts = [part.to(device_of(model)) for part in pair_batches(
+                    batch, micro_tokens=cfg.micro_tokens, pad_id=words.pad_id, shared_prompt=shared)]
+                weight = max(sum(float(part.weight.sum()) for part in parts), 1e-9)
                 for part in parts:
-                    chosen, rejected = response_scores(model, part.tokens).chunk(2)
+                    chosen, rejected = pair_scores(model, part)
                     loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
                     center = centring(chosen, rejected)
-                    objective = (part.weight * (loss + cfg.center_coef * center)).sum() / max(weight, 1e-9)
-                    tally.add({"loss": loss, "center": center, **stats})
+                    objective = weighted_sum(loss + cfg.center_coef * center, part.weight) / weight
+                    tally.add({"loss": loss, "center": center, **stats}, part.weight)
                     require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
                     objective.backward()
-                metrics = tally.means() | learner.step(number, [row.record_id for row in batch])
+                metrics = tally.means() | learner.step(step - voter.first, [row.record_id for row in batch])
                 log.log(step, {"member": voter.number, **metrics})
                 log.time(step, clock.lap({"pairs": len(batch)}))
-                if number % cfg.save_every == 0 or number == voter.n_steps or log.stop_requested():
+                if (step - voter.first) % cfg.save_every == 0 or step == voter.end - 1 or log.stop_requested():
                     so_far = {"seconds": seconds, "so_far": time.monotonic() - began}
                     checkpoint.save(log, step, **state, extra=so_far)
-                if log.stop_requested():
-                    log.stop(step)
+                _heed(log, step)
                 progress.advance(f"voter {voter.number}  loss {metrics['loss']:.3f}  "
                                  f"accuracy {metrics['accuracy']:.2f}")
-            # Vote: every pair it is to judge, in eval mode, from the same tokens that it was trained on.
-            scores = score_pairs(model, [own_rows[i] for i in voter.judges], pad_id=own_words.pad_id,
+            # Vote: every pair it is to judge, in eval mode, cut as in training.
+            scores = score_pairs(model, [rows[i] for i in voter.judges], pad_id=words.pad_id,
                                  micro_tokens=cfg.micro_tokens, on_done=lambda _, at=voter.end - 1: _heed(log, at))
-            _keep(cfg, voter, scores, _digest(model))
-            if voter.seed is not None and cfg.keep_models:
-                save_model(model, own_words.tokenizer, voter.folder(cfg.out) / "model", pad_id=own_words.pad_id)
-            log.log(voter.end, {"member": voter.number, **_agreement_with_labels(scores)}, "eval")
+            _keep(cfg, voter, model, words, scores)
+            opened.close()
+            del model, learner, state  # one model in memory at a time: this one goes before the next one comes
+            log.log(voter.end, {"member": voter.number, **_against_labels(scores)}, "eval")
             seconds = [*seconds, time.monotonic() - began]
             log.time(voter.end, {"seconds": seconds[-1]}, "eval")
             checkpoint.save(log, voter.end, modules={}, optimizers={}, extra={"seconds": seconds})
             progress.advance()
-            del model, learner, state  # one model in memory at a time: this one goes before the next one comes
         # Count the votes, and write what they say.
-        voted = _counted(cfg, plan, next(iter(rows.values())))
-        lengths = [(len(row.chosen_ids), len(row.rejected_ids)) for row in next(iter(rows.values()))]
-        counts = _write_all(cfg, voted, lengths)
+        voted = _counted(cfg, plan, [row.pair for row in judged])
+        counts = _write_all(cfg, voted, [(len(row.chosen_ids), len(row.rejected_ids)) for row in judged])
         against = torch.tensor([float(pair.strength.mean < 0) for pair in voted if pair.strength])
-        mean, low, high = bootstrap_interval(against, generator=stream(cfg.seed, "bootstrap"))
+        mean, low, high = bootstrap_interval(against, generator=stream(cfg.seed, "bootstrap"),
+                                             groups=torch.tensor(_prompts(voted)))
         print(_said(cfg, len(voted), mean, counts))
         return log.finish({
             "n": len(voted), **counts, "members": [_member(cfg, voter) for voter in plan], "member_seconds": seconds,
             "peak_memory_bytes": _peak_memory(), "score_dtype": "float32",
-            "skipped": {"records": report.n_dropped} | vars(cut),
+            "skipped": {"records": report.n_dropped} | vars(read.cut),
             "headline": {"metric": "share of labels that the voters side against", "higher_is_better": False,
                          "after": {"mean": mean, "low": low, "high": high, "n": len(voted)}}})
+
+
+@contextlib.contextmanager
+def _opened(voter: _Voter, trunk: nn.Module | None) -> Iterator[nn.Module]:
+    """The voter's model: one of its own, or an adapter and a head on the trunk that all share."""
+    if trunk is None or voter.seed is None:
+        yield scalar_model(voter.spec, seed=voter.seed)
+    else:
+        with fresh_member(trunk, voter.spec.lora, voter.seed) as member:
+            yield member
 
 
 def _warn(cfg: StrengthConfig, log: runs.Run, n: int) -> None:
@@ -204,9 +218,17 @@ def _warn(cfg: StrengthConfig, log: runs.Run, n: int) -> None:
         log.note(f"{n} pairs in {cfg.n_quantiles} quantiles: fewer than {FEW} each, so their numbers are mostly noise")
 
 
-def _rendered(cfg: StrengthConfig, pairs: list[PreferencePair],
-              ) -> tuple[dict[str, Template], dict[str, list[PairRow]], Truncation]:
-    """By model folder its template, and its tokens of the pairs that fit every model; and what was cut or left out.
+@dataclass(frozen=True)
+class _Read:
+    """By model folder its template, and its tokens of the pairs that fit every model; what was cut or left out."""
+
+    words: dict[str, Template]
+    rows: dict[str, list[PairRow]]
+    cut: Truncation
+
+
+def _rendered(cfg: StrengthConfig, pairs: list[PreferencePair]) -> _Read:
+    """The pairs as every model reads them.
 
     Raises:
         DataError: no pair fits all of them.
@@ -223,8 +245,8 @@ def _rendered(cfg: StrengthConfig, pairs: list[PreferencePair],
         raise DataError("no pair fits all the models", where=cfg.data.path,
                         remedy="Raise data.max_length, or choose another data.too_long.")
     cuts = [cut for _, cut in drawn.values()]
-    return words, rows, Truncation(len(pairs), max(cut.n_fewer_turns for cut in cuts), max(cut.n_cut for cut in cuts),
-                                   len(pairs) - n, cfg.data.max_length)
+    return _Read(words, rows, Truncation(len(pairs), max(cut.n_fewer_turns for cut in cuts),
+                                         max(cut.n_cut for cut in cuts), len(pairs) - n, cfg.data.max_length))
 
 
 def _planned(cfg: StrengthConfig, pairs: Sequence[PreferencePair]) -> list[_Voter]:
@@ -250,13 +272,19 @@ def _folds(cfg: StrengthConfig, pairs: Sequence[PreferencePair]) -> list[int]:
     """
     if not cfg.folds:
         return [0] * len(pairs)
-    prompts = [(pair.prompt.text, pair.prompt.messages) for pair in pairs]
-    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    if len(places) < cfg.folds:
-        raise DataError(f"{len(places)} different prompts do not fill {cfg.folds} folds", where=cfg.data.path,
+    prompts = _prompts(pairs)
+    n = max(prompts) + 1
+    if n < cfg.folds:
+        raise DataError(f"{n} different prompts do not fill {cfg.folds} folds", where=cfg.data.path,
                         remedy="Lower folds, or give more data.")
-    order = shuffled(len(places), cfg.seed, "folds")
-    return [order[places[prompt]] % cfg.folds for prompt in prompts]
+    order = shuffled(n, cfg.seed, "folds")
+    return [order[prompt] % cfg.folds for prompt in prompts]
+
+
+def _prompts(pairs: Sequence[PreferencePair]) -> list[int]:
+    """A number from 0 on for the prompt of each pair."""
+    known: dict[Any, int] = {}
+    return [known.setdefault((pair.prompt.text, pair.prompt.messages), len(known)) for pair in pairs]
 
 
 def _heed(log: runs.Run, step: int) -> None:
@@ -265,8 +293,8 @@ def _heed(log: runs.Run, step: int) -> None:
         log.stop(step)
 
 
-def _keep(cfg: StrengthConfig, voter: _Voter, scores: Tensor, model_digest: str) -> None:
-    """Write a voter's scores, whole or not at all.
+def _keep(cfg: StrengthConfig, voter: _Voter, model: nn.Module, words: Template, scores: Tensor) -> None:
+    """Write a voter's scores, and where asked for the voter, each whole or not at all.
 
     Raises:
         NumericsError: its differences have no spread, and one_scale needs one.
@@ -275,10 +303,15 @@ def _keep(cfg: StrengthConfig, voter: _Voter, scores: Tensor, model_digest: str)
         raise NumericsError(f"voter {voter.number} gives every pair the same difference of scores",
                             where=str(voter.spec.path), remedy="It has learned nothing; set one_scale = false, or "
                             "leave it out.")
-    voter.folder(cfg.out).mkdir(parents=True, exist_ok=True)
-    runs.write_json(voter.folder(cfg.out) / "scores.json", {
-        "voter": voter.number, "seed": voter.seed, "path": voter.spec.path, "weights_sha256": model_digest,
+    folder = cfg.out / "members" / f"{voter.number:02d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_json(folder / "scores.json", {
+        "voter": voter.number, "seed": voter.seed, "path": voter.spec.path, "weights_sha256": _digest(model),
         "dtype": "float32", "pairs": voter.judges, "chosen": scores[0].tolist(), "rejected": scores[1].tolist()})
+    if cfg.keep_models and voter.seed is not None and voter.spec.lora.rank is not None:
+        save_adapter(model, folder / "adapter")
+    elif cfg.keep_models and voter.seed is not None:
+        save_model(model, words.tokenizer, folder / "model", pad_id=words.pad_id)
 
 
 def _digest(model: nn.Module) -> str:
@@ -289,20 +322,20 @@ def _digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _agreement_with_labels(scores: Tensor) -> dict[str, float]:
+def _against_labels(scores: Tensor) -> dict[str, float]:
     loss, stats = bradley_terry(scores[0], scores[1])
     return {"loss": float(loss.mean()), "accuracy": float(stats["accuracy"].mean()),
             "margin": float(stats["margin"].mean()), "margin_std": float(stats["margin"].std(correction=0))}
 
 
 def _read(cfg: StrengthConfig, voter: _Voter) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((voter.folder(cfg.out) / "scores.json").read_text())
+    found: dict[str, Any] = json.loads((cfg.out / "members" / f"{voter.number:02d}" / "scores.json").read_text())
     return found
 
 
-def _counted(cfg: StrengthConfig, plan: list[_Voter], rows: list[PairRow]) -> list[PreferencePair]:
+def _counted(cfg: StrengthConfig, plan: list[_Voter], pairs: list[PreferencePair]) -> list[PreferencePair]:
     """The pairs with their votes; in meta the quantile of each, and the share of its voters that are for its label."""
-    found, share_for = [row.pair for row in rows], [0.0] * len(rows)
+    found, share_for = list(pairs), [0.0] * len(pairs)
     n_groups = cfg.folds or 1
     for group in range(n_groups):
         members = [_read(cfg, voter) for voter in plan[group::n_groups]]
@@ -326,7 +359,8 @@ def _write_all(cfg: StrengthConfig, voted: list[PreferencePair], lengths: list[t
     """Every file that the votes lead to; how many pairs each holds."""
     for litter in cfg.out.glob(".*.unfinished"):  # of a process that was killed here
         litter.unlink()
-    doubted = suspects(voted)
+    odd = oddities(voted)
+    doubted = suspects(voted, odd)
     _write(voted, cfg.out / "strength.jsonl", "published")
     _write(doubted, cfg.out / "suspects.jsonl", "keel")
     counts: dict[str, Any] = {"n_suspects": len(doubted)}
@@ -334,7 +368,7 @@ def _write_all(cfg: StrengthConfig, voted: list[PreferencePair], lengths: list[t
         cleaned, changes = denoised(voted, cfg.clean)
         _write(cleaned, cfg.out / "cleaned.jsonl", "keel")
         counts |= {"n_cleaned": len(cleaned), "changes": changes}
-    runs.write_json(cfg.out / "audit.json", audit(voted, lengths, n_quantiles=cfg.n_quantiles))
+    runs.write_json(cfg.out / "audit.json", audit(voted, lengths, odd, n_quantiles=cfg.n_quantiles))
     return counts
 
 
@@ -348,7 +382,7 @@ def _member(cfg: StrengthConfig, voter: _Voter) -> dict[str, Any]:
     scores = torch.tensor([found["chosen"], found["rejected"]])
     return {"voter": voter.number, "seed": voter.seed, "path": voter.spec.path, "steps": voter.n_steps,
             "n_learned": len(voter.learns) if voter.seed is not None else 0, "n_judged": len(voter.judges),
-            "accuracy": _agreement_with_labels(scores)["accuracy"], "weights_sha256": found["weights_sha256"]}
+            "accuracy": _against_labels(scores)["accuracy"], "weights_sha256": found["weights_sha256"]}
 
 
 def _peak_memory() -> int:
