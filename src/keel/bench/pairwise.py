@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keel.data.collate import budget_batches, collate_pairs
+from keel.data.collate import budget_batches, pair_batches
 from keel.data.render import PairRow
 from keel.errors import NumericsError
-from keel.models.forward import response_scores
 from keel.models.load import device_of
+from keel.models.pairs import joining, pair_scores
 
 __all__ = ["score_pairs"]
 
@@ -31,10 +31,10 @@ def score_pairs(
     Raises:
         NumericsError: a score is not finite.
     """
-    scores, done = torch.zeros(2, len(rows)), 0
+    scores, done, shared = torch.zeros(2, len(rows)), 0, joining(model, "auto")
     for part in budget_batches([row.n_tokens for row in rows], micro_tokens):
-        batch = collate_pairs([rows[i] for i in part], pad_id).to(device_of(model))
-        scores[:, torch.tensor(part)] = response_scores(model, batch.tokens).view(2, -1).float().cpu()
+        batch, = pair_batches([rows[i] for i in part], micro_tokens=micro_tokens, pad_id=pad_id, shared_prompt=shared)
+        scores[:, torch.tensor(part)] = torch.stack(pair_scores(model, batch.to(device_of(model)))).cpu()
         done += len(part)
         if on_done is not None:
             on_done(done)
