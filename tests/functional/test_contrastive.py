@@ -21,9 +21,9 @@ def float64(values: list) -> torch.Tensor:
 
 
 def test_differences_by_hand() -> None:
-    # Chosen (3, 1) and (0, 0), rejected (1, 1) and (2, 5).
-    rows = float64([[3, 1], [0, 0], [1, 1], [2, 5]])
-    assert_close(as_differences(rows), float64([[2, 0], [-2, -5], [-2, 0], [2, 5]]), **EXACT)
+    # Chosen (3, 1), (0, 0) and (1, 0), rejected (1, 1), (2, 5) and (0, 0).
+    rows = float64([[3, 1], [0, 0], [1, 0], [1, 1], [2, 5], [0, 0]])
+    assert_close(as_differences(rows), float64([[2, 0], [-2, -5], [1, 0], [-2, 0], [2, 5], [-1, 0]]), **EXACT)
     assert_close(as_differences(rows), float64(truth.differences(rows.tolist())), **EXACT)
 
 
@@ -39,6 +39,12 @@ def test_simcse_by_hand() -> None:
     # towards (0, 1), by their lengths 3 and 5. The first view sees two equal directions: nothing.
     assert_close(first.grad, torch.zeros_like(first), **FLOAT64)
     assert_close(second.grad, float64([[0, 1 / 3], [0, -1 / 5]]), **FLOAT64)
+
+
+def test_a_row_finds_its_own_view_among_the_second_views() -> None:
+    # Row (1, 1) is nearest to its own (10, 1), though (10, 1) is nearer to row (1, 0).
+    _, stats = simcse(float64([[1, 0], [1, 1]]), float64([[1, 0], [10, 1]]))
+    assert_close(stats[FOUND], float64([1, 1]), **EXACT)
 
 
 def test_the_usual_temperature_of_simcse_is_a_twentieth() -> None:

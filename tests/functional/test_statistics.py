@@ -1,12 +1,13 @@
-"""Bootstrap intervals, calibration, explained variance, repetition, wins and the sign test."""
+"""Bootstrap intervals, explained variance, repetition, wins, the sign test and correlations."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from references import statistics as truth
 from references.ragged import noise, response_masks, seeds
@@ -15,9 +16,11 @@ from torch.testing import assert_close
 
 from keel.functional.statistics import (
     agreed_points,
+    area_under_curve,
     bootstrap_interval,
-    expected_calibration_error,
+    correlation,
     explained_variance,
+    rank_correlation,
     repeated_share,
     sign_test,
     win_points,
@@ -86,61 +89,6 @@ def test_bootstrap_averages_in_float64_and_takes_values_with_a_graph() -> None:
 def test_bootstrap_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no values: a mean over nothing has no interval"):
         bootstrap_interval(torch.empty(0), generator=generator())
-
-
-def test_calibration_by_hand() -> None:
-    # Confidence 0.75 (bin 5 of 10) twice, right once: |0.75 - 0.5|. Confidence 0.9 (bin 8) twice, right twice: 0.1.
-    margins = float64([math.log(3), -math.log(3), math.log(9), math.log(9)])
-    assert_close(expected_calibration_error(margins), float64(0.5 * 0.25 + 0.5 * 0.1), **FLOAT64)
-
-
-def test_gaps_cancel_inside_a_bin_only() -> None:
-    # Confidences 0.6 (right) and 0.9 (wrong): gaps -0.4 and +0.9. One bin: 0.5 / 2. Ten bins: 1.3 / 2.
-    margins = float64([math.log(1.5), -math.log(9)])
-    assert_close(expected_calibration_error(margins, n_bins=1), float64(0.25), **FLOAT64)
-    assert_close(expected_calibration_error(margins), float64(0.65), **FLOAT64)
-
-
-def test_a_bin_holds_its_right_edge() -> None:
-    # 0.75 (wrong) closes the lower of two bins, where 0.6 (right) is: gaps +0.75 - 0.4 cancel; 0.8 (right) is above.
-    margins = float64([-math.log(3), math.log(1.5), math.log(4)])
-    assert torch.sigmoid(margins.abs())[0] == 0.75
-    assert_close(expected_calibration_error(margins, n_bins=2), float64((0.35 + 0.2) / 3), **FLOAT64)
-
-
-def test_calibration_at_the_ends() -> None:
-    # Certain and right: no gap. A tie states 0.5 and is wrong. Nothing at all: 0.
-    assert_close(expected_calibration_error(float64([1e4, 800.0])), float64(0), **EXACT)
-    assert_close(expected_calibration_error(float64([0.0])), float64(0.5), **EXACT)
-    # A tie and a right answer stated at 11/21 share the first bin: (1/2 - 0 + 11/21 - 1) / 2 = 1/84.
-    assert_close(expected_calibration_error(float64([0.0, math.log(1.1)])), float64(1 / 84), **FLOAT64)
-    assert_close(expected_calibration_error(float64([-1e4])), float64(1), **EXACT)
-    assert_close(expected_calibration_error(torch.empty(0)), float64(0), **EXACT)
-    # One margin alone is divided by one.
-    assert_close(expected_calibration_error(float64([math.log(3)])), float64(0.25), **FLOAT64)
-
-
-def test_calibration_carries_no_graph_and_works_in_float64() -> None:
-    error = expected_calibration_error(torch.tensor([0.3, -1.0], requires_grad=True))
-    assert error.dtype == torch.float64
-    assert not error.requires_grad
-    exact = expected_calibration_error(torch.tensor([1.5, -0.25]))
-    assert_close(exact, float64(truth.expected_calibration_error([1.5, -0.25], 10)), **FLOAT64)
-
-
-def test_ten_bins_are_the_default() -> None:
-    # Confidences 0.52, 0.545, ..., 0.97, two per bin, right and wrong in turn: in other bins other neighbours cancel.
-    margins = [(-1) ** i * math.log(p / (1 - p)) for i, p in enumerate(0.97 - 0.025 * i for i in range(19))]
-    n9, n10, n11 = (truth.expected_calibration_error(margins, n_bins) for n_bins in (9, 10, 11))
-    assert n10 not in (n9, n11)
-    assert_close(expected_calibration_error(float64(margins)), float64(n10), **FLOAT64)
-
-
-@given(seeds, st.integers(1, 30), st.integers(1, 12))
-def test_calibration_agrees_with_the_reference(seed: int, n: int, n_bins: int) -> None:
-    margins = noise(seed, n, scale=2.0)
-    expected = truth.expected_calibration_error(margins.tolist(), n_bins)
-    assert_close(expected_calibration_error(margins, n_bins=n_bins), float64(expected), **FLOAT64)
 
 
 def test_explained_variance_by_hand() -> None:
@@ -265,3 +213,71 @@ def test_sign_test_counts_outcomes(n_win: int, n_lose: int) -> None:
 def test_sign_test_agrees_with_scipy(n_win: int, n_lose: int) -> None:
     expected = scipy.stats.binomtest(n_win, n_win + n_lose).pvalue
     assert sign_test(n_win, n_lose) == pytest.approx(expected, rel=RELATIVE64)
+
+
+def test_correlations_by_hand() -> None:
+    # Deviations -1, 0, 1 and -2, -2, 4: 6 / sqrt(2 * 24). Ranks 1, 2, 3 and 1.5, 1.5, 3: 1.5 / sqrt(2 * 1.5).
+    x, y = float64([4, 5, 6]), float64([0, 0, 6])
+    assert_close(correlation(x, y), float64(6 / math.sqrt(48)), **FLOAT64)
+    assert_close(rank_correlation(x, y), float64(1.5 / math.sqrt(3)), **FLOAT64)
+    # A curve that only rises is one in rank.
+    assert_close(rank_correlation(x, x.exp()), float64(1), **FLOAT64)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=20))
+def test_correlations_agree_with_the_reference_and_scipy(items: list[tuple[int, int]]) -> None:
+    x, y = ([float(item[side]) for item in items] for side in (0, 1))
+    assert_close(correlation(float64(x), float64(y)), float64(truth.correlation(x, y)), **FLOAT64)
+    ranks = truth.correlation(truth.mean_ranks(x), truth.mean_ranks(y))
+    assert_close(rank_correlation(float64(x), float64(y)), float64(ranks), **FLOAT64)
+    if len(set(x)) > 1 and len(set(y)) > 1:
+        theirs = [scipy.stats.pearsonr(x, y).statistic, scipy.stats.spearmanr(x, y).statistic]
+        ours = [float(function(float64(x), float64(y))) for function in (correlation, rank_correlation)]
+        assert ours == pytest.approx(theirs, rel=RELATIVE64, abs=RELATIVE64)
+
+
+@given(seeds)
+def test_units_do_not_correlate(seed: int) -> None:
+    x, y = noise(seed, 6), noise(seed + 1, 6)
+    assert_close(correlation(3 * x + 1, y - 5), correlation(x, y), **FLOAT64)
+    assert_close(correlation(-x, y), -correlation(x, y), **FLOAT64)
+    assert_close(rank_correlation(x.exp(), y), rank_correlation(x, y), **FLOAT64)
+
+
+@pytest.mark.parametrize("function", [correlation, rank_correlation])
+def test_what_does_not_vary_correlates_with_nothing(function: Callable[..., torch.Tensor]) -> None:
+    # The mean of three times 0.1 is not 0.1: a spread of rounding errors would correlate with anything.
+    for x, y in (([0.1] * 3, [1, 2, 3]), ([1, 2, 3], [0.1] * 3), ([], []), ([1], [2])):
+        found = function(float64(x), float64(y))
+        assert_close(found, float64(0), **EXACT)
+
+
+def test_correlations_are_float64_without_a_graph() -> None:
+    x, y = torch.tensor([1.0, 1 + 2**-20, 2.0], requires_grad=True), torch.tensor([0.0, 1.0, 3.0], requires_grad=True)
+    assert not correlation(x, y).requires_grad
+    exact = correlation(x.double(), y.double())
+    assert_close(correlation(x, y), exact, **EXACT)
+    assert_close(correlation(y, x), exact, **FLOAT64)
+    assert_close(exact, float64(truth.correlation(x.tolist(), y.tolist())), **FLOAT64)
+
+
+def test_area_by_hand() -> None:
+    # Positives 3 and 1 against 2, 1 and 0: 3 wins over all three; 1 ties with 1 and wins over 0.
+    scores, positive = float64([3, 2, 1, 1, 0]), torch.tensor([True, False, True, False, False])
+    assert_close(area_under_curve(scores, positive), float64((3 + 1.5) / 6), **FLOAT64)
+    assert_close(area_under_curve(-scores, positive), float64(1 - 4.5 / 6), **FLOAT64)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=20))
+def test_area_agrees_with_the_reference(items: list[tuple[int, bool]]) -> None:
+    scores, positive = float64([score for score, _ in items]), torch.tensor([yes for _, yes in items])
+    if not 0 < sum(yes for _, yes in items) < len(items):
+        reject()
+    assert_close(area_under_curve(scores, positive), float64(truth.area_under_curve(items)), **FLOAT64)
+    assert_close(area_under_curve(scores.exp(), positive), area_under_curve(scores, positive), **FLOAT64)
+
+
+@pytest.mark.parametrize(("positive", "n"), [([True, True], 2), ([False, False], 0)])
+def test_an_area_needs_both_kinds(positive: list[bool], n: int) -> None:
+    with pytest.raises(ValueError, match=f"{n} of 2 items are positive: the area compares positive items with others"):
+        area_under_curve(float64([1, 2]), torch.tensor(positive))

@@ -1,26 +1,9 @@
-"""Calibration, explained variance, repetition, wins and the sign test by counting."""
+"""Explained variance, repetition, wins, the sign test, correlations and areas by counting."""
 
+import math
 import statistics
 from fractions import Fraction
 from itertools import product
-
-from references.preference import sigmoid
-
-
-def expected_calibration_error(margins: list[float], n_bins: int) -> float:
-    """sum over bins of (n_b / N) |accuracy_b - confidence_b|, equal-width bins on [0.5, 1], right edges included."""
-    gap = 0.0
-    for b in range(n_bins):
-        low, high = 0.5 + 0.5 * b / n_bins, 0.5 + 0.5 * (b + 1) / n_bins
-        inside = [
-            (sigmoid(abs(m)), m > 0) for m in margins
-            if low < sigmoid(abs(m)) <= high or (b == 0 and sigmoid(abs(m)) == low)
-        ]
-        if inside:
-            confidence = statistics.fmean(p for p, _ in inside)
-            accuracy = statistics.fmean(float(right) for _, right in inside)
-            gap += len(inside) / len(margins) * abs(accuracy - confidence)
-    return gap
 
 
 def explained_variance(values: list[float], returns: list[float]) -> float:
@@ -65,3 +48,23 @@ def sign_test(n_win: int, n_lose: int) -> float:
     n, seen = n_win + n_lose, abs(n_win - n_lose)
     as_far = sum(abs(2 * sum(coins) - n) >= seen for coins in product((0, 1), repeat=n))
     return float(Fraction(as_far, 2**n))
+
+
+def correlation(x: list[float], y: list[float]) -> float:
+    """Covariance by the product of the standard deviations; 0 where one side does not vary."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return 0.0
+    a, b = ([value - statistics.fmean(side) for value in side] for side in (x, y))
+    covariance = math.fsum(p * q for p, q in zip(a, b, strict=True))
+    return covariance / math.sqrt(math.fsum(p * p for p in a) * math.fsum(q * q for q in b))
+
+
+def mean_ranks(x: list[float]) -> list[float]:
+    """1 + how many are smaller, + half of how many others are equal."""
+    return [1 + sum(other < own for other in x) + (sum(other == own for other in x) - 1) / 2 for own in x]
+
+
+def area_under_curve(items: list[tuple[float, bool]]) -> float:
+    """Each positive item against each negative one: a win counts 1, a tie a half."""
+    games = [(own > other) + (own == other) / 2 for own, yes in items for other, no in items if yes and not no]
+    return statistics.fmean(games)

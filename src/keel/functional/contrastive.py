@@ -42,12 +42,12 @@ def simcse(
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} is not above 0; SimCSE's usual value is 0.05")
-    similarity = normalize(wide(features), dim=1) @ normalize(wide(other_view), dim=1).t() / temperature
+    similarity = normalize(wide(features)) @ normalize(wide(other_view)).t() / temperature
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     if same is not None:
         similarity = similarity.masked_fill(same & ~own, float("-inf"))
     loss = similarity.logsumexp(1) - similarity.diagonal()
-    found = (similarity.detach().argmax(1) == torch.arange(len(loss), device=loss.device)).to(loss.dtype)
+    found = (similarity.argmax(1) == torch.arange(len(loss), device=loss.device)).to(loss.dtype)
     return loss, {"contrastive/found": found}
 
 
@@ -103,13 +103,13 @@ def swav(
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} is not above 0; SwAV's usual value is 0.1")
-    centres = normalize(wide(prototypes), dim=1)
-    first, second = (normalize(wide(x), dim=1) @ centres.t() for x in (features, other_view))
-    more = first[:0] if queued is None else normalize(wide(queued.detach()), dim=1) @ centres.t()
+    centres = normalize(wide(prototypes))
+    first, second = (normalize(wide(x)) @ centres.t() for x in (features, other_view))
+    more = first[:0] if queued is None else normalize(wide(queued)) @ centres.t()
     told = [sinkhorn(torch.cat([x, more]), epsilon=epsilon, iterations=iterations)[:len(x)] for x in (first, second)]
     loss = -(told[0] * (second / temperature).log_softmax(1)).sum(1)
     loss = loss - (told[1] * (first / temperature).log_softmax(1)).sum(1)
-    agreed = (first.detach().argmax(1) == second.detach().argmax(1)).to(loss.dtype)
+    agreed = (first.argmax(1) == second.argmax(1)).to(loss.dtype)
     return loss, {"contrastive/found": agreed}
 
 

@@ -1,4 +1,4 @@
-"""Numbers for people: shares with intervals, who wins, calibration, how much of the returns a critic explains."""
+"""Numbers for people: shares with intervals, who wins, correlations, how much of the returns a critic explains."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,8 +7,8 @@ from torch import Tensor
 from keel.functional.masked import masked_mean
 
 __all__ = [
-    "agreed_points", "bootstrap_interval", "expected_calibration_error", "explained_variance", "repeated_share",
-    "sign_test", "win_points",
+    "agreed_points", "area_under_curve", "bootstrap_interval", "correlation", "explained_variance", "rank_correlation",
+    "repeated_share", "sign_test", "win_points",
 ]
 
 
@@ -45,20 +45,6 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     ends = torch.quantile(means, means.new_tensor([tail, 1 - tail]))
     return float(x.mean()), float(ends[0]), float(ends[1])
-
-
-def expected_calibration_error(margins: Float[Tensor, " N"], *, n_bins: int = 10) -> Float[Tensor, ""]:
-    """Mean gap between stated and actual accuracy over equal-width bins of the winner's probability.
-
-    The stated probability of the higher-scored side is sigmoid(|margin|); it is right where the margin is positive.
-    A bin holds its right edge, and the first one also 0.5.
-    Source: Guo et al. 2017, arXiv:1706.04599, Eq. 3.
-    """
-    probability = torch.sigmoid(margins.detach().abs().double())
-    right = (margins > 0).double()
-    bins = ((probability - 0.5) * 2 * n_bins).ceil().long().sub(1).clamp_min(0)
-    gap = probability.new_zeros(n_bins).index_add_(0, bins, probability - right)
-    return gap.abs().sum() / max(margins.numel(), 1)
 
 
 def explained_variance(
@@ -130,3 +116,44 @@ def sign_test(n_win: int, n_lose: int) -> float:
         ways = ways * (n - i) // (i + 1)
         tail += ways
     return min(1.0, 2 * tail / 2**n)
+
+
+def correlation(x: Float[Tensor, " N"], y: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Pearson's correlation of two numbers per item; 0 where one of them is the same for all items.
+
+    Source: Pearson 1896, "Regression, Heredity, and Panmixia", section 4.
+    """
+    if bool((x == x[:1]).all()) or bool((y == y[:1]).all()):
+        return torch.zeros((), dtype=torch.float64, device=x.device)
+    x, y = x.detach().double(), y.detach().double()
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
+
+
+def rank_correlation(x: Float[Tensor, " N"], y: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Spearman's correlation: Pearson's of the ranks; equal numbers share the mean of their ranks.
+
+    Source: Spearman 1904, "The Proof and Measurement of Association between Two Things"; ties: Kendall 1945, "The
+        Treatment of Ties in Ranking Problems".
+    """
+    return correlation(_mean_ranks(x), _mean_ranks(y))
+
+
+def area_under_curve(scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Probability that a random positive item scores above a random negative one; a tie counts half.
+
+    Source: Hanley and McNeil 1982, "The Meaning and Use of the Area under a ROC Curve", by the ranks of Mann and
+        Whitney 1947.
+    Raises:
+        ValueError: all items are positive, or none.
+    """
+    n = int(positive.sum())
+    if n in (0, len(positive)):
+        raise ValueError(f"{n} of {len(positive)} items are positive: the area compares positive items with others")
+    return (_mean_ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n))
+
+
+def _mean_ranks(x: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Ranks from 1, equal numbers sharing the mean of theirs."""
+    _, level, sizes = torch.unique(x, return_inverse=True, return_counts=True)
+    return (sizes.cumsum(0) - (sizes - 1) / 2).double()[level]
