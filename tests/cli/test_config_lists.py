@@ -33,7 +33,7 @@ models = ["a", {path = "b", dtype = "bfloat16"}]
 [[rewards]]
 name = "remote"
 endpoint = "https://host/score"
-std_coef = "none"
+dissent_coef = "none"
 """
 
 
@@ -61,10 +61,11 @@ def test_printed_settings_read_back_the_same(rewards, tmp_path):
 
 
 def test_help_shows_the_list_and_the_fields_of_its_tables():
-    """None of them is `several`: a bare word on the command line is a preset or a file, not a reward."""
+    """None at the top is `several`: a bare word on the command line is a preset or a file, not a reward."""
     shown = {field.name: field for field in describe(Climber)}
     assert (shown["rewards"].kind, shown["rewards"].default) == ("list of tables", "()")
-    assert shown["judges"].kind == "list of tables" and not any(field.several for field in shown.values())
+    assert shown["judges"].kind == "list of tables"
+    assert [name for name, field in shown.items() if field.several] == ["rewards[].adapters"]
     assert shown["rewards[].name"].default == "required" and shown["rewards[].weight"].default == "1.0"
     assert shown["rewards[].models"].kind == "list of tables" and shown["rewards[].endpoint.timeout_s"].limits == "> 0"
     assert not [name for name in shown if name.startswith("rewards[].models[]")]

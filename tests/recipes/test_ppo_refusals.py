@@ -27,7 +27,7 @@ REFUSED = [
     ({"critic": {"init": "policy", "model": {"path": "c"}}},
      "critic.init='policy' and critic.model exclude each other: both say where it starts"),
     ({"reward_model": None, "rewards": WORDS},
-     "critic.init is reward_model (its default) and no reward is a model: set critic.init to policy"),
+     "critic.init is reward_model (its default) and no reward is a model of its own: set critic.init to policy"),
     *((RLOO | {"critic": {"pretrain": 0} | critic}, "advantage.estimator='rloo' has no critic, yet critic.pretrain=")
       for critic in ({"pretrain": 2}, {"init": "policy"}, {"model": {"path": "c"}})),
     (RLOO | {"critic": {"pretrain": 0}, "grad_clip": "joint"},

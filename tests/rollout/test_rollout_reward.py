@@ -17,7 +17,7 @@ from keel.data.collate import collate
 from keel.data.records import Message, Prompt
 from keel.data.render import Row, template
 from keel.endpoint import EndpointConfig
-from keel.errors import ConfigError, EndpointError, ModelError, NumericsError
+from keel.errors import ConfigError, DataError, EndpointError, ModelError, NumericsError
 from keel.models.forward import response_scores
 from keel.models.load import LoraSettings, ModelConfig, load_tokenizer, save_model, scalar_model
 from keel.rollout.respond import Responses
@@ -89,11 +89,23 @@ def scored(words, responses, *sources: RewardConfig) -> Scores:
     ({"function": "m:f", "endpoint": "http://a/"}, ["function and endpoint exclude each other in reward 'a'"]),
     ({"function": "m:f", "weight": 0}, ["weight=0 makes reward 'a' act on nothing"]),
     ({"function": "m:f", "weight": math.nan}, ["weight = nan"]),
-    ({"function": "m:f", "combine": "minimum"}, ["combine='minimum' needs two or more models, reward 'a' has 0"]),
-    ({"models": ["m"], "combine": "mean_minus_std", "std_coef": 1}, ["needs two or more models, reward 'a' has 1"]),
+    ({"function": "m:f", "combine": "minimum"},
+     ["combine='minimum' needs two or more models or adapters, reward 'a' has 0"]),
+    ({"models": ["m"], "combine": "mean_minus_std", "dissent_coef": 1},
+     ["needs two or more models or adapters, reward 'a' has 1"]),
     ({"models": ["m", "n"], "combine": "mean_minus_std"},
-     ["combine='mean_minus_std' and std_coef=None do not go together in reward 'a'"]),
-    ({"models": ["m", "n"], "std_coef": 1}, ["combine='mean' and std_coef=1.0 do not go together"]),
+     ["combine='mean_minus_std' and dissent_coef=None do not go together in reward 'a'"]),
+    ({"models": ["m", "n"], "dissent_coef": 1}, ["combine='mean' and dissent_coef=1.0 do not go together"]),
+    ({"models": ["m", "n"], "combine": "mean_minus_variance"},
+     ["combine='mean_minus_variance' and dissent_coef=None do not go together in reward 'a'"]),
+    ({"models": ["m", "n"], "combine": "median", "dissent_coef": 1}, ["combine='median' and dissent_coef=1.0 do not"]),
+    ({"models": ["m", "n"], "adapters": ["x"]},
+     ["adapters need one model, the trunk they were trained on; reward 'a' has 2"]),
+    ({"function": "m:f", "adapters": ["x"]}, ["adapters need one model, the trunk they were trained on"]),
+    ({"models": ["m"], "adapters": ["x"], "combine": "minimum"},
+     ["needs two or more models or adapters, reward 'a' has 1"]),
+    ({"models": ["m"], "calibration": "p"},
+     ["calibration needs two or more models or adapters to bring to one scale, reward 'a' has 1"]),
     ({"function": "m:f", "name": "a/b"}, ["name = 'a/b': string should match pattern"]),
 ])
 def test_a_contradiction_names_both_fields(given, fragments):
@@ -131,7 +143,7 @@ def test_ensembles_combine_and_disagree(folders, words, responses):
     assert (spread > 0.1).all()
     found = scored(words, responses, RewardConfig(name="mean", models=three),
                    RewardConfig(name="least", models=three, combine="minimum"),
-                   RewardConfig(name="wary", models=three, combine="mean_minus_std", std_coef=2.0),
+                   RewardConfig(name="wary", models=three, combine="mean_minus_std", dissent_coef=2.0),
                    RewardConfig(name="one", models=three[:1]))
     for name, expected in {"mean": each.sum(0) / 3, "least": torch.minimum(torch.minimum(each[0], each[1]), each[2]),
                            "wary": each.sum(0) / 3 - 2 * spread, "one": each[0]}.items():
@@ -139,6 +151,45 @@ def test_ensembles_combine_and_disagree(folders, words, responses):
     assert list(found.disagreement) == ["mean", "least", "wary"]
     for dissent in found.disagreement.values():
         torch.testing.assert_close(dissent, spread, **tol.GRADIENT32)
+
+
+def test_the_other_ways_by_hand(folders, words, responses):
+    three = models(folders, 1, 2, 3)
+    each = torch.stack([response_scores(scalar_model(m), responses.rollout.tokens).detach() for m in three])
+    mean = each.sum(0) / 3
+    found = scored(words, responses, RewardConfig(name="middle", models=three, combine="median"),
+                   RewardConfig(name="wary", models=three, combine="mean_minus_variance", dissent_coef=0.5))
+    torch.testing.assert_close(found.raw["middle"], each.sort(0).values[1], **tol.GRADIENT32)
+    torch.testing.assert_close(found.raw["wary"], mean - 0.5 * (each - mean).square().sum(0) / 3, **tol.GRADIENT32)
+
+
+WAYS = [("mean", None), ("minimum", None), ("median", None), ("mean_minus_std", 1.0), ("mean_minus_variance", 1.0)]
+
+
+def test_members_that_are_one_do_not_disagree(folders, words, responses):
+    same = [RewardConfig(name=how, models=models(folders, 1, 1), combine=how, dissent_coef=coef)
+            for how, coef in WAYS]
+    found = scored(words, responses, RewardConfig(name="one", models=models(folders, 1)), *same)
+    for how, _ in WAYS:
+        assert torch.equal(found.raw[how], found.raw["one"]) and not found.disagreement[how].any()
+
+
+def test_members_in_any_order_say_the_same(folders, words, responses):
+    sources = [RewardConfig(name=f"{how}-{i}", models=models(folders, *order), combine=how, dissent_coef=coef)
+               for how, coef in WAYS for i, order in enumerate([(1, 2, 3), (3, 1, 2)])]
+    found = scored(words, responses, *sources)
+    for how, _ in WAYS:
+        torch.testing.assert_close(found.raw[f"{how}-0"], found.raw[f"{how}-1"], **tol.FLOAT32)
+        torch.testing.assert_close(found.disagreement[f"{how}-0"], found.disagreement[f"{how}-1"], **tol.FLOAT32)
+
+
+def test_raw_members_that_are_not_averaged_are_warned_of():
+    def warning(**changes):
+        return RewardConfig.checked({"name": "a", "models": ["m", "n"]} | changes).warning
+
+    assert "reward 'a' has combine='minimum' without calibration" in warning(combine="minimum")
+    assert "combine='mean_minus_std' without" in warning(combine="mean_minus_std", dissent_coef=1)
+    assert warning() is None and warning(combine="minimum", calibration="pairs.jsonl") is None
 
 
 def test_each_member_reads_the_responses_once(folders, words, responses, monkeypatch):
@@ -176,6 +227,129 @@ def test_a_row_beyond_the_reward_models_context(folders, words, responses, tmp_p
         with pytest.raises(ModelError, match=f"record q3: too long for the reward model: the longest row has "
                                              f"{limit + 1} tokens, the model's context is {limit}"):
             sources(responses)
+
+
+# --- adapters on one trunk --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapters(folders):
+    """Three LoRA reward models on the policy, with heads and adapters that differ."""
+    source, found = str(folders / "policy"), []
+    for seed in (1, 2, 3):
+        model = scalar_model(ModelConfig(path=source, lora=LoraSettings(rank=2)), seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator))
+        save_model(model, load_tokenizer(source), folders / f"lora{seed}", pad_id=0)
+        found.append(str(folders / f"lora{seed}" / "adapter"))
+    return tuple(found)
+
+
+def test_adapters_on_one_trunk_are_an_ensemble_like_any_other(folders, words, responses, adapters):
+    """As the three models into which the same adapters were merged."""
+    trunk = (ModelConfig(path=str(folders / "policy")),)
+    merged = tuple(ModelConfig(path=str(folders / f"lora{seed}")) for seed in (1, 2, 3))
+    sources = RewardSources([RewardConfig(name="light", models=trunk, adapters=adapters, combine="minimum"),
+                             RewardConfig(name="heavy", models=merged, combine="minimum"),
+                             RewardConfig(name="one", models=trunk, adapters=adapters[1:2]),
+                             RewardConfig(name="two", models=merged[1:2])], words, 64)
+    found = sources(responses)
+    torch.testing.assert_close(found.raw["light"], found.raw["heavy"], **tol.GRADIENT32)
+    torch.testing.assert_close(found.disagreement["light"], found.disagreement["heavy"], **tol.GRADIENT32)
+    torch.testing.assert_close(found.raw["one"], found.raw["two"], **tol.GRADIENT32)
+    assert list(found.disagreement) == ["light", "heavy"] and (found.disagreement["light"] > 0.1).all()
+    views = [scorer.model for scorer in sources._scorers["light"]]
+    assert len({view.base_model for view in views}) == 1 and len(views) == 3
+
+
+def test_a_trunk_is_no_model_to_start_a_critic_from(folders, adapters):
+    trunk = ModelConfig(path=str(folders / "policy"))
+    assert RewardConfig(name="a", models=(trunk,), adapters=adapters).whole is None
+    assert RewardConfig(name="a", models=models(folders, 2, 1)).whole == models(folders, 2)[0]
+    assert RewardConfig(name="a", function="m:f").whole is None
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shifted(folders):
+    """Encoders as reward models: one, and the same one whose scores are 3 s + 100."""
+    source = tiny.bert(folders / "encoder")
+    model = scalar_model(ModelConfig(path=str(source)))
+    with torch.no_grad():
+        model.classifier.weight.mul_(3.0)
+        model.classifier.bias.mul_(3.0).add_(100.0)
+    save_model(model, load_tokenizer(str(source)), folders / "shifted", pad_id=0)
+    return ModelConfig(path=str(source)), ModelConfig(path=str(folders / "shifted"))
+
+
+def test_a_member_on_another_scale_counts_the_same_once_calibrated(folders, words, responses, shifted, tmp_path):
+    """Raw, the minimum is simply the one with the lower offset; in units of the calibration set both say the same."""
+    (plain, moved), [third] = shifted, models(folders, 1)
+    file = str(tiny.pairs(tmp_path / "pairs.jsonl"))
+    both = {"models": (plain, moved), "combine": "minimum"}
+    found = scored(words, responses, RewardConfig(name="raw", **both), RewardConfig(name="plain", models=(plain,)),
+                   RewardConfig(name="calibrated", **both, calibration=file),
+                   RewardConfig(name="a", models=(plain, third), combine="minimum", calibration=file),
+                   RewardConfig(name="b", models=(moved, third), combine="minimum", calibration=file))
+    assert torch.equal(found.raw["raw"], found.raw["plain"]) and (found.disagreement["raw"] > 40).all()
+    torch.testing.assert_close(found.disagreement["calibrated"], torch.zeros(len(TEXTS)), **tol.SHIFTED32)
+    torch.testing.assert_close(found.raw["b"], found.raw["a"], **tol.SHIFTED32)
+    assert not torch.allclose(found.raw["a"], found.raw["calibrated"])
+
+
+@pytest.mark.parametrize("kind", ["pairs", "demonstrations"])
+def test_the_units_are_measured_on_every_response_of_the_file(folders, words, responses, tmp_path, kind):
+    """Both sides of a pair: 48 responses. In float64, from scores of one row at a time."""
+    two, file = models(folders, 1, 2), getattr(tiny, kind)(tmp_path / "file.jsonl")
+    rows = []
+    for record in map(json.loads, file.read_text().splitlines()):
+        told = [record["chosen"], record["rejected"]] if kind == "pairs" else [record["completion"]]
+        head = words.prompt_ids(Prompt("x", (Message("user", record["prompt"][0]["content"]),)))
+        rows += [Row(head + words.response_ids(said[0]["content"]), len(head), "x") for said in told]
+    assert len(rows) == (48 if kind == "pairs" else 24)
+    sources = RewardSources([RewardConfig(name="two", models=two, combine="minimum", calibration=str(file))], words, 64)
+    expected = []
+    for i, spec in enumerate(two):
+        model = scalar_model(spec)
+        x = [float(response_scores(model, collate([row], 0)).detach()) for row in rows]
+        mean = sum(x) / len(x)
+        std = math.sqrt(sum((s - mean) ** 2 for s in x) / len(x))
+        assert sources.calibration["two"]["mean"][i] == pytest.approx(mean, rel=tol.RELATIVE32)
+        assert sources.calibration["two"]["std"][i] == pytest.approx(std, rel=tol.RELATIVE32)
+        expected.append((response_scores(model, responses.rollout.tokens).detach() - mean) / std)
+    torch.testing.assert_close(sources(responses).raw["two"], torch.minimum(*expected), **tol.GRADIENT32)
+    assert sources.notes == []
+
+
+def test_what_the_length_limit_does_to_a_calibration_set_is_said(folders, words, tmp_path):
+    file = {"path": str(tiny.pairs(tmp_path / "pairs.jsonl")), "max_length": 12}
+    sources = RewardSources([RewardConfig(name="two", models=models(folders, 1, 2), calibration=file)], words, 64)
+    [note] = sources.notes
+    assert note.startswith("reward 'two', calibration: 48 rows at most 12 tokens long: 0 without") and "dropped" in note
+
+
+def test_a_member_without_a_scale_cannot_be_calibrated(folders, words, tmp_path):
+    flat = shutil.copytree(folders / "rm1", tmp_path / "flat")
+    model = scalar_model(ModelConfig(path=str(flat)))
+    with torch.no_grad():
+        model.score.weight.zero_()
+    save_model(model, load_tokenizer(str(flat)), flat, pad_id=0)
+    file = tiny.pairs(tmp_path / "pairs.jsonl")
+    source = RewardConfig(name="a", models=(*models(folders, 1), ModelConfig(path=str(flat))), calibration=str(file))
+    with pytest.raises(ModelError, match="member 2 of the ensemble gives all 48 calibration responses the same score"):
+        RewardSources([source], words, 64)
+
+
+def test_prompts_are_no_calibration_set(folders, words, tmp_path):
+    file = tiny.prompts(tmp_path / "prompts.jsonl")
+    source = RewardConfig(name="a", models=models(folders, 1, 2), calibration=str(file))
+    with pytest.raises(DataError, match="no columns for a demonstration"):
+        RewardSources([source], words, 64)
 
 
 # --- functions --------------------------------------------------------------------------------------------------------

@@ -197,6 +197,35 @@ def test_blind_critic_needs_time_and_five_rollouts_in_a_row():
     assert alarms.raised([blind] * 8 + [HEALTHY | {"value/explained_variance": 0.0}, blind]) == []
 
 
+TALK, TASTE = "score/talk/disagreement", "score/taste/disagreement"
+
+
+def test_members_that_drift_apart_are_held_against_their_first_five_phases():
+    """Median of 0.1, 0.4, 0.2, 0.3, 0.2 is 0.2; what came after these does not move it. Every ensemble for itself."""
+    begin = [HEALTHY | {TALK: x, TASTE: 1.0} for x in (0.1, 0.4, 0.2, 0.3, 0.2)]
+    apart = HEALTHY | {TALK: 0.401, TASTE: 2.0}
+    assert alarms.raised([*begin[:4], apart]) == [] and alarms.raised([*begin, apart | {TALK: 0.4}]) == []
+    [found] = alarms.raised([*begin, apart])
+    assert (found.name, found.value, found.limit) == ("disagreement", 0.401, 0.4) and f"({TALK})" in found.meaning
+    assert found.remedy and len(alarms.raised([*begin, *[apart] * 6])) == 1
+    assert [alarm.value for alarm in alarms.raised([*begin, apart | {TASTE: 2.01}])] == [0.401, 2.01]
+
+
+def test_members_that_were_one_may_differ_by_rounding():
+    begin = [HEALTHY | {TALK: 0.0}] * 5
+    assert alarms.raised([*begin, HEALTHY | {TALK: 2e-6}]) == []
+    assert [alarm.name for alarm in alarms.raised([*begin, HEALTHY | {TALK: 2.1e-6}])] == ["disagreement"]
+
+
+def test_the_disagreement_of_every_ensemble_is_remembered():
+    memory = {"history": [], "n_alarms": 0, "from_start": [], "saved": 0, "good": 0}
+    metrics = HEALTHY | {TALK: 0.1, "score/histogram": {"counts": [1]}, "score/talk/mean": 3.0}
+    for step in range(6):
+        found = alarms.watch(memory, metrics | {TALK: 0.1 + (step == 5)})
+    assert [alarm.name for alarm in found] == ["disagreement"] and memory["n_alarms"] == 1
+    assert memory["history"][0] == HEALTHY | {TALK: 0.1}
+
+
 def test_without_a_critic_none_is_blind():
     bare = {name: x for name, x in HEALTHY.items() if name != "value/explained_variance"}
     assert alarms.raised([bare] * 12) == []

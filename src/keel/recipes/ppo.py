@@ -108,7 +108,8 @@ class PPOConfig(Config):
 
 def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model` (and the best one in `out/best`, where `best` says by what)."""
-    named = [cfg.prompts.path, cfg.prompts.validation, None if cfg.ptx is None else cfg.ptx.path]
+    named = [cfg.prompts.path, cfg.prompts.validation, None if cfg.ptx is None else cfg.ptx.path,
+             *(source.calibration.path for source in cfg.sources if source.calibration)]
     files = [Path(name) for name in named if name is not None]
     with runs.start("ppo", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
@@ -118,7 +119,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         mix = load_demonstrations(cfg.ptx, words) if cfg.ptx is not None and cfg.ptx_coef else []
         models, rewards = load_models(cfg, words), RewardSources(cfg.sources, words, cfg.micro_tokens)
         require_reachable(cfg.loss, len(output_head(models.policy)[0]))
-        for warning in warnings_of(cfg):
+        for warning in (*warnings_of(cfg), *rewards.notes):
             log.note(warning)
         learners = {"policy": Learner.of([models.policy], cfg.policy_optimizer, cfg.steps * cfg.updates)}
         if models.critic is not None:
@@ -207,7 +208,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         return log.finish({
             "steps": cfg.steps, "skipped": skipped, "headline": headline(memory["before"], memory["after"], cfg.seed),
             **{name: without_each(memory[name]) for name in ("before", "after")}, "best": memory["best"],
-            "n_alarms": memory["n_alarms"], "n_rollbacks": memory["rollbacks"]})
+            "n_alarms": memory["n_alarms"], "n_rollbacks": memory["rollbacks"], "calibration": rewards.calibration})
 
 
 def beginning(cfg: PPOConfig) -> Memory:
@@ -338,7 +339,7 @@ def go_back(log: runs.Run, memory: Memory, state: dict[str, Any], shown: int, cf
 
 def load_models(cfg: PPOConfig, words: Template) -> Actors:
     """Policy, reference and critic; the critic must read the policy's tokens."""
-    rewarder = next((source.models[0] for source in cfg.sources if source.models), None)
+    rewarder = next((source.whole for source in cfg.sources if source.whole), None)
     if cfg.advantage.has_critic and cfg.topology == "separate":
         start = critic_source(cfg.policy, cfg.critic, rewarder)
         same_vocabulary(words, template(load_tokenizer(start.path, trust_remote_code=start.trust_remote_code)))
@@ -356,6 +357,7 @@ def warnings_of(cfg: PPOConfig) -> Iterator[str]:
         yield "kl.within='loss' with kl.estimator='k1': its gradient has mean zero, so it restrains nothing; see k2."
     if cfg.ptx_coef and cfg.ptx is None:
         yield f"ptx_coef={cfg.ptx_coef} has no effect without ptx: this run has no LM-mix loss."
+    yield from (source.warning for source in cfg.sources if source.warning is not None)
 
 
 def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
@@ -370,8 +372,8 @@ def contradictions(cfg: PPOConfig) -> Iterator[tuple[bool, str]]:
     yield shared and (start.model is not None or start.init not in (None, "policy")), (
         "topology='shared' and critic.model or critic.init exclude each other: the critic is an adapter on the policy")
     yield not shared and sees and start.model is None and start.init in (None, "reward_model") and not any(
-        source.models for source in cfg.sources), (
-        "critic.init is reward_model (its default) and no reward is a model: set critic.init to policy")
+        source.whole for source in cfg.sources), (
+        "critic.init is reward_model (its default) and no reward is a model of its own: set critic.init to policy")
     yield not sees and bool(start.pretrain or start.model or start.init), (
         f"advantage.estimator={kind!r} has no critic, yet critic.pretrain={start.pretrain}, critic.init={start.init!r} "
         "or critic.model is given: set critic.pretrain to 0 and leave out the others")

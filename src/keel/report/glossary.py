@@ -114,6 +114,9 @@ def describe(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     prefix, slash, rest = name.partition("/")
+    if prefix == "score" and rest.endswith("/disagreement"):
+        return Metric(OUTCOME, "How far the models of this ensemble lie apart. Rising: no model knows these responses.",
+                      "score")
     if prefix == "time" and rest.endswith("_per_s"):
         return Metric(TIME, f"{rest.removesuffix('_per_s').capitalize()} processed per second.", "per second")
     if prefix == "time":

@@ -37,21 +37,22 @@ class Scorer:
             ModelError: a row is longer than the reward model's context.
         """
         rollout = responses.rollout
-        if self.same_tokens:
-            self._check_lengths(rollout.tokens.attention_mask.sum(1).tolist(), rollout.tokens.record_ids)
-            scores = by_parts(rollout, self.micro_tokens, lambda part: response_scores(self.model, part), flat=True)
-        else:
-            rows = [self._row(i, responses) for i in range(len(responses.texts))]
-            self._check_lengths([len(row.ids) for row in rows], rollout.tokens.record_ids)
-            scores = torch.zeros(len(rows))
-            for part in budget_batches([len(row.ids) for row in rows], self.micro_tokens):
-                batch = collate([rows[i] for i in part], self.own.pad_id).to(device_of(self.model))
-                scores[torch.tensor(part)] = response_scores(self.model, batch).cpu()
-        bad = [rollout.tokens.record_ids[i] for i in (~torch.isfinite(scores)).nonzero()[:, 0].tolist()]
-        if bad:
-            raise NumericsError("the reward model's score is not finite", where=f"records {', '.join(bad[:8])}",
-                                remedy="Check the reward model on these records; its weights may be damaged.")
-        return scores.cpu()
+        if not self.same_tokens:
+            return self.of_rows([self._row(i, responses) for i in range(len(responses.texts))])
+        self._check_lengths(rollout.tokens.attention_mask.sum(1).tolist(), rollout.tokens.record_ids)
+        scores = by_parts(rollout, self.micro_tokens, lambda part: response_scores(self.model, part), flat=True)
+        return finite(scores, rollout.tokens.record_ids)
+
+    @torch.no_grad()
+    def of_rows(self, rows: Sequence[Row]) -> Tensor:
+        """One raw score per row in the reward model's own tokens. Raises as a call does."""
+        ids, lengths = [row.record_id for row in rows], [len(row.ids) for row in rows]
+        self._check_lengths(lengths, ids)
+        scores = torch.zeros(len(rows))
+        for part in budget_batches(lengths, self.micro_tokens):
+            batch = collate([rows[i] for i in part], self.own.pad_id).to(device_of(self.model))
+            scores[torch.tensor(part)] = response_scores(self.model, batch).cpu()
+        return finite(scores, ids)
 
     def _check_lengths(self, lengths: list[int], record_ids: Sequence[str]) -> None:
         longest = max(range(len(lengths)), key=lengths.__getitem__)
@@ -67,6 +68,19 @@ class Scorer:
         head = self.own.prompt_ids(prompt)
         ended = bool(responses.rollout.ended[i])
         return Row(head + self.own.response_ids(responses.texts[i], ended, after=prompt.text), len(head), prompt.id)
+
+
+def finite(scores: Tensor, record_ids: Sequence[str]) -> Tensor:
+    """The scores, on the CPU.
+
+    Raises:
+        NumericsError: one of them is not finite.
+    """
+    bad = [record_ids[i] for i in (~torch.isfinite(scores)).nonzero()[:, 0].tolist()]
+    if bad:
+        raise NumericsError("the reward model's score is not finite", where=f"records {', '.join(bad[:8])}",
+                            remedy="Check the reward model on these records; its weights may be damaged.")
+    return scores.cpu()
 
 
 @torch.no_grad()

@@ -9,19 +9,26 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from keel.config import Config
-from keel.data.render import Template, template
+from keel.data.check import kind_of_files
+from keel.data.files import FileConfig
+from keel.data.load import read_demonstrations, read_pairs
+from keel.data.records import Demonstration
+from keel.data.render import Template, render_demonstrations, template
 from keel.endpoint import EndpointConfig, post_json
-from keel.errors import ConfigError, EndpointError
+from keel.errors import ConfigError, EndpointError, ModelError
 from keel.functional.advantage import process_scores, rolling_sums, token_rewards
-from keel.functional.ensemble import combined_scores
+from keel.functional.ensemble import combined_scores, standardised
 from keel.functional.masked import merge_moments, no_moments
 from keel.models.load import ModelConfig, load_tokenizer, scalar_model
+from keel.models.members import load_members
 from keel.rollout.measure import Scorer
 from keel.rollout.respond import Responses, ScoringFunction, scoring_function
 
 __all__ = ["RewardConfig", "RewardSources", "ScoreConfig", "Scores", "merged_moments", "processed"]
 
 LARGEST = torch.finfo(torch.float32).max
+SMALLEST_SPREAD = 1e-6
+"""A standard deviation in units of the largest score below which float32 scores differ by rounding alone."""
 
 
 class RewardConfig(Config):
@@ -30,9 +37,14 @@ class RewardConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what its metrics are called: letters, digits, - and _")
     weight: float = Field(1.0, description="what its processed scores are multiplied by in the sum; not 0")
     models: tuple[ModelConfig, ...] = Field((), description="a reward model, or several: an ensemble; frozen")
-    combine: Literal["mean", "minimum", "mean_minus_std"] = Field(
-        "mean", description="one score from the scores of an ensemble; minimum and mean_minus_std distrust dissent")
-    std_coef: float | None = Field(None, gt=0, description="standard deviations that mean_minus_std subtracts")
+    adapters: tuple[str, ...] = Field((), description="LoRA reward models (folders `adapter`), an ensemble that shares "
+                                      "one trunk in memory: the only model of models")
+    combine: Literal["mean", "minimum", "median", "mean_minus_std", "mean_minus_variance"] = Field(
+        "mean", description="one score from the scores of an ensemble; all but mean and median distrust dissent")
+    dissent_coef: float | None = Field(None, gt=0, description="how much of the std (variance) of the members "
+                                       "mean_minus_std (mean_minus_variance) subtracts")
+    calibration: FileConfig | None = Field(None, description="pairs or demonstrations on whose responses each member's "
+                                           "mean and std are measured; its scores are then in these units; none: raw")
     function: str | None = Field(None, description="package.module:function of (prompt, text, ended) -> float")
     endpoint: EndpointConfig | None = Field(None, description="server that takes responses and returns their scores")
     batch: int = Field(32, ge=1, description="responses per request to the endpoint")
@@ -47,13 +59,37 @@ class RewardConfig(Config):
             raise ValueError(f"{' and '.join(given)} exclude each other in reward {self.name!r}: make two rewards")
         if self.weight == 0:
             raise ValueError(f"weight=0 makes reward {self.name!r} act on nothing: leave it out of rewards")
-        if self.combine != "mean" and len(self.models) < 2:
-            raise ValueError(f"combine={self.combine!r} needs two or more models, reward {self.name!r} has "
+        if self.adapters and len(self.models) != 1:
+            raise ValueError(f"adapters need one model, the trunk they were trained on; reward {self.name!r} has "
                              f"{len(self.models)}")
-        if (self.combine == "mean_minus_std") != (self.std_coef is not None):
-            raise ValueError(f"combine={self.combine!r} and std_coef={self.std_coef} do not go together in reward "
-                             f"{self.name!r}: mean_minus_std needs one, the others none")
+        if self.combine != "mean" and self.n_members < 2:
+            raise ValueError(f"combine={self.combine!r} needs two or more models or adapters, reward {self.name!r} has "
+                             f"{self.n_members}")
+        if self.calibration is not None and self.n_members < 2:
+            raise ValueError(f"calibration needs two or more models or adapters to bring to one scale, reward "
+                             f"{self.name!r} has {self.n_members}")
+        if self.combine.startswith("mean_minus") != (self.dissent_coef is not None):
+            raise ValueError(f"combine={self.combine!r} and dissent_coef={self.dissent_coef} do not go together in "
+                             f"reward {self.name!r}: mean_minus_std and mean_minus_variance need one, the others none")
         return self
+
+    @property
+    def n_members(self) -> int:
+        """How many reward models it has."""
+        return len(self.adapters or self.models)
+
+    @property
+    def whole(self) -> ModelConfig | None:
+        """A reward model that a critic can start from; a trunk with adapters is none."""
+        return None if self.adapters or not self.models else self.models[0]
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader of its scores must know."""
+        if self.combine == "mean" or self.calibration is not None:
+            return None
+        return (f"reward {self.name!r} has combine={self.combine!r} without calibration: training leaves offset and "
+                "scale of each member open, and what they differ by counts as dissent.")
 
 
 class ScoreConfig(Config):
@@ -86,10 +122,13 @@ class RewardSources:
 
     Attributes:
         weights: of each source in the sum, by its name.
+        calibration: mean and standard deviation of each member on the calibration set, by the name of its source.
+        notes: what the length limit did to calibration sets.
 
     Raises:
         ConfigError: no source, two of one name, or a function that cannot be imported.
-        ModelError: a reward model cannot be loaded.
+        ModelError: a reward model cannot be loaded, or gives all of a calibration set the same score.
+        DataError: a calibration set cannot be read.
     """
 
     def __init__(self, sources: Sequence[RewardConfig], words: Template, micro_tokens: int) -> None:
@@ -103,8 +142,14 @@ class RewardSources:
                               remedy="Give each a name of its own; metrics and running moments go by it.")
         self.weights = {source.name: source.weight for source in sources}
         self._sources = tuple(sources)
-        self._scorers = {source.name: [load_scorer(model, words, micro_tokens) for model in source.models]
-                         for source in sources if source.models}
+        self._scorers = {source.name: load_scorers(source, words, micro_tokens) for source in sources if source.models}
+        self.calibration: dict[str, dict[str, list[float]]] = {}
+        self.notes: list[str] = []
+        for source in sources:
+            if source.calibration is not None:
+                self.calibration[source.name], cut = measured(source.calibration, self._scorers[source.name])
+                if cut is not None:
+                    self.notes.append(f"reward {source.name!r}, calibration: {cut}")
         self._functions: dict[str, ScoringFunction] = {
             source.name: scoring_function(source.function) for source in sources if source.function}
 
@@ -120,8 +165,8 @@ class RewardSources:
         disagreement: dict[str, Tensor] = {}
         for source in self._sources:
             if source.models:
-                members = torch.stack([scorer(responses).float() for scorer in self._scorers[source.name]])
-                raw[source.name], spread = combined_scores(members, how=source.combine, coef=source.std_coef)
+                members = self._members(source.name, responses)
+                raw[source.name], spread = combined_scores(members, how=source.combine, coef=source.dissent_coef)
                 if len(members) > 1:
                     disagreement[source.name] = spread
             elif source.function:
@@ -130,19 +175,63 @@ class RewardSources:
                 raw[source.name] = endpoint_scores(source, responses)
         return Scores(weighted(raw, self.weights), raw, disagreement)
 
+    def _members(self, name: str, responses: Responses) -> Tensor:
+        """Score of each reward model of a source, in the units that are combined. [K B]"""
+        found = torch.stack([scorer(responses).float() for scorer in self._scorers[name]])
+        if name not in self.calibration:
+            return found
+        mean, std = (torch.tensor(self.calibration[name][key], dtype=torch.float64) for key in ("mean", "std"))
+        return standardised(found, mean, std).float()
 
-def load_scorer(spec: ModelConfig, words: Template, micro_tokens: int) -> Scorer:
-    """A frozen reward model that scores the responses of a policy whose template is `words`.
+
+def load_scorers(source: RewardConfig, words: Template, micro_tokens: int) -> list[Scorer]:
+    """The frozen reward models of a source, which score the responses of a policy whose template is `words`.
 
     Raises:
-        ConfigError: adapters are asked for, which nothing would train.
-        ModelError: it cannot be loaded.
+        ConfigError: adapters are to be drawn, which nothing would train.
+        ModelError: one cannot be loaded.
     """
-    if spec.lora.rank is not None:
-        raise ConfigError(f"lora.rank={spec.lora.rank} of a reward model that only scores: nothing would train it",
-                          where=spec.path, remedy="Leave lora.rank out.")
-    own = template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
-    return Scorer(scalar_model(spec).requires_grad_(False), own, words, micro_tokens)
+    for spec in source.models:
+        if spec.lora.rank is not None:
+            raise ConfigError(f"lora.rank={spec.lora.rank} of a reward model that only scores: nothing would train it",
+                              where=spec.path, remedy="Leave lora.rank out; trained adapters are named in adapters.")
+    owns = [template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code)) for spec in source.models]
+    if source.adapters:
+        return [Scorer(member, owns[0], words, micro_tokens)
+                for member in load_members(source.models[0], source.adapters)]
+    return [Scorer(scalar_model(spec).requires_grad_(False), own, words, micro_tokens)
+            for spec, own in zip(source.models, owns, strict=True)]
+
+
+def measured(data: FileConfig, scorers: Sequence[Scorer]) -> tuple[dict[str, list[float]], str | None]:
+    """Mean and standard deviation (divisor N) of each member over the N responses of a file; and what was cut, if any.
+
+    Raises:
+        ModelError: a member gives all responses the same score.
+        DataError: the file cannot be read, or no response fits.
+    """
+    told, found, cut = responses_in(data), {"mean": list[float](), "std": list[float]()}, None
+    for number, scorer in enumerate(scorers, start=1):
+        rows, fitted = render_demonstrations(scorer.own, told, data.max_length, data.too_long)
+        scores = scorer.of_rows(rows).double()
+        mean, std = float(scores.mean()), float(scores.std(correction=0))
+        if std <= SMALLEST_SPREAD * float(scores.abs().max()):
+            raise ModelError(f"member {number} of the ensemble gives all {len(rows)} calibration responses the same "
+                             f"score, {mean:.6g}", where=data.path,
+                             remedy="It has no scale that could be brought to that of the others: leave it out.")
+        found["mean"].append(mean)
+        found["std"].append(std)
+        cut = fitted.summary() if fitted.n_fewer_turns + fitted.n_cut + fitted.n_dropped else cut
+    return found, cut
+
+
+def responses_in(data: FileConfig) -> list[Demonstration]:
+    """Every response of a file with its prompt: both of a pair, or the one of a demonstration."""
+    how: dict[str, Any] = {"on_bad_record": data.on_bad_record, "as_text": data.as_text}
+    if kind_of_files(data.path) != "pairs":
+        return read_demonstrations(data.path, **how)[0]
+    pairs = read_pairs(data.path, **how)[0]
+    return [Demonstration(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
 
 
 def endpoint_scores(source: RewardConfig, responses: Responses) -> Tensor:

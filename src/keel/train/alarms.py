@@ -1,6 +1,7 @@
 """Collapse alarms: reward and loss curves do not show collapse, these do.
 
-Source: arXiv:2307.04964, section 5.1 (length, KL and perplexity reveal what the reward hides); thresholds are ours.
+Source: arXiv:2307.04964, section 5.1 (length, KL and perplexity reveal what the reward hides), and arXiv:2310.02743
+(reward models that disagree are being gamed); thresholds are ours.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from pydantic import Field
 from keel.config import Config
 from keel.errors import NumericsError
 
-__all__ = ["WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on", "watch"]
+__all__ = ["DISSENT", "WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on", "watch"]
 
 WATCHED = ("response/cut", "response/length", "response/repetition", "score/mean", "score/std", "score/p95",
            "kl/reference_k3", "policy/entropy", "value/explained_variance")
+DISSENT = "/disagreement"
+"""How the metrics of ensembles end, which are watched too: score/NAME/disagreement."""
 
 History = Sequence[dict[str, float]]
 """One row of metrics per rollout phase, oldest first."""
@@ -60,7 +63,7 @@ def watch(memory: dict[str, Any], metrics: dict[str, Any]) -> list[Alarm]:
         memory: `history`, `n_alarms`, `from_start`, `saved` and `good` are read and brought up to date.
         metrics: of this phase.
     """
-    memory["history"].append({name: metrics[name] for name in WATCHED if name in metrics})
+    memory["history"].append({name: x for name, x in metrics.items() if name in WATCHED or name.endswith(DISSENT)})
     found = raised(memory["history"])
     memory["n_alarms"] += len(found)
     names = [alarm.name for alarm in found]
@@ -83,7 +86,8 @@ def stop_on(alarm: Alarm, where: str) -> None:
 
 def raised(history: History) -> list[Alarm]:
     """Every alarm that the newest row of the history sets off."""
-    checks = (_truncation, _length_reward_race, _kl_jump, _entropy_drop, _score_long_tail, _repetition, _value_blind)
+    checks = (_truncation, _length_reward_race, _kl_jump, _entropy_drop, _score_long_tail, _repetition, _value_blind,
+              _disagreement)
     return [alarm for check in checks for alarm in check(history)]
 
 
@@ -142,3 +146,16 @@ def _value_blind(history: History) -> list[Alarm]:
     return [] if not blind else [Alarm(
         "value_blind", recent[-1], 0.0, "The critic explains nothing of the returns for five rollouts.",
         "Pre-train the critic longer, or raise its learning rate.")]
+
+
+def _disagreement(history: History) -> list[Alarm]:
+    found = []
+    for name in [name for name in history[-1] if name.endswith(DISSENT)]:
+        start, now = [row[name] for row in history[:5]], history[-1][name]
+        limit = 2 * max(median(start), 1e-6)
+        if len(history) > 5 and now > limit:
+            found.append(Alarm("disagreement", now, limit,
+                               f"The members of an ensemble are twice as far apart as in its first phases ({name}).",
+                               "The policy leaves what they were trained on: raise kl.coef, or train them on pairs of "
+                               "its responses."))
+    return found
