@@ -88,7 +88,7 @@ def test_the_temperature_that_is_judged_never_saw_what_it_is_judged_by():
     assert found["temperature"] == pytest.approx(8 / math.log(3), rel=tol.RELATIVE32)  # sigmoid(8 / T) = 3/4
     assert found["as_it_is"]["ece"] == pytest.approx(1 / (1 + math.exp(-8)) - 0.75, rel=tol.RELATIVE32)
     assert found["after_temperature"]["nll"] < found["as_it_is"]["nll"]
-    # Two prompts in different halves: each is judged by the other's temperature, 1/1000 of a right one, 1000 of a wrong.
+    # Two prompts in different halves: each is judged by the temperature of the other, 1/1000 if right, 1000 if wrong.
     seed = next(seed for seed in range(20) if digest(seed, "half", 0) % 2 != digest(seed, "half", 1) % 2)
     crossed = examined(gaps(1.0, -1.0), rows[:2], seed=seed)["calibration"]["after_temperature"]
     assert crossed["nll"] == pytest.approx((math.log1p(math.exp(-0.001)) + 1000) / 2, rel=tol.RELATIVE32)
