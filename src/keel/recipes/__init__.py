@@ -5,8 +5,11 @@ __all__ = ["COMMANDS"]
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "sft": ("keel.recipes.sft", "SFTConfig", "imitate demonstrations (supervised fine-tuning)"),
     "reward-model": ("keel.recipes.reward_model", "RewardModelConfig", "learn a score from preference pairs"),
+    "ranking-rm": ("keel.recipes.ranking_rm", "RankingRMConfig", "learn a score from rankings of several responses"),
+    "reward-model probe": ("keel.recipes.probe", "ProbeConfig", "nine reward-hacking probes of any reward model"),
     "strength": ("keel.recipes.strength", "StrengthConfig", "let reward models vote on every label; audit the data"),
     "meta-rm": ("keel.recipes.meta_rm", "MetaRMConfig", "a reward model that tells the policy's responses apart"),
+    "meta-rm loop": ("keel.experiments.meta_loop", "MetaLoopConfig", "rounds of MetaRM and PPO, no new labels"),
     "ppo": ("keel.recipes.ppo", "PPOConfig", "improve a policy against a reward model (PPO-max)"),
     "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
     "win-rate": ("keel.recipes.win_rate", "WinRateConfig", "policy against policy: who answers better, and how sure"),
@@ -19,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sandbox pretrain": ("keel.experiments.pretrain", "PretrainConfig", "train the sandbox's base model anew"),
     "experiment collapse": ("keel.experiments.collapse", "CollapseConfig", "PPO over-optimises; does PPO-max too?"),
     "experiment ablate-ppo": ("keel.experiments.ablate_ppo", "AblatePPOConfig", "what keeps PPO-max stable"),
+    "experiment meta-rm": ("keel.experiments.meta_rm", "MetaRMTrialConfig", "does MetaRM see as the policy moves?"),
     "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
 }
 """Command -> module, config class, one line of help. Modules are imported only when their command is called."""
