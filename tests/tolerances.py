@@ -65,3 +65,6 @@ their standard deviation."""
 TEMPERATURE = 1e-6
 """Relative, between a root of the slope and a golden section on values: flat near its bottom, a likelihood in float64
 tells places apart only to the root of its last digit."""
+
+THREE_DECIMALS = 5e-4
+"""Against a number that a paper prints with three decimals."""
