@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from itertools import combinations
+from math import floor, log10, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from keel.bench.suspects import Oddities, is_divided
-from keel.data.duplicates import ANNOTATORS
+from keel.data.duplicates import ANNOTATORS, Ratings, ratings
 from keel.data.records import PreferencePair
+from keel.functional.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from keel.functional.statistics import area_under_curve, correlation
 from keel.functional.strength import lowest, quantile_of
 
 __all__ = ["audit"]
@@ -175,18 +178,12 @@ def _voters(data: _Data) -> dict[str, Any]:
         return {}
     n = len(data.gaps)
     ours = (data.gaps > 0).sum(0)
+    alike = [float(correlation(one, other)) for one, other in combinations(data.gaps, 2)]
     return {
         "pairwise": _mean(data.agreement), "unanimous": _mean((ours == 0) | (ours == n)),
-        "split": [_mean(ours == k) for k in range(n + 1)], "correlation": _correlation(data.gaps),
+        "split": [_mean(ours == k) for k in range(n + 1)], "correlation": sum(alike) / len(alike),
+        "fleiss": fleiss_kappa(torch.stack([ours, n - ours], dim=1)),
     }
-
-
-def _correlation(gaps: Tensor) -> float | None:
-    """Mean Pearson correlation of the differences over pairs of votes; none where a vote does not vary."""
-    if gaps.shape[1] < 2 or bool((gaps.std(1) == 0).any()):
-        return None
-    table = torch.corrcoef(gaps)
-    return float((table.sum() - len(gaps)) / (len(gaps) * (len(gaps) - 1)))
 
 
 def _by_length(data: _Data) -> dict[str, Any]:
@@ -212,6 +209,7 @@ def _found_wrong(data: _Data) -> dict[str, Any] | None:
     searches = {f"weakest {share:.0%}": lowest(data.mean, share=share) for share in SHARES}
     searches["mean strength below 0"] = data.mean < 0
     return {"n_wrong": int(data.wrong.sum()), "share_wrong": _mean(data.wrong),
+            "area": float(area_under_curve(-data.mean, data.wrong)),
             "searches": [{"value": name, "n": int(mask.sum()),
                           "precision": _mean(data.wrong[mask]) if bool(mask.any()) else None,
                           "recall": _mean(mask[data.wrong])} for name, mask in searches.items()]}
@@ -252,10 +250,40 @@ def _cut(text: str) -> str:
 
 
 def _annotators(data: _Data) -> dict[str, Any]:
-    """How far people agree: annotators who labelled one comparison, or the votes of a panel."""
+    """How far people agree: those who labelled the same comparisons, and the votes of a panel."""
     panel = [(pair.prompt.meta.get("votes_for"), pair.prompt.meta.get("voters")) for pair in data.pairs]
     counts = [(a, b) for a, b in panel if isinstance(a, int) and isinstance(b, int) and 0 <= a <= b and b > 0]
-    return {"panel": _panel(counts) if counts else None}
+    return {"people": _people(ratings(data.pairs)), "panel": _panel(counts) if counts else None}
+
+
+def _people(found: Ratings) -> dict[str, Any] | None:
+    """Agreement beyond chance on comparisons that several annotators labelled; none where there are none."""
+    repeated = [votes for votes in found.votes if sum(vote is not None for vote in votes) > 1]
+    if not repeated:
+        return None
+    table = torch.tensor([[nan if vote is None else float(vote) for vote in votes] for votes in repeated])
+    voted = ~table.isnan()
+    of_each = voted.sum(1)
+    ones = torch.where(voted, table, 0.0).sum(1).long()
+    equal = bool((of_each == of_each[0]).all())
+    return {
+        "n_annotators": len(found.annotators), "n_comparisons": len(repeated),
+        "krippendorff": krippendorff_alpha(table),
+        "fleiss": fleiss_kappa(torch.stack([ones, of_each - ones], dim=1)) if equal else None,
+        "cohen": _two_by_two(found.annotators, table),
+    }
+
+
+def _two_by_two(names: tuple[str, ...], table: Tensor) -> list[dict[str, Any]]:
+    """Cohen's kappa of the annotators who share the most comparisons."""
+    found: list[dict[str, Any]] = []
+    for one, other in combinations(range(len(names)), 2):
+        both = ~(table[:, one].isnan() | table[:, other].isnan())
+        if bool(both.any()):
+            first, second = table[both, one].long(), table[both, other].long()
+            found.append({"one": names[one], "other": names[other], "n": int(both.sum()),
+                          "agree": _mean(first == second), "kappa": cohen_kappa(first, second)})
+    return sorted(found, key=lambda row: -row["n"])[:N_GROUPS]
 
 
 def _panel(counts: list[tuple[int, int]]) -> dict[str, Any]:

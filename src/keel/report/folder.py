@@ -5,15 +5,18 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from keel.errors import RunError
+from keel.report.words import finite
 
-__all__ = ["Demo", "RunFolder", "find", "read"]
+__all__ = ["Demo", "RunFolder", "column", "find", "part", "read", "rows"]
 
 Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
+MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
 WITHOUT_STEPS = ("generate", "win_rate")  # recipes that train nothing and log no metrics
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)
@@ -35,6 +38,8 @@ class RunFolder:
     samples: dict[str, list[Row]]
     result: Row
     notes: tuple[str, ...]
+    audit: Row
+    suspects: list[Row]
 
     @property
     def status(self) -> str:
@@ -105,8 +110,29 @@ def read(path: Path, name: str | None = None) -> RunFolder:
         alarms=_stepped(path / "alarms.jsonl", notes),
         samples=_ends(_stepped(path / "samples.jsonl", notes)),
         result=result,
+        audit=_object(path / "audit.json", notes),
+        suspects=[row for _, row in islice(_lines(path / "suspects.jsonl"), MAX_SUSPECTS) if isinstance(row, dict)],
         notes=tuple(notes),
     )
+
+
+def part(row: Row, key: str) -> Row:
+    """The object under a key; an empty one where there is none."""
+    found = row.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def rows(row: Row, key: str) -> list[Row]:
+    """The objects in the list under a key."""
+    found = row.get(key)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def column(row: Row, key: str) -> list[float]:
+    """The list of numbers under a key; an empty one where something else is in it."""
+    found = row.get(key)
+    values = [finite(x) for x in found] if isinstance(found, list) else []
+    return [x for x in values if x is not None] if None not in values else []
 
 
 def _demo(path: Path) -> Demo:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from keel.report.audit import audit_evidence, audit_title
 from keel.report.concerns import Concern, concerns
 from keel.report.contest import contest_evidence, contest_title
 from keel.report.folder import Row, RunFolder
@@ -43,7 +44,8 @@ def headline(run: RunFolder, series: Collected) -> Headline:
         judged = "overoptimised"
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
-    title, evidence = _title(run, shown, judged, fall), contest_evidence(run) or _evidence(shown, intervals)
+    evidence = contest_evidence(run) or audit_evidence(run) or _evidence(shown, intervals)
+    title = _title(run, shown, judged, fall)
     return Headline(title, evidence, _subject(run), judged, tuple(concerns(run, series, shown, judged)))
 
 
@@ -104,7 +106,7 @@ def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> 
         return f"Over-optimisation: {when}the proxy score rose while the gold score fell."
     if not shown:
         return f"{what} was stopped{at}." if run.status == "stopped" else f"{what} finished without a headline number."
-    outcome = contest_title(run, judged) or _outcome(what, shown, judged)
+    outcome = contest_title(run, judged) or audit_title(run) or _outcome(what, shown, judged)
     return outcome + (f" It was stopped{at}." if run.status == "stopped" else "")
 
 

@@ -12,7 +12,7 @@ import tomli_w
 
 from keel import __version__
 from keel.errors import RunError
-from keel.report import charts, contest, samples, tables
+from keel.report import audit, charts, contest, samples, tables
 from keel.report.folder import Demo, RunFolder, find
 from keel.report.glossary import recipe_title
 from keel.report.headline import Headline, between, headline, stages
@@ -23,6 +23,7 @@ __all__ = ["build"]
 
 HERE = Path(__file__).parent
 N_COLORS = 7
+STYLES = ("page.css", "audit.css")
 SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js")
 
 
@@ -52,6 +53,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "demos": [_demo(demo) for demo in demos],
         "intervals_of": [] if demos else _intervals(folders),
         "contests": contest.bars(folders),
+        "audits": audit.audits(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
         "has_samples": data["samples"] is not None,
     }
@@ -76,7 +78,7 @@ def _render(words: dict[str, Any], data: str) -> str:
         lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    style = (HERE / "page.css").read_text(encoding="utf-8")
+    style = "\n".join((HERE / name).read_text(encoding="utf-8") for name in STYLES)
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     own = {key: Markup(text) for key, text in (("style", style), ("script", script), ("data", data))}
     return env.get_template("page.html.j2").render(
