@@ -1,25 +1,32 @@
-"""A reward model from preference pairs: Bradley-Terry, with an optional language-model term and centring.
+"""A reward model from preference pairs: Bradley-Terry, with what may be done to labels that an ensemble doubts, a
+language-model term and centring.
 
-Left out: ensembles, strength, contrastive terms (methods of their own); scores are centred by a loss, not afterwards.
+Left out: the ensemble that measures strength, MetaRM's step, rankings and grades (recipes of their own).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from keel import runs
-from keel.batches import PairBatch, TokenBatch
+from keel.batches import PairBatch, SharedPrompt, TokenBatch
+from keel.bench.exam import examined, longer_wins, prompt_groups
+from keel.bench.pairwise import score_pairs
 from keel.config import Config
-from keel.data.collate import budget_batches, collate_pairs
+from keel.data.collate import pair_batches
 from keel.data.load import read_pairs
-from keel.data.render import PairRow, render_pairs, template
+from keel.data.render import PairRow, Template, render_pairs, template
 from keel.errors import ConfigError
-from keel.functional.masked import masked_sum
+from keel.functional.calibration import expected_calibration_error
+from keel.functional.masked import masked_sum, weighted_sum
 from keel.functional.policy import nll
-from keel.functional.preference import bradley_terry, centring
-from keel.functional.statistics import bootstrap_interval, expected_calibration_error
-from keel.models.forward import response_scores, token_logprobs
+from keel.functional.preference import bradley_terry, centring, eps_sigmoid
+from keel.functional.statistics import bootstrap_interval
+from keel.models.forward import token_logprobs
 from keel.models.load import (
     ModelConfig,
     causal_lm,
@@ -31,15 +38,23 @@ from keel.models.load import (
     scalar_model,
     share_trunk,
 )
+from keel.models.pairs import joining, pair_scores
 from keel.rng import stream
 from keel.train import checkpoint
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, split
+from keel.train.denoise import DenoiseConfig, denoised
+from keel.train.inputs import DataConfig, FileConfig, load_pairs
 from keel.train.order import batch_indices, n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
 
-__all__ = ["RewardModelConfig", "run"]
+__all__ = ["ExamConfig", "RewardModelConfig", "run"]
+
+
+class ExamConfig(FileConfig):
+    """One more file of labelled pairs on which the finished model is examined."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what its results are called: letters, digits, - and _")
 
 
 class RewardModelConfig(Config):
@@ -48,11 +63,17 @@ class RewardModelConfig(Config):
     out: Path = Field(description="run folder to make")
     model: ModelConfig = Field(description="trunk: a causal LM (best the SFT policy) or an encoder")
     data: DataConfig = Field(description="preference pairs")
-    seed: int = Field(0, ge=0, description="fixes order, split and the new head")
+    denoise: DenoiseConfig = DenoiseConfig()
+    exams: tuple[ExamConfig, ...] = Field((), description="files of pairs on which the finished model is examined too")
+    seed: int = Field(0, ge=0, description="fixes order, splitand the new head")
     epochs: float = Field(1.0, gt=0, description="passes over the data; reward models overfit within a few")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs")
     batch: int = Field(32, ge=1, description="pairs per optimiser step")
     micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
+    shared_prompt: SharedPrompt = Field("auto", description="run a pair's prompt once for both responses: where it "
+                                        "saves time, always, or never; changes speed, not results")
+    loss: Literal["bradley_terry", "eps_sigmoid"] = Field(
+        "bradley_terry", description="eps_sigmoid: -log(sigmoid + 1e-5) as in the report's code, for parity runs only")
     lm_coef: float = Field(0.0, ge=0, description="weight of the cross-entropy of chosen responses; the report: 1")
     center_coef: float = Field(0.0, ge=0, description="weight of (chosen + rejected)^2; 0.01 keeps scores near zero")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6)
@@ -63,31 +84,29 @@ class RewardModelConfig(Config):
 
 def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave a model for `AutoModelForSequenceClassification` in `out/model`."""
-    files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
+    files = [Path(p) for p in (cfg.data.path, cfg.data.validation, *(exam.path for exam in cfg.exams)) if p]
     with runs.start("reward_model", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
-        how: dict = {"on_bad_record": cfg.data.on_bad_record, "as_text": cfg.data.as_text}
-        train, report = read_pairs(cfg.data.path, **how)
-        if cfg.data.validation:
-            held_out = read_pairs(cfg.data.validation, **how)[0]
-        else:
-            train, held_out = split(train, cfg.data.validation_fraction, cfg.seed)
+        train, held_out, n_bad = load_pairs(cfg.data, cfg.seed)
+        train, changes = denoised(train, cfg.denoise)
         rows, cut = render_pairs(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)
+        exams = {exam.name: exam_rows(exam, words) for exam in cfg.exams}
+        require_plain_labels(cfg, rows)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
-        check_context(scorer, max(row.longest for row in rows))
-        writer = None
+        check_context(scorer, max(row.longest for part in (rows, *exams.values()) for row in part))
+        shared = joining(scorer, cfg.shared_prompt)
+        modules: dict[str, nn.Module] = {"scorer": scorer}
         if cfg.lm_coef:
             if is_encoder(scorer):
                 raise ConfigError("lm_coef > 0 needs a causal trunk, and this model is an encoder",
                                   remedy="Set lm_coef = 0, or train on a causal language model.")
-            writer = share_trunk(causal_lm(cfg.model, seed=cfg.seed), scorer)
+            modules["writer"] = share_trunk(causal_lm(cfg.model, seed=cfg.seed), scorer)
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
-        learner = Learner.of([scorer] if writer is None else [scorer, writer], cfg.optimizer, total)
-        modules = {"scorer": scorer} | ({} if writer is None else {"writer": writer})
-        state = {"modules": modules, "optimizers": {"optimizer": learner.optimizer}}
+        learner = Learner.of(modules.values(), cfg.optimizer, total)
+        state: dict[str, Any] = {"modules": modules, "optimizers": {"optimizer": learner.optimizer}}
         done, extra = checkpoint.restore(log, **state) if resume else (0, {})
         found = extra.get("evaluation", {})
         batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "reward_model", first_step=done + 1), Tally()
@@ -95,23 +114,19 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
         progress = log.bar(total, done)
         for step in range(done + 1, total + 1):
             batch = [rows[i] for i in next(batches)]
-            parts = [collate_pairs([batch[i] for i in part], words.pad_id).to(device_of(scorer))
-                     for part in budget_batches([row.n_tokens for row in batch], cfg.micro_tokens)]
-            weight = sum(float(part.weight.sum()) for part in parts)
-            n_tokens = sum(chosen_rows(part).n_response_tokens for part in parts)
+            parts = [part.to(device_of(scorer)) for part in pair_batches(
+                batch, micro_tokens=cfg.micro_tokens, pad_id=words.pad_id, shared_prompt=shared)]
+            weight = max(sum(float(part.weight.sum()) for part in parts), 1e-9)
+            # Prefer: every pair of a step weighs by its own weight, whatever the micro-batches are.
             for part in parts:
-                chosen, rejected = response_scores(scorer, part.tokens).chunk(2)
-                loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
-                center = centring(chosen, rejected)
-                objective = (part.weight * (loss + cfg.center_coef * center)).sum() / max(weight, 1e-9)
-                tally.add({"loss": loss, "center": center, **stats})
-                if writer is not None:
-                    told = chosen_rows(part)
-                    lm = nll(token_logprobs(writer, told)[0], told.response_mask)
-                    objective = objective + cfg.lm_coef * masked_sum(lm, told.response_mask) / n_tokens
-                    tally.add({"lm/loss": lm}, told.response_mask)
-                require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
-                objective.backward()
+                learn(preferred(cfg, [part], *pair_scores(scorer, part), tally) / weight, step, [part])
+            # Remember how to write.
+            n_tokens = sum(chosen_rows(part).n_response_tokens for part in parts)
+            for part in parts if cfg.lm_coef else ():
+                told = chosen_rows(part)
+                lm = nll(token_logprobs(modules["writer"], told)[0], told.response_mask)
+                tally.add({"lm/loss": lm}, told.response_mask)
+                learn(cfg.lm_coef * masked_sum(lm, told.response_mask) / n_tokens, step, [part])
             metrics = tally.means() | learner.step(step, [row.record_id for row in batch])
             log.log(step, metrics)
             log.time(step, clock.lap({"pairs": len(batch)}))
@@ -124,9 +139,50 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
                 log.stop(step)
             progress.advance(f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}")
         save_model(scorer, tokenizer, cfg.out / "model", pad_id=words.pad_id)
+        examinations = {name: examined(score_pairs(scorer, part, pad_id=words.pad_id,
+                                                   micro_tokens=2 * cfg.micro_tokens), part, seed=cfg.seed)
+                        for name, part in ({"held_out": held_rows} | exams).items() if part}
         return log.finish({
             "steps": total, "n_train": len(rows), "n_validation": len(held_rows), "evaluation": found,
-            "skipped": {"records": report.n_dropped} | vars(cut), "headline": headline(found)})
+            "exams": examinations, "denoised": changes, "skipped": {"records": n_bad} | vars(cut),
+            "headline": headline(found)})
+
+
+def exam_rows(exam: ExamConfig, words: Template) -> list[PairRow]:
+    """The pairs of an exam, as the model reads them."""
+    pairs = read_pairs(exam.path, on_bad_record=exam.on_bad_record, as_text=exam.as_text)[0]
+    return render_pairs(words, pairs, exam.max_length, exam.too_long)[0]
+
+
+def require_plain_labels(cfg: RewardModelConfig, rows: Sequence[PairRow]) -> None:
+    """The released code's loss knows neither margins nor soft labels.
+
+    Raises:
+        ConfigError: a pair has one.
+    """
+    odd = [row.record_id for row in rows if row.pair.margin != 0 or row.pair.label_prob != 1]
+    if cfg.loss == "eps_sigmoid" and odd:
+        raise ConfigError(f"loss = eps_sigmoid, and {len(odd)} pairs have a margin or a soft label (first: {odd[0]})",
+                          remedy="Use loss = bradley_terry; the other one is for parity with plain runs only.")
+
+
+def preferred(cfg: RewardModelConfig, parts: Sequence[PairBatch], chosen: Tensor, rejected: Tensor,
+              tally: Tally) -> Tensor:
+    """Weighted sum of the loss over pairs; what is logged goes to the tally."""
+    margin, label_prob, weight = (torch.cat([getattr(part, name) for part in parts])
+                                  for name in ("margin", "label_prob", "weight"))
+    loss, stats = bradley_terry(chosen, rejected, margin=margin, label_prob=label_prob)
+    if cfg.loss == "eps_sigmoid":
+        loss = eps_sigmoid(chosen, rejected)
+    center = centring(chosen, rejected)
+    tally.add({"loss": loss, "center": center, **stats}, weight)
+    return weighted_sum(loss + cfg.center_coef * center, weight)
+
+
+def learn(objective: Tensor, step: int, parts: Sequence[PairBatch]) -> None:
+    """Add the objective's gradient, if it is a number."""
+    require_finite(objective.detach(), "loss", step, [name for part in parts for name in part.tokens.record_ids])
+    objective.backward()
 
 
 def chosen_rows(pairs: PairBatch) -> TokenBatch:
@@ -135,31 +191,22 @@ def chosen_rows(pairs: PairBatch) -> TokenBatch:
     return TokenBatch(tokens.ids[:n], tokens.attention_mask[:n], tokens.response_mask[:n], tokens.record_ids[:n])
 
 
-@torch.no_grad()
-def evaluate(scorer: torch.nn.Module, rows: list[PairRow], pad_id: int, cfg: RewardModelConfig) -> dict[str, float]:
+def evaluate(scorer: nn.Module, rows: list[PairRow], pad_id: int, cfg: RewardModelConfig) -> dict[str, float]:
     """Held-out accuracy with its interval, beside the baseline 'the longer answer wins'."""
-    gaps, sums, longer = [], [], []
-    for part in budget_batches([row.n_tokens for row in rows], 2 * cfg.micro_tokens):
-        batch = collate_pairs([rows[i] for i in part], pad_id).to(device_of(scorer))
-        chosen, rejected = response_scores(scorer, batch.tokens).chunk(2)
-        gaps.append((chosen - rejected).cpu())
-        sums.append(torch.stack([chosen, rejected]).cpu())
-        longer += [longer_wins(rows[i]) for i in part]
-    gap, scores = torch.cat(gaps), torch.cat(sums, dim=1)
+    scores = score_pairs(scorer, rows, pad_id=pad_id, micro_tokens=2 * cfg.micro_tokens)
+    gap = scores[0] - scores[1]
     loss, stats = bradley_terry(gap, torch.zeros_like(gap))
-    mean, low, high = bootstrap_interval(stats["accuracy"], generator=stream(cfg.seed, "bootstrap"))
-    wins, wins_low, wins_high = bootstrap_interval(torch.tensor(longer), generator=stream(cfg.seed, "bootstrap"))
+    longer = torch.tensor([longer_wins(row) for row in rows])
+    groups = prompt_groups([row.pair for row in rows])
+    mean, low, high = bootstrap_interval(stats["accuracy"], generator=stream(cfg.seed, "bootstrap"), groups=groups)
+    wins, wins_low, wins_high = bootstrap_interval(longer, generator=stream(cfg.seed, "bootstrap"), groups=groups)
     return {"loss": float(loss.mean()), "accuracy": mean, "accuracy_low": low, "accuracy_high": high,
             "longer_wins": wins, "longer_wins_low": wins_low, "longer_wins_high": wins_high,
             "ece": float(expected_calibration_error(gap)), "margin": float(gap.mean()),
             "margin_std": float(gap.std(correction=0)), "undecided": float((gap.abs() < 0.1).float().mean()),
-            "score_chosen": float(scores[0].mean()), "score_rejected": float(scores[1].mean()), "n": gap.numel()}
-
-
-def longer_wins(row: PairRow) -> float:
-    """1 where the chosen response has more tokens, 0 where it has fewer; a tie is a guess, worth a half."""
-    gap = len(row.chosen_ids) - len(row.rejected_ids)
-    return 0.5 if gap == 0 else float(gap > 0)
+            "score_chosen": float(scores[0].mean()), "score_rejected": float(scores[1].mean()),
+            "score_chosen_std": float(scores[0].std(correction=0)),
+            "score_rejected_std": float(scores[1].std(correction=0)), "n": gap.numel()}
 
 
 def headline(found: dict[str, float]) -> dict[str, object] | None:
