@@ -3,14 +3,16 @@
 Adding a stream never disturbs another one, and a run resumed at step 400 draws what step 400 drew.
 """
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["digest", "python_stream", "shuffled", "stream"]
+__all__ = ["digest", "python_stream", "seeded", "shuffled", "stream"]
 
 
 def digest(seed: int, *names: str | int) -> int:
@@ -24,6 +26,23 @@ def stream(seed: int, *names: str | int) -> "torch.Generator":
     import torch
 
     return torch.Generator().manual_seed(digest(seed, *names))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Let what draws from torch's own generators, which nobody can hand a stream to (dropout), draw from this one.
+
+    Afterwards they are where they were before.
+    """
+    import torch
+
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(stream(seed, *names).get_state())
+        for device in devices:
+            generator = torch.Generator(f"cuda:{device}").manual_seed(digest(seed, *names))
+            torch.cuda.set_rng_state(generator.get_state(), device)
+        yield
 
 
 def python_stream(seed: int, *names: str | int) -> random.Random:
