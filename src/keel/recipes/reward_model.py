@@ -1,5 +1,5 @@
 """A reward model from preference pairs: Bradley-Terry, with what may be done to labels that an ensemble doubts, a
-language-model term and centring.
+contrastive term, a language-model term and centring.
 
 Left out: the ensemble that measures strength, MetaRM's step, rankings and grades (recipes of their own).
 """
@@ -38,10 +38,12 @@ from keel.models.load import (
     scalar_model,
     share_trunk,
 )
-from keel.models.pairs import joining, pair_scores
+from keel.models.pairs import head_scores, joining, pair_scores
+from keel.models.views import pair_views
 from keel.rng import stream
 from keel.train import checkpoint
 from keel.train.clock import Clock
+from keel.train.contrast import ContrastiveConfig, Prototypes, contrastive_loss, same_texts
 from keel.train.denoise import DenoiseConfig, denoised
 from keel.train.inputs import DataConfig, FileConfig, load_pairs
 from keel.train.order import batch_indices, n_steps
@@ -65,7 +67,7 @@ class RewardModelConfig(Config):
     data: DataConfig = Field(description="preference pairs")
     denoise: DenoiseConfig = DenoiseConfig()
     exams: tuple[ExamConfig, ...] = Field((), description="files of pairs on which the finished model is examined too")
-    seed: int = Field(0, ge=0, description="fixes order, splitand the new head")
+    seed: int = Field(0, ge=0, description="fixes order, split, the new head and dropout")
     epochs: float = Field(1.0, gt=0, description="passes over the data; reward models overfit within a few")
     steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs")
     batch: int = Field(32, ge=1, description="pairs per optimiser step")
@@ -74,6 +76,7 @@ class RewardModelConfig(Config):
                                         "saves time, always, or never; changes speed, not results")
     loss: Literal["bradley_terry", "eps_sigmoid"] = Field(
         "bradley_terry", description="eps_sigmoid: -log(sigmoid + 1e-5) as in the report's code, for parity runs only")
+    contrastive: ContrastiveConfig | None = Field(None, description="contrastive term; none: off")
     lm_coef: float = Field(0.0, ge=0, description="weight of the cross-entropy of chosen responses; the report: 1")
     center_coef: float = Field(0.0, ge=0, description="weight of (chosen + rejected)^2; 0.01 keeps scores near zero")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6)
@@ -104,6 +107,9 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
                 raise ConfigError("lm_coef > 0 needs a causal trunk, and this model is an encoder",
                                   remedy="Set lm_coef = 0, or train on a causal language model.")
             modules["writer"] = share_trunk(causal_lm(cfg.model, seed=cfg.seed), scorer)
+        if cfg.contrastive is not None and cfg.contrastive.kind == "swav":
+            width = scorer.config.hidden_size
+            modules["prototypes"] = Prototypes(cfg.contrastive, width, cfg.seed, device_of(scorer))
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of(modules.values(), cfg.optimizer, total)
         state: dict[str, Any] = {"modules": modules, "optimizers": {"optimizer": learner.optimizer}}
@@ -118,8 +124,10 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
                 batch, micro_tokens=cfg.micro_tokens, pad_id=words.pad_id, shared_prompt=shared)]
             weight = max(sum(float(part.weight.sum()) for part in parts), 1e-9)
             # Prefer: every pair of a step weighs by its own weight, whatever the micro-batches are.
-            for part in parts:
-                learn(preferred(cfg, [part], *pair_scores(scorer, part), tally) / weight, step, [part])
+            if cfg.contrastive is not None:
+                learn(contrasted(cfg, modules, parts, weight, step, tally), step, parts)
+            for part in parts if cfg.contrastive is None else ():
+                learn(preferred(cfg, [part], pair_scores(scorer, part), tally) / weight, step, [part])
             # Remember how to write.
             n_tokens = sum(chosen_rows(part).n_response_tokens for part in parts)
             for part in parts if cfg.lm_coef else ():
@@ -127,6 +135,8 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
                 lm = nll(token_logprobs(modules["writer"], told)[0], told.response_mask)
                 tally.add({"lm/loss": lm}, told.response_mask)
                 learn(cfg.lm_coef * masked_sum(lm, told.response_mask) / n_tokens, step, [part])
+            if cfg.contrastive is not None and step <= cfg.contrastive.freeze_prototypes:
+                modules["prototypes"].zero_grad(set_to_none=True)
             metrics = tally.means() | learner.step(step, [row.record_id for row in batch])
             log.log(step, metrics)
             log.time(step, clock.lap({"pairs": len(batch)}))
@@ -166,9 +176,9 @@ def require_plain_labels(cfg: RewardModelConfig, rows: Sequence[PairRow]) -> Non
                           remedy="Use loss = bradley_terry; the other one is for parity with plain runs only.")
 
 
-def preferred(cfg: RewardModelConfig, parts: Sequence[PairBatch], chosen: Tensor, rejected: Tensor,
-              tally: Tally) -> Tensor:
-    """Weighted sum of the loss over pairs; what is logged goes to the tally."""
+def preferred(cfg: RewardModelConfig, parts: Sequence[PairBatch], scores: Sequence[Tensor], tally: Tally) -> Tensor:
+    """Weighted sum of the loss over pairs, from the scores of both sides; what is logged goes to the tally."""
+    chosen, rejected = scores
     margin, label_prob, weight = (torch.cat([getattr(part, name) for part in parts])
                                   for name in ("margin", "label_prob", "weight"))
     loss, stats = bradley_terry(chosen, rejected, margin=margin, label_prob=label_prob)
@@ -177,6 +187,24 @@ def preferred(cfg: RewardModelConfig, parts: Sequence[PairBatch], chosen: Tensor
     center = centring(chosen, rejected)
     tally.add({"loss": loss, "center": center, **stats}, weight)
     return weighted_sum(loss + cfg.center_coef * center, weight)
+
+
+def contrasted(cfg: RewardModelConfig, modules: dict[str, nn.Module], parts: Sequence[PairBatch], weight: float,
+               step: int, tally: Tally) -> Tensor:
+    """The step's loss on two dropout views: the mean of both preference losses, and the contrastive term over all rows
+    of the step. Where they come in several micro-batches, backward runs each of them again instead of keeping it."""
+    how, scorer = cfg.contrastive, modules["scorer"]
+    assert how is not None, "called with a contrastive term only"
+    seen = [pair_views(scorer, part, p=how.dropout, where=how.dropout_in, seed=cfg.seed, names=(step, i),
+                       recompute=len(parts) > 1) for i, part in enumerate(parts)]
+    views = [torch.cat([half[side] for side in (0, 1) for half in halves]) for halves in (
+        [both[view].chunk(2) for both in seen] for view in (0, 1))]
+    preference = torch.stack([preferred(cfg, parts, head_scores(scorer, view).chunk(2), tally) for view in views])
+    prototypes = modules.get("prototypes")
+    assert prototypes is None or isinstance(prototypes, Prototypes)
+    loss, stats = contrastive_loss((views[0], views[1]), how, prototypes, same_texts(parts, how.on))
+    tally.add({"contrastive/loss": loss, **stats})
+    return preference.mean() / weight + how.weight * loss.mean()
 
 
 def learn(objective: Tensor, step: int, parts: Sequence[PairBatch]) -> None:

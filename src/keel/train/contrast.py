@@ -12,6 +12,7 @@ from keel.batches import PairBatch
 from keel.config import Config
 from keel.functional.contrastive import as_differences, prototype_usage, simcse, swav
 from keel.functional.masked import Stats
+from keel.models.views import NoiseSource
 from keel.rng import stream
 
 __all__ = ["ContrastiveConfig", "Prototypes", "contrastive_loss", "same_texts"]
@@ -29,9 +30,9 @@ class ContrastiveConfig(Config):
                                                 "minus rejected and its negative")
     coef: float | None = Field(None, gt=0, description="weight of the term; none: the report's, 1 for simcse, for swav "
                                "0.1 on pairs and 0.5 on differences")
-    dropout: float = Field(0.05, gt=0, lt=1, description="share of activations dropped; without noise both views are "
-                           "the same")
-    dropout_in: Literal["model", "features"] = Field("model", description="where the architecture has dropout, or on "
+    dropout: float = Field(0.05, gt=0, lt=1, description="share of activations dropped to make two views; which ones "
+                           "depends on micro_tokens too")
+    dropout_in: NoiseSource = Field("model", description="where the architecture has dropout, or on "
                                                      "the features alone")
     temperature: float | None = Field(None, gt=0, description="of the softmax; none: 0.05 for simcse, 0.1 for swav")
     prototypes: int | None = Field(None, ge=2, description="of swav; none: the report's, 50 on pairs, 20 on "
