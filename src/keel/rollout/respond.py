@@ -17,7 +17,7 @@ from keel.functional.statistics import bootstrap_interval
 from keel.rng import stream
 from keel.rollout.sample import SamplingConfig, sample
 
-__all__ = ["Responses", "respond", "sample_rows", "scoring_function", "summary"]
+__all__ = ["Responses", "one_score", "respond", "sample_rows", "scoring_function", "summary"]
 
 ScoringFunction = Callable[[Prompt, str, bool], float]
 
@@ -37,11 +37,16 @@ class Responses:
             NumericsError: the function failed, or gave something that is not a finite number.
         """
         ended = self.rollout.ended.tolist()
-        return torch.tensor([_one_score(function, p, t, e)
+        return torch.tensor([one_score(function, p, t, e)
                              for p, t, e in zip(self.prompts, self.texts, ended, strict=True)], dtype=torch.float32)
 
 
-def _one_score(function: ScoringFunction, prompt: Prompt, text: str, ended: bool) -> float:
+def one_score(function: ScoringFunction, prompt: Prompt, text: str, ended: bool) -> float:
+    """What the function says about one response.
+
+    Raises:
+        NumericsError: the function failed, or gave something that is not a finite number.
+    """
     try:
         score = float(function(prompt, text, ended))
     except KeelError:
