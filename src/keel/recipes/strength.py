@@ -215,7 +215,8 @@ def _warn(cfg: StrengthConfig, log: runs.Run, n: int) -> None:
     if cfg.folds == cfg.voters:
         log.note(f"voters={cfg.voters} and folds={cfg.folds} leave each pair one vote, which has no spread")
     if n < FEW * cfg.n_quantiles:
-        log.note(f"{n} pairs in {cfg.n_quantiles} quantiles: fewer than {FEW} each, so their numbers are mostly noise")
+        pairs = "1 pair" if n == 1 else f"{n} pairs"
+        log.note(f"{pairs} in {cfg.n_quantiles} quantiles: fewer than {FEW} each, so their numbers are mostly noise")
 
 
 @dataclass(frozen=True)

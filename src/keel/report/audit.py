@@ -11,6 +11,7 @@ from keel.report.words import DASH, brief, finite, number, share, times
 
 __all__ = ["Audit", "Card", "audit_evidence", "audit_title", "audits", "doubts"]
 
+OPEN = 10  # suspects shown at once; the others unfold
 SHOWN = 40  # suspects on the page; all of them are in suspects.jsonl
 LONGEST = 2000  # characters of a text on the page
 WEAK, STRONG = 0.55, 0.95  # accuracy of the voters: below, they learned nothing; above, they may remember labels
@@ -38,6 +39,7 @@ class Audit:
     plots: tuple[Plot, ...]
     tables: tuple[Table, ...]
     suspects: tuple[Card, ...]
+    more_suspects: tuple[Card, ...]
     suspects_words: str
     examples: tuple[tuple[str, tuple[Card, ...]], ...]
 
@@ -105,7 +107,8 @@ def _audit(run: RunFolder, name: str) -> Audit:
              "All of them; suspects.jsonl holds them too.")
     examples = [(_heading(row, run), tuple(_example(pair, run) for pair in rows(row, "pairs")))
                 for row in rows(run.audit, "examples")]
-    return Audit(name, tuple(charts(run)), tuple(tables(run)), cards, words if cards else "", tuple(examples))
+    return Audit(name, tuple(charts(run)), tuple(tables(run)), cards[:OPEN], cards[OPEN:], words if cards else "",
+                 tuple(examples))
 
 
 def _heading(row: Row, run: RunFolder) -> str:
@@ -119,14 +122,21 @@ def _example(pair: Row, run: RunFolder) -> Card:
     n = int(finite(run.audit.get("n_votes")) or 0)
     facts = f"strength {_with_spread(pair)}; {number(pair.get('votes_for'))} of {n} voters for the label"
     wrong = pair.get("wrong")
-    return _card(pair, facts, (f"the label is {'wrong' if wrong else 'right'}",) if isinstance(wrong, bool) else ())
+    return _card(pair, facts + (f"; the label is {_right(wrong)}" if isinstance(wrong, bool) else ""), ())
+
+
+def _right(wrong: bool) -> str:
+    """What a simulation knows of a label."""
+    return "really wrong" if wrong else "really right"
 
 
 def _suspect(row: Row) -> Card:
     given = part(row, "meta").get("reasons")
     reasons = tuple(str(reason) for reason in given) if isinstance(given, list) else ()
     votes = {"mean": row.get("strength_mean"), "std": row.get("strength_std")}
-    return _card(row, f"strength {_with_spread(votes)}", reasons)
+    wrong = part(row, "truth").get("wrong_label")
+    truth = f"; the label is {_right(wrong)}" if isinstance(wrong, bool) else ""
+    return _card(row, f"strength {_with_spread(votes)}{truth}", reasons)
 
 
 def _with_spread(votes: Row) -> str:

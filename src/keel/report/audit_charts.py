@@ -14,7 +14,7 @@ def charts(run: RunFolder) -> list[Plot]:
 
 
 def _histogram(run: RunFolder) -> Plot | None:
-    """How strong the labels are; dark where a simulation knows them to be wrong."""
+    """How strong the labels are; shaded where a simulation knows them to be wrong."""
     told = part(run.audit, "histogram")
     edges, counts, wrong = (column(told, key) for key in ("edges", "counts", "wrong"))
     if len(edges) != len(counts) + 1 or not counts:
@@ -29,11 +29,11 @@ def _histogram(run: RunFolder) -> Plot | None:
     words = (f"Strength is the mean over the voters of chosen score less rejected score. Below 0 they side against the "
              f"label: {share(against)} of the pairs.")
     if wrong:
-        words += " Dark: labels that the simulation knows to be wrong."
+        words += " Shaded: labels that the simulation knows to be wrong."
     beyond = sum(finite(told.get(key)) or 0 for key in ("n_below", "n_above"))
     if beyond:
         words += f" {times(int(beyond), 'pair')} further out are in the last bars."
-    return bar_plot("Strength of the labels", words, "mean strength, score units", bars)
+    return bar_plot("Strength of the labels", words, "mean strength, score units; height in pairs", bars)
 
 
 def _by_quantile(run: RunFolder) -> Plot | None:

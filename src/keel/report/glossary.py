@@ -92,6 +92,7 @@ METRICS = {
     "loss": Metric(LOSSES, "What is being minimised.", "nats"),
     "center": Metric(LOSSES, "Penalty on scores that drift away from zero.", ""),
     "lm/loss": Metric(LOSSES, "Language-model loss on the chosen responses.", "nats per token"),
+    "member": Metric(OPTIMISER, "Which voter the step trains; the curves begin anew with each.", ""),
     "tokens": Metric(OPTIMISER, "Response tokens the step learned from.", "tokens"),
     "loss/policy": Metric(LOSSES, "What the policy minimises but the LM mix. Its curve shows no collapse.", ""),
     "loss/value": Metric(LOSSES, "Loss of the critic.", ""),
