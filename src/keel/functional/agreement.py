@@ -60,6 +60,6 @@ def krippendorff_alpha(ratings: Float[Tensor, "N A"]) -> float | None:
     counts = torch.zeros(len(ratings), len(categories), dtype=torch.float64, device=ratings.device)
     counts.index_put_((rated.nonzero()[:, 0], numbers), counts.new_ones(()), accumulate=True)
     of_item, of_category, n = counts.sum(1), counts.sum(0), counts.sum()
-    unlike = (of_item.square() - counts.square().sum(1)) / (of_item - 1).clamp_min(1)
+    unlike = (of_item.square() - counts.square().sum(1)) / (of_item - 1)  # no item is left with one rating
     by_chance = (n.square() - of_category.square().sum()) / (n - 1)
     return float(1 - unlike.sum() / by_chance)
