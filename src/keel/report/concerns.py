@@ -7,6 +7,7 @@ from typing import Any
 from keel.report.audit import doubts
 from keel.report.contest import JUDGES, judges, opponents
 from keel.report.folder import Row, RunFolder
+from keel.report.probes import probe_doubts
 from keel.report.series import Collected
 from keel.report.verdict import Divergence, divergence
 from keel.report.words import brief, finite, joined, share, times
@@ -28,7 +29,7 @@ def concerns(run: RunFolder, series: Collected, shown: Row, judged: str) -> list
     found = _overoptimised(divergence(series), judged) + _ending(run) + _alarms(run) + _proxy_only(shown, series)
     if run.recipe == "reward_model":
         found += _against_trivial_rules(shown, series)
-    found += [Concern(text, remedy, grave=True) for text, remedy in doubts(run)]
+    found += [Concern(text, remedy, grave=True) for text, remedy in (*doubts(run), *probe_doubts(run))]
     found += _contest(run) + _left_out(run.result.get("skipped"))
     cut = series.get(("response/cut", "eval")) or series.get(("response/cut", "train"))
     if cut and cut.last is not None and cut.last > 0:

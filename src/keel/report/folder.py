@@ -17,7 +17,7 @@ __all__ = ["Demo", "RunFolder", "column", "find", "part", "read", "rows"]
 Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
 MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
-WITHOUT_STEPS = ("generate", "win_rate")  # recipes that train nothing and log no metrics
+WITHOUT_STEPS = ("generate", "probe", "win_rate")  # recipes that train nothing and log no metrics
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)
 SECRET_KEY = re.compile(rf"(?:.*[._-])?(?:api[-_]?key|secret|password)|{SECRET}", re.I)
@@ -40,6 +40,7 @@ class RunFolder:
     notes: tuple[str, ...]
     audit: Row
     suspects: list[Row]
+    probes: Row
 
     @property
     def status(self) -> str:
@@ -112,6 +113,7 @@ def read(path: Path, name: str | None = None) -> RunFolder:
         result=result,
         audit=_object(path / "audit.json", notes),
         suspects=[row for _, row in islice(_lines(path / "suspects.jsonl"), MAX_SUSPECTS) if isinstance(row, dict)],
+        probes=_object(path / "probes.json", notes),
         notes=tuple(notes),
     )
 

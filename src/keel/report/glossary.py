@@ -28,6 +28,7 @@ RECIPES = {
     "axis": "Assistant axis",
     "generate": "Generation",
     "win_rate": "Comparison",
+    "probe": "Probing",
 }
 
 # The order of the page: what the run is for, then what reveals a collapse, then the machinery.

@@ -10,6 +10,7 @@ from keel.report.concerns import Concern, concerns
 from keel.report.contest import contest_evidence, contest_title
 from keel.report.folder import Row, RunFolder
 from keel.report.glossary import recipe_title
+from keel.report.probes import probe_evidence, probe_title
 from keel.report.series import Collected
 from keel.report.verdict import Divergence, divergence, proxy_rose, verdict
 from keel.report.words import brief, duration, finite, interval, joined, times
@@ -44,7 +45,7 @@ def headline(run: RunFolder, series: Collected) -> Headline:
         judged = "overoptimised"
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
-    evidence = contest_evidence(run) or audit_evidence(run) or _evidence(shown, intervals)
+    evidence = contest_evidence(run) or audit_evidence(run) or probe_evidence(run) or _evidence(shown, intervals)
     title = _title(run, shown, judged, fall)
     return Headline(title, evidence, _subject(run), judged, tuple(concerns(run, series, shown, judged)))
 
@@ -104,6 +105,8 @@ def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> 
     if judged == "overoptimised":
         when = f"after about step {fall.step:,} " if fall else ""
         return f"Over-optimisation: {when}the proxy score rose while the gold score fell."
+    if probed := probe_title(run):
+        return probed
     if not shown:
         return f"{what} was stopped{at}." if run.status == "stopped" else f"{what} finished without a headline number."
     outcome = contest_title(run, judged) or audit_title(run) or _outcome(what, shown, judged)

@@ -12,7 +12,7 @@ import tomli_w
 
 from keel import __version__
 from keel.errors import RunError
-from keel.report import audit, charts, contest, samples, tables
+from keel.report import audit, charts, contest, probes, samples, tables
 from keel.report.folder import Demo, RunFolder, find
 from keel.report.glossary import recipe_title
 from keel.report.headline import Headline, between, headline, stages
@@ -23,7 +23,7 @@ __all__ = ["build"]
 
 HERE = Path(__file__).parent
 N_COLORS = 7
-STYLES = ("page.css", "audit.css")
+STYLES = ("page.css", "audit.css", "probes.css")
 SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js")
 
 
@@ -54,6 +54,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "intervals_of": [] if demos else _intervals(folders),
         "contests": contest.bars(folders),
         "audits": audit.audits(folders),
+        "panels": probes.panels(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
         "has_samples": data["samples"] is not None,
     }

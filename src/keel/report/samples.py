@@ -35,6 +35,9 @@ def _columns(run: RunFolder) -> list[tuple[str, dict[str, Row]]]:
     if run.recipe == "win_rate":  # the policy stands on the right: what it gains is what it wins
         return [(side, {key: _of_side(both[1], side) for key, both in run.samples.items()
                         if isinstance(both[1].get(side), dict)}) for side in ("opponent", "policy")]
+    if run.recipe == "probe":  # each example holds a response as it was and as it became
+        return [(label, {key: both[end] for key, both in run.samples.items()})
+                for end, label in ((0, "as it was"), (1, "changed"))]
     if run.recipe == "generate":  # nothing was trained: there is no before and after
         return [("response", {key: both[1] for key, both in run.samples.items()})]
     return [(label, {key: both[end] for key, both in run.samples.items() if _belongs(both, end)})
