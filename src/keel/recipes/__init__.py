@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sandbox pretrain": ("keel.experiments.pretrain", "PretrainConfig", "train the sandbox's base model anew"),
     "experiment collapse": ("keel.experiments.collapse", "CollapseConfig", "PPO over-optimises; does PPO-max too?"),
     "experiment ablate-ppo": ("keel.experiments.ablate_ppo", "AblatePPOConfig", "what keeps PPO-max stable"),
+    "experiment strength": ("keel.experiments.strength", "StrengthTrialConfig", "does voting find wrong labels?"),
+    "experiment contrastive": ("keel.experiments.contrastive", "ContrastiveTrialConfig", "do such terms sharpen?"),
     "experiment meta-rm": ("keel.experiments.meta_rm", "MetaRMTrialConfig", "does MetaRM see as the policy moves?"),
     "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
 }
