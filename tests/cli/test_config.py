@@ -160,13 +160,15 @@ def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_presets_are_complete_but_for_paths(preset, capsys):
-    paths = ["--out", "o", "--policy", "p", "--reward_model", "r", "--prompts", "q"]
-    assert main(["ppo", preset, *paths, "--print-config"]) == 0
+    command, field = ("reward-model", "data.max_length") if preset.startswith("rm_") else ("ppo", "kl.coef")
+    paths = ["--out", "o", *(["--model", "m", "--data.path", "d"] if command == "reward-model" else
+                             ["--policy", "p", "--reward_model", "r", "--prompts", "q"])]
+    assert main([command, preset, *paths, "--print-config"]) == 0
     printed = capsys.readouterr().out
     for name, value in read_toml(PRESETS / f"{preset}.toml").items():
         if not isinstance(value, dict):
             assert re.search(rf"^{name} = ", printed, re.M)
-    assert main(["ppo", preset, *paths, "--kl.coef", "0.07", "--print-config"]) == 0
-    assert "coef = 0.07" in capsys.readouterr().out
-    assert main(["ppo", "--help"]) == 0
+    assert main([command, preset, *paths, f"--{field}", "77", "--print-config"]) == 0
+    assert f"{field.split('.')[1]} = 77" in capsys.readouterr().out
+    assert main([command, "--help"]) == 0
     assert preset in capsys.readouterr().out.split("presets: ")[1]
