@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -171,8 +170,8 @@ def test_with_folds_nobody_judges_a_prompt_it_has_seen(tmp_path):
     assert not {prompt[i] for i in parts[0]} & {prompt[i] for i in parts[1]}
     assert [row["n_learned"] for row in told["members"]] == [24 - len(parts[v]) for v in range(4)]
     written, _ = read_pairs(cfg.out / "strength.jsonl")
-    at = parts[1][3]
-    assert written[at].strength.chosen_scores == (scores_of(cfg.out, 1)["chosen"][3], scores_of(cfg.out, 3)["chosen"][3])
+    own = tuple(scores_of(cfg.out, voter)["chosen"][3] for voter in (1, 3))
+    assert written[parts[1][3]].strength.chosen_scores == own
 
 
 def test_a_voter_learns_nothing_from_its_own_fold(tmp_path):
@@ -205,7 +204,7 @@ def test_one_scale_weighs_every_voter_alike(tmp_path):
 
 
 def test_finished_models_vote_without_training(whole, tmp_path):
-    tmp, cfg, _ = whole
+    _, cfg, _ = whole
     specs = tuple(ModelConfig(path=str(cfg.out / "members" / f"{v:02d}" / "model")) for v in (0, 2))
     told = strength.run(StrengthConfig(out=tmp_path / "again", models=specs, data=cfg.data, n_quantiles=4)).values
     assert [row["steps"] for row in told["members"]] == [0, 0] and not logged(tmp_path / "again")
@@ -374,11 +373,10 @@ def test_one_vote_a_pair_is_said_to_have_no_spread(tmp_path):
 
 
 def test_the_command_names_the_files_and_the_next_step(whole, tmp_path, capsys):
-    tmp, cfg, _ = whole
+    _, cfg, _ = whole
     models = "[" + ", ".join(f'"{cfg.out}/members/{v:02d}/model"' for v in (0, 1)) + "]"
     assert cli.main(["strength", "--out", str(tmp_path / "s"), "--models", models, "--data", cfg.data.path]) == 0
     said = capsys.readouterr().out
     assert f"keel report {tmp_path / 's'}" in said and "suspects.jsonl" in said and "of 24 labels" in said
     with pytest.raises(RunError, match="already holds a run"):
         strength.run(cfg)
-    shutil.rmtree(tmp_path / "s")

@@ -64,25 +64,25 @@ def audit(
         odd: what `oddities` found in the pairs.
         n_quantiles: groups of the tables.
     """
-    data = _data(pairs, lengths)
+    data, subsets = _data(pairs, lengths), _subsets(pairs)
     quantile = quantile_of(data.mean, n=n_quantiles)
-    groups = {str(q): quantile == q for q in range(n_quantiles) if bool((quantile == q).any())}
+    groups = [(q, quantile == q) for q in sorted(set(quantile.tolist()))]
     return {
         "n": len(pairs), "n_votes": len(data.gaps), "n_quantiles": n_quantiles,
         "all": _described(data, torch.ones(len(pairs), dtype=torch.bool)),
         "histogram": _histogram(data),
-        "quantiles": [{"quantile": int(q), **_described(data, mask), "shares": _shares(data, mask)}
-                      for q, mask in groups.items()],
+        "quantiles": [{"quantile": q, **_described(data, mask), "shares": _shares(subsets, mask)}
+                      for q, mask in groups],
         "spread": _spread(data),
         "voters": _voters(data),
         "subsets": {name: [{"value": value, **_described(data, mask)} for value, mask in masks.items()]
-                    for name, masks in _subsets(pairs).items()},
+                    for name, masks in subsets.items()},
         "lengths": _by_length(data),
         "truth": _found_wrong(data),
         "annotators": _annotators(data),
         "duplicates": _duplicates(data, odd),
-        "examples": [{"quantile": int(q), "pairs": [_example(data, i) for i in _typical(data.mean, mask)]}
-                     for q, mask in groups.items()],
+        "examples": [{"quantile": q, "pairs": [_example(data, i) for i in _typical(data.mean, mask)]}
+                     for q, mask in groups],
     }
 
 
@@ -125,21 +125,21 @@ def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
-def _shares(data: _Data, mask: Tensor) -> dict[str, dict[str, float]]:
+def _shares(subsets: dict[str, dict[str, Tensor]], mask: Tensor) -> dict[str, dict[str, float]]:
     """How the pairs under the mask are made up, by the first name of meta that tells subsets apart."""
-    found = {}
-    for name, masks in list(_subsets(data.pairs).items())[:1]:
-        found[name] = {value: _mean(own[mask]) for value, own in masks.items()}
-    return found
+    return {name: {value: _mean(own[mask]) for value, own in masks.items()}
+            for name, masks in list(subsets.items())[:1]}
 
 
 def _subsets(pairs: Sequence[PreferencePair]) -> dict[str, dict[str, Tensor]]:
+    """By name of meta and by its value, where the pairs of that value are."""
     found = {}
     for name in SUBSETS:
         values = [pair.prompt.meta.get(name) for pair in pairs]
-        named = sorted({str(value) for value in values if value is not None})
-        if 1 < len(named) <= MOST_VALUES:
-            found[name] = {value: torch.tensor([v is not None and str(v) == value for v in values]) for value in named}
+        known = {value: i for i, value in enumerate(sorted({str(value) for value in values if value is not None}))}
+        if 1 < len(known) <= MOST_VALUES:
+            codes = torch.tensor([-1 if value is None else known[str(value)] for value in values])
+            found[name] = {value: codes == code for value, code in known.items()}
     return found
 
 
@@ -230,7 +230,8 @@ def _duplicates(data: _Data, odd: Oddities) -> dict[str, Any]:
 
 def _typical(mean: Tensor, mask: Tensor) -> list[int]:
     """A few pairs of a group, evenly spread over its strengths."""
-    inside = [i for i in mean.argsort(stable=True).tolist() if bool(mask[i])]
+    order = mean.argsort(stable=True)
+    inside = order[mask[order]].tolist()
     picked = [inside[(2 * k + 1) * len(inside) // (2 * N_EXAMPLES)] for k in range(N_EXAMPLES)]
     return list(dict.fromkeys(picked))
 
@@ -287,6 +288,10 @@ def _two_by_two(names: tuple[str, ...], table: Tensor) -> list[dict[str, Any]]:
 
 
 def _panel(counts: list[tuple[int, int]]) -> dict[str, Any]:
+    """Votes of several annotators on each pair, as (for the label, of)."""
     share = _of([a / b for a, b in counts])
+    size = counts[0][1]
+    equal = size > 1 and all(b == size for _, b in counts)
     return {"n": len(counts), "votes_for": _mean(share), "unanimous": _mean(share == 1),
-            "outvoted": _mean(share <= 0.5)}
+            "outvoted": _mean(share <= 0.5),
+            "fleiss": fleiss_kappa(torch.tensor([[a, b - a] for a, b in counts])) if equal else None}

@@ -58,7 +58,8 @@ def suspects(pairs: Sequence[PreferencePair], odd: Oddities) -> list[PreferenceP
     for i, pair in enumerate(pairs):
         reasons = _doubts(pair) + _people(pair)
         if i in cannot:
-            reasons.append(f"its label cannot be right together with {_named([pairs[j].id for j in cannot[i]])}")
+            others = _named([pairs[j].id for j in cannot[i]])
+            reasons.append(f"its label cannot be right together with that of {others}")
         if i in odd.opposed:
             reasons.append(f"{pairs[odd.opposed[i]].id} has nearly the same texts and the opposite label")
         if reasons:

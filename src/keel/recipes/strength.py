@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from keel import runs
 from keel.batches import SharedPrompt
 from keel.bench.audit import audit
+from keel.bench.exam import prompt_groups
 from keel.bench.pairwise import score_pairs
 from keel.bench.suspects import oddities, suspects
 from keel.config import Config
@@ -189,7 +190,7 @@ def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
         counts = _write_all(cfg, voted, [(len(row.chosen_ids), len(row.rejected_ids)) for row in judged])
         against = torch.tensor([float(pair.strength.mean < 0) for pair in voted if pair.strength])
         mean, low, high = bootstrap_interval(against, generator=stream(cfg.seed, "bootstrap"),
-                                             groups=torch.tensor(_prompts(voted)))
+                                             groups=prompt_groups(voted))
         print(_said(cfg, len(voted), mean, counts))
         return log.finish({
             "n": len(voted), **counts, "members": [_member(cfg, voter) for voter in plan], "member_seconds": seconds,
@@ -273,19 +274,13 @@ def _folds(cfg: StrengthConfig, pairs: Sequence[PreferencePair]) -> list[int]:
     """
     if not cfg.folds:
         return [0] * len(pairs)
-    prompts = _prompts(pairs)
+    prompts = prompt_groups(pairs).tolist()
     n = max(prompts) + 1
     if n < cfg.folds:
         raise DataError(f"{n} different prompts do not fill {cfg.folds} folds", where=cfg.data.path,
                         remedy="Lower folds, or give more data.")
     order = shuffled(n, cfg.seed, "folds")
     return [order[prompt] % cfg.folds for prompt in prompts]
-
-
-def _prompts(pairs: Sequence[PreferencePair]) -> list[int]:
-    """A number from 0 on for the prompt of each pair."""
-    known: dict[Any, int] = {}
-    return [known.setdefault((pair.prompt.text, pair.prompt.messages), len(known)) for pair in pairs]
 
 
 def _heed(log: runs.Run, step: int) -> None:

@@ -32,8 +32,8 @@ class Table:
 
 def tables(run: RunFolder) -> list[Table]:
     """Whatever can be told of audit.json."""
-    found = [_quantiles(run), _search(run), *_subsets(run), *_lengths(run), _people(run), _panel(run), _duplicates(run),
-             _voters(run)]
+    found = [_quantiles(run), _make_up(run), _search(run), *_subsets(run), *_lengths(run), _people(run), _panel(run),
+             _duplicates(run), _voters(run)]
     return [table for table in found if table is not None and table.rows]
 
 
@@ -43,6 +43,17 @@ def _quantiles(run: RunFolder) -> Table:
              "60% of the voters are for the label.")
     names = [number((finite(row.get("quantile")) or 0) + 1) for row in groups]
     return _described("By strength", words, "part", names, groups)
+
+
+def _make_up(run: RunFolder) -> Table | None:
+    """What the pairs of each part are about."""
+    groups = rows(run.audit, "quantiles")
+    name = next(iter(part(groups[0], "shares")), "") if groups else ""
+    values = list(part(part(groups[0], "shares"), name)) if name else []
+    lines = [(number((finite(row.get("quantile")) or 0) + 1),
+              *(_share(part(part(row, "shares"), name).get(value)) for value in values)) for row in groups]
+    words = f"Share of each {name.replace('_', ' ')} among the pairs of a part, the weakest first."
+    return Table("What is weak and what is strong", words, ("part", *values), tuple(lines)) if values else None
 
 
 def _search(run: RunFolder) -> Table | None:
