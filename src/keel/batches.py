@@ -110,6 +110,11 @@ class RankingBatch:
         n = self.present.sum(1)
         return (n.cumsum(0) - n).repeat_interleave(n).tolist()
 
+    @property
+    def record_ids(self) -> tuple[str, ...]:
+        """One per ranking."""
+        return tuple(self.tokens.record_ids[row] for row in sorted(set(self.first_rows)))
+
     def by_place(self, values: Float[Tensor, " R"]) -> Float[Tensor, "B N"]:
         """One value per row of tokens, put where its response stands; 0 where there is none."""
         return torch.zeros(self.present.shape, dtype=values.dtype, device=values.device).masked_scatter(

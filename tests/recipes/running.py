@@ -212,7 +212,7 @@ def killed_and_resumed(command: str, config, moments: list[float]) -> None:
     assert worker.returncode == 0, said
 
 
-def killed_here(config: PPOConfig, moments: list[tuple[str, int]]) -> None:
+def killed_here(config, moments: list[tuple[str, int]], run=ppo.run) -> None:
     """Run in a child of this process; SIGKILL strikes it right after the n-th row of metrics since it began ("log"),
     or inside the n-th checkpoint, when it is written but not yet in its place ("save"). Resume, and so on."""
     resume = False
@@ -221,13 +221,13 @@ def killed_here(config: PPOConfig, moments: list[tuple[str, int]]) -> None:
         if child == 0:
             try:
                 _die(where, n)
-                ppo.run(config, resume=resume)
+                run(config, resume=resume)
             finally:
                 os._exit(1)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"it was not killed at {where} {n}"
         resume = True
-    ppo.run(config, resume=True)
+    run(config, resume=True)
 
 
 def forked(arguments: list[str], said: Path) -> int:

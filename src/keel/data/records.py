@@ -1,7 +1,7 @@
 """The records that every reader ends in and everything downstream starts from. Validated once, here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from keel.data.problems import RowError
 __all__ = [
     "PAIR_NUMBERS", "ROLES", "Demonstration", "Graded", "Message", "PreferencePair", "Prompt", "Ranking", "Record",
     "Strength", "check", "check_demonstration", "check_graded", "check_pair", "check_prompt", "check_ranking",
+    "prompt_numbers",
 ]
 
 ROLES = ("system", "user", "assistant")
@@ -129,6 +130,12 @@ class Graded:
 
 
 Record = Prompt | Demonstration | PreferencePair | Ranking
+
+
+def prompt_numbers(prompts: Iterable[Prompt]) -> list[int]:
+    """A number from 0 on for each prompt; those of the same text have the same number."""
+    known: dict[object, int] = {}
+    return [known.setdefault((prompt.text, prompt.messages), len(known)) for prompt in prompts]
 
 
 def check(record: Record) -> None:

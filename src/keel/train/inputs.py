@@ -1,6 +1,7 @@
 """From a data file to rendered rows, split into training and validation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -10,14 +11,25 @@ from keel.batches import TokenBatch
 from keel.data.collate import budget_batches, collate
 from keel.data.files import FileConfig
 from keel.data.load import read_demonstrations, read_pairs, read_prompts
+from keel.data.problems import ReadReport
 from keel.data.records import PreferencePair, Prompt
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
 from keel.errors import ConfigError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
-__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts", "mixed_in",
-           "prompt_room", "split", "split_prompts"]
+__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts", "load_split",
+           "mixed_in", "prompt_room", "split", "split_prompts"]
+
+
+class HasPrompt(Protocol):
+    """A record with a prompt."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+
+R = TypeVar("R", bound=HasPrompt)
 
 
 class DataConfig(FileConfig):
@@ -55,12 +67,16 @@ def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_he
 
 def load_pairs(data: DataConfig, seed: int) -> tuple[list[PreferencePair], list[PreferencePair], int]:
     """Training pairs, held-out pairs, and how many records were dropped."""
-    train, report = read_pairs(data.path, on_bad_record=data.on_bad_record, as_text=data.as_text)
+    return load_split(data, seed, partial(read_pairs, on_bad_record=data.on_bad_record, as_text=data.as_text))
+
+
+def load_split(data: DataConfig, seed: int, read: Callable[[str], tuple[list[R], ReadReport]],
+               ) -> tuple[list[R], list[R], int]:
+    """The same for records of any kind with a prompt: `read` gives those of a file."""
+    train, report = read(data.path)
     if data.validation:
-        held_out = read_pairs(data.validation, on_bad_record=data.on_bad_record, as_text=data.as_text)[0]
-    else:
-        train, held_out = split(train, data.validation_fraction, seed)
-    return train, held_out, report.n_dropped
+        return train, read(data.validation)[0], report.n_dropped
+    return *split(train, data.validation_fraction, seed), report.n_dropped
 
 
 def load_demonstrations(data: FileConfig, words: Template) -> list[Row]:
@@ -77,16 +93,6 @@ def mixed_in(rows: list[Row], size: int, *, number: int, seed: int, micro_tokens
     picked = [rows[i] for i in next(batch_indices(len(rows), size, seed, "ptx", first_step=number))]
     parts = budget_batches([len(row.ids) for row in picked], micro_tokens)
     return [collate([picked[i] for i in part], pad_id).to(device) for part in parts]
-
-
-class HasPrompt(Protocol):
-    """A record with a prompt."""
-
-    @property
-    def prompt(self) -> Prompt: ...
-
-
-R = TypeVar("R", bound=HasPrompt)
 
 
 def split(records: Sequence[R], fraction: float, seed: int) -> tuple[list[R], list[R]]:
