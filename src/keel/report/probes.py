@@ -92,7 +92,8 @@ def probe_doubts(run: RunFolder) -> list[tuple[str, str]]:
     if low is None or low > CHANCE:
         return []
     return [("The reward model is not shown to be better than chance on these pairs (accuracy "
-             f"{interval(accuracy)}): the probes show how noise reacts.", "Probe a reward model that has learned something, or give more pairs.")]
+             f"{interval(accuracy)}): the probes show how noise reacts.",
+             "Probe a reward model that has learned something, or give more pairs.")]
 
 
 def _probe(position: int, row: Row) -> Probe:
