@@ -297,3 +297,68 @@ def demo(folder: Path) -> Path:
     ]
     stages = [{"name": "SFT", "run": "sft"}, {"name": "Reward model", "run": "rm"}, {"name": "PPO", "run": "ppo"}]
     return write(folder, demo={"stages": stages, "gold": gold})
+
+
+def described(mean_strength: float, right: float | None = None, n: int = 60, **more: Any) -> Row:
+    """One line of a table of audit.json."""
+    line = {"n": n, "mean": mean_strength, "std": 0.3, "low": mean_strength - 0.1, "high": mean_strength + 0.1,
+            "against": float(mean_strength < 0), "votes_for": 0.6, "agreement": 0.7, "divided": 0.25, "right": right,
+            "judge_agrees": None, "n_judged": 0, "chosen_tokens": 20.0, "rejected_tokens": 18.5}
+    return line | more
+
+
+def card(name: str, mean_strength: float, text: str = "") -> Row:
+    """An example of audit.json."""
+    prompt = [{"role": "user", "content": f"which river runs by {name}? {text}"}]
+    return {"id": f"{name}{text}", "prompt": prompt, "chosen": f"the arle. {text}", "rejected": f"no river. {text}",
+            "mean": mean_strength, "std": 0.25, "votes_for": 3, "wrong": mean_strength < 0}
+
+
+def suspect(name: str, mean_strength: float, text: str = "") -> Row:
+    """A line of suspects.jsonl."""
+    return {"id": f"{name}{text}", "prompt": [{"role": "user", "content": f"which river runs by {name}? {text}"}],
+            "chosen": [{"role": "assistant", "content": f"the arle. {text}"}],
+            "rejected": [{"role": "assistant", "content": f"no river. {text}"}],
+            "strength_mean": mean_strength, "strength_std": 0.25, "truth": {"wrong_label": True},
+            "meta": {"reasons": [f"9 of 10 voters are against the label {text}", "3 of 5 annotators prefer the other"]}}
+
+
+def strength(folder: Path, text: str = "", n_suspects: int = 14, audit: Row | None = None, **more: Any) -> Path:
+    """A data audit as `keel strength` leaves it; `audit` replaces parts of audit.json, `more` keys of result.json."""
+    means = [-1.2, -0.3, 0.1, 0.4, 0.9]
+    told = {
+        "n": 300, "n_votes": 10, "n_quantiles": 5, "all": described(-0.02, 0.75, 300, against=0.4),
+        "histogram": {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "counts": [60, 60, 140, 40], "wrong": [50, 20, 5, 0],
+                      "n_below": 2, "n_above": 1},
+        "quantiles": [described(m, 0.2 * i + 0.1, quantile=i, shares={"domain": {f"guard{text}": 0.25, "list": 0.75}})
+                      for i, m in enumerate(means)],
+        "spread": [{"mean": m, "std": s, "n": 60} for m, s in zip(means, (0.4, 0.2, 0.15, 0.3, 0.5), strict=True)],
+        "voters": {"pairwise": 0.7, "unanimous": 0.3, "split": [0.1] * 10 + [0.0], "correlation": 0.5, "fleiss": 0.31},
+        "subsets": {"domain": [described(0.3, value="list"), described(-0.2, value=f"guard{text}")]},
+        "lengths": {"sides": [described(0.2, value="chosen is longer")], "quarters": [described(0.1, value="6 to 20")],
+                    "prefers_longer": {"labels": 0.5, "voters": 0.55}},
+        "truth": {"n_wrong": 75, "share_wrong": 0.25, "area": 0.912,
+                  "searches": [{"value": "weakest 10%", "n": 30, "precision": 0.8, "recall": 0.32}]},
+        "annotators": {
+            "people": {"n_annotators": 2, "n_comparisons": 40, "krippendorff": 0.61, "fleiss": 0.6,
+                       "cohen": [{"one": f"ann{text}", "other": "bob", "n": 40, "agree": 0.8, "kappa": 0.59}]},
+            "panel": {"n": 300, "votes_for": 0.8, "unanimous": 0.5, "outvoted": 0.1, "fleiss": 0.42}},
+        "duplicates": {"n_repeats": 1, "n_alike": 2, "n_contradictions": 0, "n_in_repeats": 2, "n_in_alike": 5,
+                       "n_in_contradictions": 0, "n_opposed": 1, "repeats": [["a", f"b{text}"]],
+                       "alike": [["a", "b", "c", "d", "e"]], "contradictions": []},
+        "examples": [{"quantile": i, "pairs": [card(f"village {i}", m, text)]} for i, m in enumerate(means)],
+    }
+    members = [{"voter": v, "path": f"models/sft{text}", "n_learned": 300, "n_judged": 300, "accuracy": 0.7 + 0.01 * v}
+               for v in range(10)]
+    after = {"mean": 0.4, "low": 0.36, "high": 0.44, "n": 300}
+    headline = {"metric": "share of labels that the voters side against", "after": after, "higher_is_better": False}
+    write(
+        folder,
+        audit=told | (audit or {}),
+        suspects=[suspect(f"place {i}", -2.0 + 0.1 * i, text) for i in range(n_suspects)],
+        metrics=[{"step": s, "phase": "train", "member": s // 5, "loss": 0.7 - 0.01 * s} for s in range(1, 10)],
+        environment=environment("strength"),
+        config='folds = 0\n[model]\npath = "models/sft"\n',
+        result=result("strength") | {"members": members, "n_suspects": n_suspects, "headline": headline} | more,
+    )
+    return folder

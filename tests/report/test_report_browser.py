@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, demo, ppo, samples, win_rate
+from report_runs import HOSTILE, demo, ppo, samples, strength, win_rate
 
 from keel.report import build
 
@@ -48,7 +48,7 @@ class Opened:
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(file.as_uri())
-        self.page.wait_for_selector(".plot svg .dot, .plot svg .curve, .contest rect", state="attached")
+        self.page.wait_for_selector(".plot svg .dot, .plot svg .curve, .contest rect, .frame rect", state="attached")
 
     def quiet(self) -> None:
         """Nothing complained, and the one request was for the page itself."""
@@ -154,4 +154,23 @@ def test_the_bars_of_a_comparison_fill_their_line(chromium: Any, tmp_path: Path,
     assert whole["width"] > 300 and abs(sum(p["width"] for p in parts) - whole["width"]) < 4
     assert opened.overflow() == 0
     assert "win by gold, lose by reward model" in opened.page.locator(".card .facts").all_inner_texts()[1]
+    opened.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_data_audit_is_drawn_and_unfolds(chromium: Any, tmp_path: Path, width: int) -> None:
+    opened = Opened(chromium, build([strength(tmp_path / "run", "x" * 300)], tmp_path / "r.html"), width=width)
+    page = opened.page
+    areas = [area.bounding_box() for area in page.locator(".frame .area").all()]
+    assert len(areas) == 5 and all(area["height"] == 190 and area["width"] > 250 for area in areas)
+    bars = [bar.bounding_box() for bar in page.locator(".frame").first.locator("rect.win, rect.lose").all()]
+    assert len(bars) == 4 and abs(sum(bar["width"] for bar in bars) - areas[0]["width"]) < 5
+    # The tallest of 60, 60, 140 and 40 pairs stands on the ground, as the others do.
+    assert max(bar["height"] for bar in bars) == bars[2]["height"] < 190
+    assert len({round(bar["y"] + bar["height"]) for bar in bars}) == 1
+    shown = page.locator(".pair:visible").count()
+    page.locator("summary", has_text="4 more").click()
+    assert page.locator(".pair:visible").count() == shown + 4 == 14
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert opened.overflow() == 0
     opened.quiet()
