@@ -115,8 +115,8 @@ def run(cfg: ProbeConfig) -> runs.RunResult:
         picked = some(there.rows)
         same = of_shape(score, [there.rows[i] for i in picked], before[picked], pad_id=words.pad_id,
                         end_id=words.end_id, micro_tokens=cfg.micro_tokens, std=yard.std, left=not is_encoder(model))
-        other = "float32" if cfg.model.dtype == "bfloat16" else "bfloat16"
-        twin = scalar_model(cfg.model.model_copy(update={"dtype": other, "autocast": False}))
+        other, how = _other_format(cfg.model, is_encoder(model))
+        twin = scalar_model(cfg.model.model_copy(update=how))
         same += of_precision(before, scored(_score(twin), there.rows, pad_id=words.pad_id,
                                             micro_tokens=cfg.micro_tokens), other)
 
@@ -145,6 +145,13 @@ def run(cfg: ProbeConfig) -> runs.RunResult:
 
 def _score(model: nn.Module) -> Score:
     return lambda batch: response_scores(model, batch.to(device_of(model))).float().cpu()
+
+
+def _other_format(spec: ModelConfig, encoder: bool) -> tuple[str, dict[str, Any]]:
+    """float32 for a model that computes in bfloat16, and the other way round; an encoder's head stays in float32."""
+    if spec.autocast or spec.dtype == "bfloat16":
+        return "float32", {"dtype": "float32", "autocast": False}
+    return "bfloat16", {"autocast": True} if encoder else {"dtype": "bfloat16"}
 
 
 def _read_samples(cfg: ProbeConfig, file: FileConfig, words: Template) -> _Samples:
