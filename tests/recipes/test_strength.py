@@ -266,6 +266,16 @@ def test_killed_at_any_instant_it_goes_on_to_the_same_bytes(whole, tmp_path, pla
     assert not list(config.out.glob(".*.unfinished"))
 
 
+def test_a_killed_lora_voter_goes_on_to_the_same_bytes(tmp_path):
+    base = ModelConfig(path=str(tiny.llama(tmp_path / "base")), lora=LoraSettings(rank=2))
+    config = strength_config(tmp_path, voters=2, model=base)
+    strength.run(config.model_copy(update={"out": tmp_path / "whole"}))
+    killed(config, resume=False, owner=runs.Run, name="log", n=9)
+    strength.run(config, resume=True)
+    for name in ("metrics.jsonl", "strength.jsonl", "members/01/adapter/adapter_model.safetensors"):
+        assert (config.out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 def killed(config: StrengthConfig, *, resume: bool, owner, name: str, n: int) -> None:
     child = running._fork()
     if child == 0:
@@ -377,6 +387,6 @@ def test_the_command_names_the_files_and_the_next_step(whole, tmp_path, capsys):
     models = "[" + ", ".join(f'"{cfg.out}/members/{v:02d}/model"' for v in (0, 1)) + "]"
     assert cli.main(["strength", "--out", str(tmp_path / "s"), "--models", models, "--data", cfg.data.path]) == 0
     said = capsys.readouterr().out
-    assert f"keel report {tmp_path / 's'}" in said and "suspects.jsonl" in said and "of 24 labels" in said
+    assert f"keel report {tmp_path / 's'}" in said and "suspects.jsonl" in said and " of 24 labels (" in said
     with pytest.raises(RunError, match="already holds a run"):
         strength.run(cfg)

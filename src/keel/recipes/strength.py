@@ -387,10 +387,10 @@ def _peak_memory() -> int:
 
 
 def _said(cfg: StrengthConfig, n: int, against: float, counts: dict[str, Any]) -> str:
-    lines = [f"The voters side against {100 * against:.1f}% of {n} labels.",
-             f"  {cfg.out}/strength.jsonl  every pair with its votes",
-             f"  {cfg.out}/suspects.jsonl  {counts['n_suspects']} pairs to look at, with reasons"]
+    lines = [f"The voters side against {round(n * against):,} of {n:,} labels ({100 * against:.1f}%).",
+             f"  {cfg.out}/strength.jsonl  the votes on every pair",
+             f"  {cfg.out}/suspects.jsonl  what to look at, with reasons: {counts['n_suspects']:,}"]
     if cfg.clean is not None:
-        changes = ", ".join(f"{name} {count}" for name, count in counts["changes"].items())
-        lines.append(f"  {cfg.out}/cleaned.jsonl  {counts['n_cleaned']} pairs after the changes ({changes})")
+        changes = ", ".join(f"{name} {count:,}" for name, count in counts["changes"].items() if count) or "no change"
+        lines.append(f"  {cfg.out}/cleaned.jsonl  what is left to train on: {counts['n_cleaned']:,} ({changes})")
     return "\n".join([*lines, f"Look at the data audit: keel report {cfg.out}"])
