@@ -50,8 +50,8 @@ def standardised(
     Raises:
         ValueError: a member's std is not above 0.
     """
-    for member, spread in enumerate(std.tolist()):
+    for member, spread in enumerate(std):
         if not spread > 0:
             raise ValueError(f"member {member} has std={spread} on the calibration set: it scores everything alike and "
                              f"has no scale; leave it out of the ensemble")
-    return (wide(scores.detach()) - wide(mean.detach())[:, None]) / wide(std.detach())[:, None]
+    return ((wide(scores) - mean[:, None]) / std[:, None]).detach()

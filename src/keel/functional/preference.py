@@ -1,7 +1,7 @@
 """Losses on scores that annotators compared, ranked or graded."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
@@ -75,26 +75,25 @@ def plackett_luce(
         present: False where there is no response; such a score is invisible, even NaN.
         tied: True where a response is as good as the one before it.
     """
-    turned = _ties_turned(tied & present)
-    given, other = (_placed(wide(scores).gather(1, order), present) for order in turned)
-    return (given + other) / 2
+    x = wide(scores)
+    return (_placed(x, present) + _placed(x.gather(1, _ties_turned(tied & present)), present)) / 2
 
 
 def _placed(scores: Float[Tensor, "B N"], present: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
     # Far below any score, yet finite: a sum of exponentials over minus infinity alone has no gradient.
-    nothing = torch.finfo(scores.dtype).min / 2
+    nothing = torch.finfo(scores.dtype).min
     left = torch.where(present, scores, nothing).flip(1).logcumsumexp(1).flip(1)
     return torch.where(present, left - scores, 0.0).sum(1)
 
 
-def _ties_turned(tied: Bool[Tensor, "B N"]) -> tuple[Tensor, Tensor]:
-    """The given order, and the one in which every run of ties stands the other way round."""
+def _ties_turned(tied: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
+    """The order in which every run of ties stands the other way round."""
     n = tied.shape[1]
     place = torch.arange(n, device=tied.device).expand(tied.shape)
     first = torch.where(tied, 0, place).cummax(1).values
-    ends = torch.where(tied.roll(-1, 1) & (place < n - 1), n - 1, place)
+    ends = torch.where(tied.roll(-1, 1), n - 1, place)
     last = ends.flip(1).cummin(1).values.flip(1)
-    return place, first + last - place
+    return first + last - place
 
 
 def all_pairs(
@@ -115,9 +114,9 @@ def all_pairs(
     """
     x = torch.where(present, wide(scores), 0.0)
     level = (~tied).cumsum(1)
-    better = (level[:, :, None] < level[:, None, :]) & present[:, :, None] & present[:, None, :]
+    better = (level[:, :, None] < level[:, None, :]) & present[:, None, :]
     loss = torch.where(better, softplus(x[:, None, :] - x[:, :, None]), 0.0)
-    return loss.sum((1, 2)) / better.sum((1, 2)).clamp_min(1)
+    return loss.flatten(1).sum(1) / better.flatten(1).sum(1).clamp_min(1)
 
 
 def attribute_error(
@@ -134,4 +133,4 @@ def attribute_error(
         present: True where there is a grade.
     """
     # Masked before the square: its derivative at a missing grade would be 0 times NaN.
-    return torch.where(present, wide(predicted) - wide(target.detach()), 0.0).square().sum(1)
+    return torch.where(present, wide(predicted) - target.detach(), 0.0).square().sum(1)
