@@ -6,6 +6,7 @@ from typing import Any
 
 from keel.report.audit import doubts
 from keel.report.contest import JUDGES, judges, opponents
+from keel.report.exams import exam_doubts, exam_notes
 from keel.report.folder import Row, RunFolder
 from keel.report.probes import probe_doubts
 from keel.report.series import Collected
@@ -29,14 +30,15 @@ def concerns(run: RunFolder, series: Collected, shown: Row, judged: str) -> list
     found = _overoptimised(divergence(series), judged) + _ending(run) + _alarms(run) + _proxy_only(shown, series)
     if run.recipe == "reward_model":
         found += _against_trivial_rules(shown, series)
-    found += [Concern(text, remedy, grave=True) for text, remedy in (*doubts(run), *probe_doubts(run))]
+    grave = (*doubts(run), *probe_doubts(run), *exam_doubts(run))
+    found += [Concern(text, remedy, grave=True) for text, remedy in grave]
     found += _contest(run) + _left_out(run.result.get("skipped"))
     cut = series.get(("response/cut", "eval")) or series.get(("response/cut", "train"))
     if cut and cut.last is not None and cut.last > 0:
         text = f"{share(cut.last)} of the last responses were cut at the length limit."
         found.append(Concern(text, grave=cut.last >= 0.5))
     found += _not_finite(series)
-    found += [Concern(f"{note}.") for note in run.notes]
+    found += [Concern(f"{note}.") for note in (*run.notes, *exam_notes(run))]
     return sorted(found, key=lambda concern: not concern.grave)
 
 

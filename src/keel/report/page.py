@@ -12,7 +12,7 @@ import tomli_w
 
 from keel import __version__
 from keel.errors import RunError
-from keel.report import audit, charts, contest, probes, samples, tables
+from keel.report import audit, charts, contest, exams, probes, samples, tables
 from keel.report.folder import Demo, RunFolder, find
 from keel.report.glossary import recipe_title
 from keel.report.headline import Headline, between, headline, stages
@@ -23,7 +23,7 @@ __all__ = ["build"]
 
 HERE = Path(__file__).parent
 N_COLORS = 7
-STYLES = ("page.css", "audit.css", "probes.css")
+STYLES = ("page.css", "audit.css", "probes.css", "exams.css")
 SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js")
 
 
@@ -55,6 +55,8 @@ def build(runs: list[Path], out: Path) -> Path:
         "contests": contest.bars(folders),
         "audits": audit.audits(folders),
         "panels": probes.panels(folders),
+        "examined": exams.examined(folders),
+        "beside": exams.beside(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
         "has_samples": data["samples"] is not None,
     }

@@ -6,7 +6,7 @@ from math import ceil, floor, log10
 
 from keel.report.words import number, share
 
-__all__ = ["Bar", "Box", "Mark", "Plot", "Series", "bar_plot", "point_plot"]
+__all__ = ["Bar", "Box", "Mark", "Plot", "Series", "Share", "bar_plot", "point_plot", "share_plot"]
 
 Tick = tuple[float, str]
 N_TICKS = 5
@@ -26,7 +26,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point as it is drawn; `low` and `high` end its whisker, `before` is the point that a line joins it to."""
+    """A point as it is drawn; `low` and `high` end its whisker, `before` is the point that a line joins it to.
+
+    `few`: it stands on so little that it is drawn open.
+    """
 
     color: int
     x: float
@@ -35,11 +38,12 @@ class Mark:
     high: float
     before: tuple[float, float] | None
     said: str
+    few: bool = False
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One chart with its words. `legend`: number of a colour and what it stands for."""
+    """One chart with its words. `legend`: number of a colour and what it stands for; `guides`: ends of dashed lines."""
 
     title: str
     words: str
@@ -49,6 +53,7 @@ class Plot:
     boxes: tuple[Box, ...] = ()
     marks: tuple[Mark, ...] = ()
     legend: tuple[tuple[int, str], ...] = ()
+    guides: tuple[tuple[float, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,18 @@ class Series:
     name: str
     values: Sequence[float | None]
     half: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """A point of a chart of shares: `x` in per cent of its width, the others shares of one."""
+
+    x: float
+    mean: float
+    low: float | None
+    high: float | None
+    said: str
+    few: bool = False
 
 
 def bar_plot(title: str, words: str, axis: str, bars: Sequence[Bar], ticks: Sequence[tuple[float, str]] = ()) -> Plot:
@@ -124,6 +141,37 @@ def point_plot(
     return Plot(title, words, axis, tuple((places[i], name) for i, name in enumerate(names) if i % every == 0),
                 tuple((100 - _place(y, low, high), share(y) if shares and y else number(y)) for y in heights), (),
                 tuple(marks), tuple((color, one.name) for color, one in enumerate(series)) if len(series) > 1 else ())
+
+
+def share_plot(
+    title: str, words: str, axis: str, ticks: Sequence[Tick], series: Sequence[tuple[str, Sequence[Share]]], *,
+    guides: Sequence[tuple[float, float, float, float]] = (),
+) -> Plot:
+    """Shares from 0% to 100% over places of one's own, with their intervals.
+
+    Args:
+        title, words: above the chart.
+        axis: what runs along it.
+        ticks: places in per cent of the width, and their names.
+        series: name and points of each colour, from left to right; no line goes to a point that stands on few.
+        guides: dashed lines to read the points by: x and y of both ends, in per cent from the top left corner.
+    """
+    marks = []
+    for color, (_, points) in enumerate(series):
+        before = None
+        for one in points:
+            here = (one.x, _down(one.mean))
+            low, high = (here[1] if end is None else _down(end) for end in (one.low, one.high))
+            marks.append(Mark(color, *here, low, high, None if one.few else before, one.said, one.few))
+            before = None if one.few else here
+    heights = tuple((_down(y), share(y) if y else "0") for y in (0.0, 0.25, 0.5, 0.75, 1.0))
+    legend = tuple((color, name) for color, (name, _) in enumerate(series)) if len(series) > 1 else ()
+    return Plot(title, words, axis, tuple(ticks), heights, (), tuple(marks), legend, tuple(guides))
+
+
+def _down(y: float) -> float:
+    """A share of one, in per cent from the top."""
+    return round(100 * (1 - y), 3)
 
 
 def _place(x: float, low: float, high: float) -> float:

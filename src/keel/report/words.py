@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-__all__ = ["DASH", "brief", "clean", "duration", "finite", "interval", "joined", "number", "share", "times"]
+__all__ = ["DASH", "brief", "clean", "duration", "finite", "interval", "joined", "number", "percent", "share",
+           "times"]
 
 
 DASH, MINUS = "\u2013", "\u2212"  # for what is not known; and a minus as wide as a plus
@@ -54,6 +55,17 @@ def interval(value: dict[str, Any] | None) -> str:
 def share(value: float) -> str:
     """A share of one in per cent; small shares keep a digit."""
     return f"{100 * value:.1f}%" if value < 0.1 else f"{100 * value:.0f}%"
+
+
+def percent(value: dict[str, Any]) -> str:
+    """A share of one with its interval: `57.2% [52.9, 61.7]`; a dash where there is no mean."""
+    shares = {key: 100 * x for key in ("mean", "low", "high") if (x := finite(value.get(key))) is not None}
+    if "mean" not in shares:
+        return DASH
+    if len(shares) < 3:
+        return f"{brief(shares['mean'])}%"
+    mean, *rest = interval(shares).split(" ", 1)
+    return " ".join([f"{mean}%", *rest])
 
 
 def duration(seconds: Any) -> str:
