@@ -130,7 +130,7 @@ def test_help_explains_every_field(command, capsys):
         assert f"{line}\n        {field.description}\n" in text
         assert field.description and len(field.description) <= 130 and not field.description.endswith("."), field.name
     assert ("--resume RUN" in text) == (
-        command in {"sft", "reward-model", "ppo", "generate"} or command.startswith("experiment "))
+        command in {"sft", "reward-model", "strength", "ppo", "generate"} or command.startswith("experiment "))
 
 
 def test_help_shows_the_recipes_defaults_not_the_tables_own():
