@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from report_runs import HOSTILE, demo, ppo, samples, strength, win_rate
+from test_report_probes import probing
 
 from keel.report import build
 
@@ -48,7 +49,8 @@ class Opened:
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(file.as_uri())
-        self.page.wait_for_selector(".plot svg .dot, .plot svg .curve, .contest rect, .frame rect", state="attached")
+        drawn = ".plot svg .dot, .plot svg .curve, .contest rect, .frame rect, .probe .dot"
+        self.page.wait_for_selector(drawn, state="attached")
 
     def quiet(self) -> None:
         """Nothing complained, and the one request was for the page itself."""
@@ -172,5 +174,16 @@ def test_a_data_audit_is_drawn_and_unfolds(chromium: Any, tmp_path: Path, width:
     page.locator("summary", has_text="4 more").click()
     assert page.locator(".pair:visible").count() == shown + 4 == 14
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert opened.overflow() == 0
+    opened.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_probes_fit_and_their_marks_lie_on_their_lines(chromium: Any, tmp_path: Path, width: int) -> None:
+    opened = Opened(chromium, build([probing(tmp_path / "run", HOSTILE)], tmp_path / "r.html"), width=width)
+    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    line = opened.page.locator(".probe").first
+    whole, mark = (line.locator(name).bounding_box() for name in ("svg", ".dot"))
+    assert whole["width"] > 150 and whole["x"] < mark["x"] < whole["x"] + whole["width"]
     assert opened.overflow() == 0
     opened.quiet()

@@ -66,7 +66,7 @@ def probe_title(run: RunFolder) -> str:
     caught = [str(row.get("title", "")).lower() for row in found if row.get("verdict") == SUSPICIOUS]
     n = sum(row.get("verdict") != NOT_RUN for row in found)
     if not caught:
-        return f"None of the {n} probes that were run is suspicious."
+        return f"Nothing suspicious in {times(n, 'probe')}."
     return f"Suspicious in {len(caught)} of {times(n, 'probe')}: {joined(caught)}."
 
 
@@ -119,7 +119,7 @@ def _probe(position: int, row: Row) -> Probe:
 
 def _line(measure: Row, place: Callable[[object], float | None]) -> Line:
     value, beyond, sides = part(measure, "value"), part(measure, "beyond_length"), part(measure, "sides")
-    facts = [f"has to {measure['must']}"] if measure.get("must") else []
+    facts = [f"must {measure['must']}"] if measure.get("must") else []
     rises = finite(measure.get("rises"))
     facts += [] if rises is None else [f"rose in {share(rises)}"]
     facts += [f"beyond length {interval(beyond)}"] if finite(beyond.get("mean")) is not None else []
