@@ -130,7 +130,8 @@ def test_help_explains_every_field(command, capsys):
         assert f"{line}\n        {field.description}\n" in text
         assert field.description and len(field.description) <= 130 and not field.description.endswith("."), field.name
     assert ("--resume RUN" in text) == (
-        command in {"sft", "reward-model", "strength", "ppo", "generate"} or command.startswith("experiment "))
+        command in {"sft", "reward-model", "ranking-rm", "attribute-rm", "strength", "meta-rm", "meta-rm loop", "ppo",
+                    "generate"} or command.startswith("experiment "))
 
 
 def test_help_shows_the_recipes_defaults_not_the_tables_own():
@@ -147,7 +148,8 @@ def test_help_shows_the_recipes_defaults_not_the_tables_own():
 def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
     config = config_of(command)
     required = {"out": "o", "policy": "p", "model": "m", "reward_model": "r", "prompts": "q", "data": "d", "paths": "f",
-                "output": "g.jsonl", "runs": "run", "opponent": "w"}
+                "output": "g.jsonl", "runs": "run", "opponent": "w", "pairs": "d",
+                "attributes": '["a"]', "weights": "{a = 1.0}"}
     given = {name: value for name, value in required.items() if name in config.model_fields}
     arguments = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main([*command.split(), *arguments, "--print-config"]) == 0
