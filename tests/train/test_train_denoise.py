@@ -95,7 +95,8 @@ def test_pairs_without_strength_are_named():
 
 
 @pytest.mark.parametrize("settings, says", [
-    ({"flip": 0.1, "flip_below": -1.0}, "flip and flip_below exclude each other: both say what happens to the same pairs"),
+    ({"flip": 0.1, "flip_below": -1.0},
+     "flip and flip_below exclude each other: both say what happens to the same pairs"),
     ({"smooth": 0.1, "soften": 1.0}, "smooth and soften exclude each other"),
     ({"drop": [0.0, 0.2], "drop_below": 0.0}, "drop and drop_below exclude each other"),
     ({"smooth": 0.1, "smooth_where": "range"}, "range needs one, the others none"),
