@@ -8,6 +8,7 @@ response are the parts of its gold score (content, length, repeat; their sum is 
 import json
 import math
 import sys
+from itertools import combinations
 from pathlib import Path
 
 from keel.rng import python_stream
@@ -22,7 +23,7 @@ def main(folder: Path, n: int) -> None:
     folder.mkdir(parents=True)
     world = World(0)
     for split, size in (("train", n), ("test", N_TEST)):
-        rankings, grades = [], []
+        rankings, grades, right = [], [], []
         for number, prompt in enumerate(world.prompts(size, "rankings", split=split)):
             rng = python_stream(0, "rankings", split, number)
             written = dict.fromkeys(write(world, prompt, rng.random(), rng).strip() for _ in range(20))
@@ -33,6 +34,8 @@ def main(folder: Path, n: int) -> None:
             noisy = [SHARPNESS * one.total - math.log(-math.log(rng.random())) for one in found]
             if len(texts) > 1:
                 rankings.append(asked | {"id": prompt.id, "responses": texts, "scores": noisy})
+            right += [(found[i].total > found[j].total) == (noisy[i] > noisy[j])
+                      for i, j in combinations(range(len(texts)), 2) if found[i].total != found[j].total]
             for i, (text, one) in enumerate(zip(texts, found, strict=True)):
                 parts = {"length": one.parts["length"], "repeat": one.parts["repeat"]}
                 parts["content"] = one.total - sum(parts.values())
@@ -43,6 +46,7 @@ def main(folder: Path, n: int) -> None:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}-{split}.jsonl").write_text(lines, encoding="utf-8")
             print(f"{name}-{split}.jsonl: {len(rows)} rows")
+        print(f"the gold score puts {sum(right) / len(right):.3f} of the pairs right that it does not tie")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from keel.functional.policy import kl_full
 from keel.models.attention import attending
 from keel.models.load import is_encoder, trunk_of
 
-__all__ = ["autocasting", "hidden_states", "pooled_hidden", "position_ids", "response_scores", "scalar_head",
-           "token_kl", "token_logprobs", "token_values", "trunk_output"]
+__all__ = ["autocasting", "head_layer", "head_outputs", "hidden_states", "pooled_hidden", "position_ids",
+           "response_scores", "scalar_head", "token_kl", "token_logprobs", "token_values", "trunk_output"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once: 16 MB in float32."""
@@ -167,12 +167,21 @@ def _last_linear(encoder: nn.Module) -> nn.Module:
     return [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def scalar_head(model: nn.Module, hidden: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """The one-number head, in float32 whatever the trunk computes in."""
+def head_layer(model: nn.Module) -> Any:
+    """The linear layer at the end of a scalar model."""
     bare: Any = model.get_base_model() if hasattr(model, "peft_config") else model
-    head = _last_linear(model) if is_encoder(model) else bare.score
+    return _last_linear(model) if is_encoder(model) else bare.score
+
+
+def head_outputs(model: nn.Module, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N A"]:
+    """All numbers of the head, in float32 whatever the trunk computes in."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return head(hidden.float())[:, 0]
+        return head_layer(model)(hidden.float())
+
+
+def scalar_head(model: nn.Module, hidden: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+    """The number of a one-number head."""
+    return head_outputs(model, hidden)[:, 0]
 
 
 def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:

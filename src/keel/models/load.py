@@ -100,13 +100,14 @@ def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
     return _placed(adapted(model, spec.lora, "CAUSAL_LM", seed), spec)
 
 
-def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
+def scalar_model(spec: ModelConfig, *, seed: int | None = None, n_labels: int = 1) -> nn.Module:
     """A model with one number out, as `AutoModelForSequenceClassification` with one label.
 
     Args:
         spec: where it is.
         seed: draws a new head (normal, std 1 / (hidden + 1)) for a causal LM or an encoder that has none yet.
             None: the head must be there, for a score from a random head is noise.
+        n_labels: numbers out, where more than one is wanted: grades on several attributes.
 
     Raises:
         ModelError: the folder is missing, has another number of labels, has no head though it needs one, or
@@ -121,15 +122,16 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
     with _explained(spec.path, "scalar model"):
         config = AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
         trained_head = any("SequenceClassification" in name for name in config.architectures or [])
-        if trained_head and config.num_labels != 1:
-            raise ModelError(f"this classifier has {config.num_labels} labels; a reward model has 1", where=spec.path,
-                             remedy="Give a model with one label, or a base model without a classification head.")
+        if trained_head and config.num_labels != n_labels:
+            wanted = "a reward model has 1" if n_labels == 1 else f"{n_labels} are wanted here"
+            raise ModelError(f"this classifier has {config.num_labels} labels; {wanted}", where=spec.path,
+                             remedy="Give a model with as many, or a base model without a classification head.")
         if not trained_head and seed is None:
             raise ModelError("not a reward model: it has no trained head for scores", where=spec.path,
                              remedy="Train one from it with `keel reward-model`; its out/model is a reward model.")
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                spec.path, num_labels=1, dtype=getattr(torch, spec.dtype), use_safetensors=True,
+                spec.path, num_labels=n_labels, dtype=getattr(torch, spec.dtype), use_safetensors=True,
                 output_loading_info=True, trust_remote_code=spec.trust_remote_code)
     _check_missing(model, sorted(report["missing_keys"]), trained_head, spec.path)
     model.keel_drawn = sorted(report["missing_keys"])

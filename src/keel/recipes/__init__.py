@@ -6,6 +6,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sft": ("keel.recipes.sft", "SFTConfig", "imitate demonstrations (supervised fine-tuning)"),
     "reward-model": ("keel.recipes.reward_model", "RewardModelConfig", "learn a score from preference pairs"),
     "ranking-rm": ("keel.recipes.ranking_rm", "RankingRMConfig", "learn a score from rankings of several responses"),
+    "attribute-rm": ("keel.recipes.attribute_rm", "AttributeRMConfig", "learn a score from grades on attributes"),
     "reward-model probe": ("keel.recipes.probe", "ProbeConfig", "nine reward-hacking probes of any reward model"),
     "strength": ("keel.recipes.strength", "StrengthConfig", "let reward models vote on every label; audit the data"),
     "meta-rm": ("keel.recipes.meta_rm", "MetaRMConfig", "a reward model that tells the policy's responses apart"),

@@ -17,6 +17,8 @@ class Metric(NamedTuple):
 RECIPES = {
     "sft": "Supervised fine-tuning",
     "reward_model": "Reward model training",
+    "ranking_rm": "Reward model training on rankings",
+    "attribute_rm": "Reward model training on grades",
     "ppo": "PPO",
     "group_ppo": "Group-invariant PPO",
     "meta_rm": "Meta reward model training",
@@ -48,6 +50,9 @@ METRICS = {
     "win_rate/score/mean": Metric(OUTCOME, "Held-out prompts answered better than at the start, by score.", "share"),
     "alarms": Metric(OUTCOME, "Collapse alarms raised.", "count"),
     "accuracy": Metric(OUTCOME, "Share of pairs where the chosen response scores higher. Guessing gives 0.5.", "share"),
+    "kendall": Metric(OUTCOME, "Share of a ranking's pairs in order, less the share in reverse. Chance gives 0."),
+    "top1": Metric(OUTCOME, "Share of rankings whose best response scores highest.", "share"),
+    "loss_of_mean": Metric(OUTCOME, "Squared error of predicting the mean grade.", "squared standard deviations"),
     "longer_wins": Metric(OUTCOME, "Accuracy of a rule that always prefers the longer response.", "share"),
     "margin": Metric(OUTCOME, "Score of the chosen response less score of the rejected one.", "score"),
     "ece": Metric(OUTCOME, "Calibration error: how far stated confidence lies from the observed share.", "share"),
