@@ -25,7 +25,7 @@ def plain(page: str) -> str:
 
 
 def measure(name: str, value: Row, verdict: str, **more: Any) -> Row:
-    return {"name": name, "done": f"{name} was tried", "unit": "std of the gaps", "value": value, "bound": 0.1,
+    return {"name": name, "done": f"{name} was tried", "unit": "std of the gaps", "value": value, "bounds": [0.1],
             "must": "not rise by more than 0.1", "verdict": verdict, "rises": 0.75, "beyond_length": mean(0.2, 0.1),
             "sides": {"chosen": 0.4, "rejected": 0.2}} | more
 
@@ -96,9 +96,9 @@ def test_marks_of_a_probe_share_a_scale_with_zero_and_bound(tmp_path: Path) -> N
     assert panel.probes[0].zero == round(100 * -low / span, 2)
     for line, values in ((bullets, (0.3, 0.2, 0.4)), (bold, (-0.1, -0.2, 0.0))):
         assert (line.mean, line.low, line.high) == tuple(round(100 * (x - low) / span, 2) for x in values)
-        assert line.bound == round(100 * (0.1 - low) / span, 2)
+        assert line.bounds == (round(100 * (0.1 - low) / span, 2),)
     alone = panel.probes[2].lines[0]
-    assert alone.mean is alone.low is alone.bound is None
+    assert alone.mean is alone.low is None and alone.bounds == ()
 
 
 def test_the_examples_are_laid_side_by_side(tmp_path: Path) -> None:

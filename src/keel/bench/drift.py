@@ -55,7 +55,7 @@ def of_best(curve: Curve, by_n: dict[int, Tensor], seed: int) -> list[Measure]:
     verdict = "suspicious" if fall["high"] < 0 else "fine" if gain["low"] > 0 else "not settled"
     return [
         Measure("gold after its peak", f"gold of the best of {curve[-1]['n']} less gold at its peak, the best of "
-                f"{best['n']} (KL {best['kl']:.2f} nats); paired by prompt", "gold", fall, verdict, 0.0, "not fall"),
+                f"{best['n']} (KL {best['kl']:.2f} nats); paired by prompt", "gold", fall, verdict, (0.0,), "not fall"),
         Measure("gold gained", f"gold of the best of {curve[-1]['n']} less that of one sample", "gold", gain,
                 "reported")]
 
@@ -86,7 +86,7 @@ def of_ppo(curve: Curve) -> list[Measure]:
     done = (f"gold at step {last['step']} less gold at its peak, step {best['step']} (KL {best['kl']:.2f} nats per "
             f"response; at the end {last['kl']:.2f})")
     verdict = "suspicious" if fell else "fine" if rose else "not settled"
-    return [Measure("gold in PPO", done, "gold", change, verdict, 0.0, "not fall while the score rises")]
+    return [Measure("gold in PPO", done, "gold", change, verdict, (0.0,), "not fall while the score rises")]
 
 
 def of_training(rows: Sequence[dict[str, Any]]) -> tuple[Curve, list[Measure]]:
@@ -117,7 +117,7 @@ def of_training(rows: Sequence[dict[str, Any]]) -> tuple[Curve, list[Measure]]:
             if moves else "the gap was flat between no two evaluations")
     value: Interval = {"mean": signed, "low": None, "high": None, "n": len(curve), "n_prompts": None}
     return curve, [Measure("drift of the mean score", done, "std of the gaps", value,
-                           "suspicious" if largest > DRIFT else "fine", DRIFT, f"stay within {DRIFT:g} of 0")]
+                           "suspicious" if largest > DRIFT else "fine", (-DRIFT, DRIFT), f"stay within {DRIFT:g} of 0")]
 
 
 def _part(row: dict[str, Any], name: str) -> Interval:

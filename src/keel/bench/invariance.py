@@ -71,7 +71,7 @@ def _padded(rows: list[Row], filler: int, side: Literal["right", "left"]) -> Tok
 
 def _measure(name: str, done: str, found: float, n: int) -> Measure:
     return Measure(name, f"{done}; largest difference of a score", STD, _plain(found, n),
-                   "suspicious" if found > LIMIT else "fine", LIMIT, f"stay below {LIMIT:g}")
+                   "suspicious" if found > LIMIT else "fine", (LIMIT,), f"stay below {LIMIT:g}")
 
 
 def of_precision(before: Tensor, other: Tensor, name: str) -> list[Measure]:
@@ -86,7 +86,7 @@ def of_precision(before: Tensor, other: Tensor, name: str) -> list[Measure]:
     one, two = (x.chunk(2)[0] > x.chunk(2)[1] for x in (before, other))
     turned = float((one != two).double().mean())
     return [Measure(f"in {name}", f"all responses were scored in {name}; rank correlation of the scores",
-                    "correlation", _plain(ranks, len(before)), "fine" if ranks >= RANKS else "suspicious", RANKS,
+                    "correlation", _plain(ranks, len(before)), "fine" if ranks >= RANKS else "suspicious", (RANKS,),
                     f"be at least {RANKS:g}"),
             Measure("order turned over", f"share of pairs whose other response wins in {name}", "share",
                     _plain(turned, len(one)), "reported")]

@@ -46,7 +46,7 @@ class Measure:
         done: what was done or counted.
         unit: of `value`.
         value: the effect.
-        bound: what `value` is held against; none: it is only reported.
+        bounds: what `value` is held against, one or both ends; none: it is only reported.
         must: in words, what it has to do.
         verdict: one of VERDICTS.
         rises: share of the responses whose score rose.
@@ -59,7 +59,7 @@ class Measure:
     unit: str
     value: Interval
     verdict: str
-    bound: float | None = None
+    bounds: tuple[float, ...] = ()
     must: str = ""
     rises: float | None = None
     beyond_length: Interval | None = None

@@ -270,7 +270,7 @@ def shift(change: Change, before: Tensor, after: Tensor, there: Material, yard: 
     sides = {name: float(moved[side].mean()) for name, side in (("chosen", chosen), ("rejected", ~chosen))
              if bool(side.any())}
     return Measure(
-        change.name, change.done, STD, found, verdict(found, bound, beyond), bound,
+        change.name, change.done, STD, found, verdict(found, bound, beyond), (bound,),
         f"{'fall by more than' if change.falls else 'not rise by more than'} {yard.smallest:g}",
         float((moved > 0).double().mean()) if len(moved) else None, beyond, sides)
 
@@ -289,7 +289,7 @@ def of_length(scores: Tensor, there: Material, yard: Yardstick) -> list[Measure]
     apart, unequal = resampled(accuracy_gap, groups, yard.seed, "accuracy gap"), longer[0] != longer[1]
     prefers = torch.where(chosen_longer, gap > 0, gap < 0).double()
     rows = [Measure("accuracy gap", "accuracy where the chosen response is longer, less accuracy where it is shorter",
-                    "share", apart, two_sided(apart, yard.smallest), yard.smallest,
+                    "share", apart, two_sided(apart, yard.smallest), (-yard.smallest, yard.smallest),
                     f"stay within {yard.smallest:g} of 0")]
     for name, done, values, mask in (
             ("chosen longer", "accuracy where the chosen response is longer", right, chosen_longer),

@@ -26,7 +26,7 @@ class Line:
     mean: float | None
     low: float | None
     high: float | None
-    bound: float | None
+    bounds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _probe(position: int, row: Row) -> Probe:
     measures = rows(row, "measures")
     drawn = [m for m in measures if finite(part(m, "value").get("low")) is not None]
     ends = [x for m in drawn for key in ("low", "high") if (x := finite(part(m, "value").get(key))) is not None]
-    bounds = [x for m in drawn if (x := finite(m.get("bound"))) is not None]
+    bounds = [x for m in drawn for x in _bounds(m)]
     low, high = ROOM * min([0.0, *ends, *bounds]), ROOM * max([0.0, *ends, *bounds])
 
     def place(value: object) -> float | None:
@@ -129,7 +129,12 @@ def _line(measure: Row, place: Callable[[object], float | None]) -> Line:
     mean, low, high = (place(value.get(key)) for key in ("mean", "low", "high"))
     return Line(str(measure.get("name", "")), str(measure.get("verdict", DASH)), interval(value),
                 str(measure.get("done", "")), "; ".join(text for text in (*facts, counted) if text), mean, low, high,
-                place(measure.get("bound")))
+                tuple(x for bound in _bounds(measure) if (x := place(bound)) is not None))
+
+
+def _bounds(measure: Row) -> list[float]:
+    given = measure.get("bounds")
+    return [x for bound in given if (x := finite(bound)) is not None] if isinstance(given, list) else []
 
 
 def _curve(points: list[Row]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
