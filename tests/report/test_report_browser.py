@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, demo, ppo, samples, strength, win_rate
+from exam_rows import exam
+from report_runs import HOSTILE, demo, ppo, reward_model, samples, strength, win_rate, write
 from test_report_probes import probing
 
 from keel.report import build
@@ -186,4 +187,18 @@ def test_the_probes_fit_and_their_marks_lie_on_their_lines(chromium: Any, tmp_pa
     whole, mark = (line.locator(name).bounding_box() for name in ("svg", ".dot"))
     assert whole["width"] > 150 and whole["x"] < mark["x"] < whole["x"] + whole["width"]
     assert opened.overflow() == 0
+    opened.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_lines_of_an_exam_share_their_scale(chromium: Any, tmp_path: Path, width: int) -> None:
+    folder = reward_model(tmp_path / "run")
+    write(folder, result={"recipe": "reward_model", "status": "finished", "exams": {"test": exam()}})
+    opened = Opened(chromium, build([folder], tmp_path / "r.html"), width=width)
+    chance = [line.bounding_box()["x"] for line in opened.page.locator(".exams .lines .chance").all()]
+    assert len(chance) == 13 and max(chance) - min(chance) < 1
+    dots = opened.page.locator(".exams .lines .dot").all()
+    model, longer = (dot.bounding_box()["x"] for dot in dots[:2])
+    assert len(dots) == 12 and chance[0] < longer < model  # 50%, 60%, 70%; one view is empty
+    assert opened.page.locator(".exams .still circle").count() == 14 and opened.overflow() == 0
     opened.quiet()

@@ -9,7 +9,7 @@ from keel.report.exam_charts import calibration_plot, calibration_words, gap_plo
 from keel.report.folder import Row, RunFolder, part, rows
 from keel.report.plots import Plot, Tick
 from keel.report.verdict import verdict
-from keel.report.words import DASH, finite, number, percent, times
+from keel.report.words import DASH, finite, joined, number, percent, times
 
 __all__ = ["Beside", "Exam", "Examined", "beside", "exam_doubts", "exam_notes", "examined"]
 
@@ -25,8 +25,6 @@ VIEWS = {
     "intersection": "only pairs where that judge and the label agree",
 }
 """Views of the labels, and what each of them holds."""
-NEEDED = {"accuracy": "the accuracy", "longer_wins": "the rule “the longer answer wins”", "views": "the views of the "
-          "labels", "lengths": "accuracy by length", "gap": "the differences of scores", "calibration": "calibration"}
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,11 @@ def exam_doubts(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def exam_notes(run: RunFolder) -> list[str]:
-    """What a finished reward model should have recorded of its exams and did not."""
-    if run.recipe != "reward_model" or run.status != "finished":
-        return []
+    """What a run should have recorded of its exams and did not."""
     given = run.result.get("exams")
     if given is None:
-        return ["result.json holds no exams: the run was made by an earlier keel"]
+        old = run.recipe == "reward_model" and run.status == "finished"
+        return ["result.json holds no exams: the run was made by an earlier keel"] if old else []
     if not isinstance(given, dict):
         return ["the exams in result.json are damaged and were left out"]
     broken = [name for name, row in given.items() if not isinstance(row, dict)]
@@ -142,18 +139,27 @@ def _exam(name: str, row: Row) -> Exam:
     ticks, place = _scale([one for _, lines in found for _, _, one in lines])
     groups = tuple(Group(title, tuple(_line(*line, place, int(line[0] == LONGER)) for line in lines),
                          len(lines) <= MOST_LINES) for title, lines in found)
-    told = part(row, "calibration")
+    told, whole = part(row, "calibration"), sound(part(row, "accuracy"))
     words, measures = calibration_words(told)
-    plots = (strength_plot(rows(row, "quantiles")), gap_plot(part(row, "gap")), calibration_plot(told))
-    missing = [words for key, words in NEEDED.items() if not part(row, key)]
-    notes = [f"Not recorded, or damaged: {'; '.join(missing)}."] if missing else []
+    plots = {"accuracy by strength": strength_plot(rows(row, "quantiles")),
+             "the differences of scores": gap_plot(part(row, "gap")), "calibration": calibration_plot(told)}
+    known = {"the accuracy": whole, "the rule “the longer answer wins”": sound(part(row, "longer_wins")),
+             "the views of the labels": part(row, "views"), "accuracy by length": part(row, "lengths")}
+    missing = [name for name, one in (known | plots).items() if not one]
+    if row.get("quantiles") == []:
+        missing.remove("accuracy by strength")
+    return Exam(_shown(name), _summary(row), _says(row), tuple(_notes(row, missing)), ticks, place(CHANCE),
+                place(whole.get("mean")), groups, tuple(plot for plot in plots.values() if plot), words, measures)
+
+
+def _notes(row: Row, missing: list[str]) -> list[str]:
+    """What the exam does not hold, and why where that is known."""
+    notes = [f"Not recorded, or damaged: {joined(missing)}."] if missing else []
     if part(row, "views").keys() == {LABELS}:
         notes.append("The pairs carry no strength and no judge's labels, so there is one view of them: their labels.")
-    if part(row, "subsets") == {}:
+    if row.get("subsets") == {}:
         notes.append("The pairs are not divided into subsets (domain, subset, source or category in their meta).")
-    whole = sound(part(row, "accuracy"))
-    return Exam(_shown(name), _summary(row), _says(row), tuple(notes), ticks, place(CHANCE),
-                place(whole["mean"]) if whole else None, groups, tuple(plot for plot in plots if plot), words, measures)
+    return notes
 
 
 def _groups(row: Row) -> list[tuple[str, list[tuple[str, str, Row]]]]:
@@ -181,14 +187,12 @@ def _says(row: Row) -> tuple[str, ...]:
     said = [_against_longer(row), _against_chance(row)]
     longer, shorter = (sound(part(part(row, "lengths"), f"chosen_{how}")) for how in ("longer", "shorter"))
     judged = verdict({"before": shorter, "after": longer})
+    numbers = f"right in {percent(longer)} where the chosen response is the longer one, in {percent(shorter)} where " \
+              "it is the shorter one"
     if judged in ("better", "worse"):
-        side = "longer" if judged == "better" else "shorter"
-        said.append(f"It leans on length: where the chosen response is the longer one it is right in "
-                    f"{percent(longer)}, where it is the shorter one in {percent(shorter)}; the {side} one is easier "
-                    "for it.")
+        said.append(f"Length matters: {numbers}. Either the model goes by length, or such labels are easier.")
     elif judged == "unclear":
-        said.append("It is not shown to lean on length: whether the chosen response is the longer or the shorter one "
-                    "makes no difference beyond the intervals.")
+        said.append(f"Length is not shown to matter: {numbers}; the intervals overlap.")
     return tuple(text for text in said if text)
 
 
@@ -220,7 +224,7 @@ def _good(text: str) -> bool:
 def _scale(given: Iterable[Row]) -> tuple[tuple[Tick, ...], Any]:
     """Ticks, and the function from a share to its place: from tenth to tenth, as wide as the intervals and a guess."""
     ends = [CHANCE, *(x for row in given for x in sound(row).values() if x is not None)]
-    low, high = math.floor(10 * min(ends)), math.ceil(10 * max(ends))
+    low, high = math.floor(round(10 * min(ends), 6)), math.ceil(round(10 * max(ends), 6))
     high = max(high, low + 1)
 
     def place(value: float | None) -> float | None:
