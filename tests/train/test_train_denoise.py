@@ -1,6 +1,7 @@
 """Transforms of pairs by their strength."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -41,6 +42,13 @@ def test_flipping_twice_is_the_identity(mean, margin, p):
     before = pair(mean, margin=margin, label_prob=p)
     assert flipped(flipped(before)) == before != flipped(before)
     assert flipped(flipped(pair(None))) == pair(None)
+
+
+@pytest.mark.parametrize("judge, turned", [(1, 0), (0, 1), (-1, -1)])
+def test_a_judge_who_saw_the_sides_the_other_way_round(judge, turned):
+    one = pair(1.0)
+    record = replace(one.prompt, meta={"judge_label": judge})
+    assert flipped(replace(one, prompt=record)).prompt.meta == {"judge_label": turned}
 
 
 def test_a_share_never_flips_what_the_ensemble_agrees_with():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keel.bench.measures import prompt_groups
 from keel.data.records import PreferencePair
 from keel.data.render import PairRow
 from keel.functional.calibration import (
@@ -20,7 +21,7 @@ from keel.functional.statistics import bootstrap_interval
 from keel.functional.strength import quantile_of
 from keel.rng import digest, stream
 
-__all__ = ["examined", "longer_wins", "prompt_groups", "share"]
+__all__ = ["examined", "longer_wins"]
 
 SUBSETS = ("domain", "subset", "source", "category")
 """Names of meta by whose values the pairs are told apart."""
@@ -42,7 +43,7 @@ def examined(scores: Tensor, rows: Sequence[PairRow], *, seed: int) -> dict[str,
     """
     gap, pairs = (scores[0] - scores[1]).double(), [row.pair for row in rows]
     right = (gap > 0).double()
-    groups = prompt_groups(pairs)
+    groups = prompt_groups([pair.prompt for pair in pairs])
 
     def told(mask: Tensor, values: Tensor, *names: str) -> dict[str, Any]:
         return share(values[mask], groups[mask], seed, *names)
@@ -66,12 +67,6 @@ def longer_wins(row: PairRow) -> float:
     """1 where the chosen response has more tokens, 0 where it has fewer; a tie is a guess, worth a half."""
     gap = len(row.chosen_ids) - len(row.rejected_ids)
     return 0.5 if gap == 0 else float(gap > 0)
-
-
-def prompt_groups(pairs: Sequence[PreferencePair]) -> Tensor:
-    """A number from 0 on for the prompt of each pair. [N]"""
-    known: dict[Any, int] = {}
-    return torch.tensor([known.setdefault((pair.prompt.text, pair.prompt.messages), len(known)) for pair in pairs])
 
 
 def share(values: Tensor, groups: Tensor, seed: int, *names: str) -> dict[str, Any]:

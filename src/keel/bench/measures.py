@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keel.data.records import Prompt
+from keel.data.records import Prompt, prompt_numbers
 from keel.functional.statistics import bootstrap_interval
 from keel.rng import stream
 
@@ -129,8 +129,7 @@ def resampled(statistic: Callable[[Tensor], float], groups: Tensor, seed: int, *
 
 def prompt_groups(prompts: Sequence[Prompt]) -> Tensor:
     """A number from 0 on for each prompt, by what it says. [N]"""
-    known: dict[Any, int] = {}
-    return torch.tensor([known.setdefault((prompt.text, prompt.messages), len(known)) for prompt in prompts])
+    return torch.tensor(prompt_numbers(prompts))
 
 
 def probe(name: str, measures: Sequence[Measure], *, needs: str = "", curve: Sequence[dict[str, Any]] = (),

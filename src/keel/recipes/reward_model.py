@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from keel import runs
 from keel.batches import PairBatch, SharedPrompt, TokenBatch
-from keel.bench.exam import examined, longer_wins, prompt_groups
+from keel.bench.exam import examined, longer_wins
+from keel.bench.measures import prompt_groups
 from keel.bench.pairwise import score_pairs
 from keel.config import Config
 from keel.data.collate import pair_batches
@@ -225,7 +226,7 @@ def evaluate(scorer: nn.Module, rows: list[PairRow], pad_id: int, cfg: RewardMod
     gap = scores[0] - scores[1]
     loss, stats = bradley_terry(gap, torch.zeros_like(gap))
     longer = torch.tensor([longer_wins(row) for row in rows])
-    groups = prompt_groups([row.pair for row in rows])
+    groups = prompt_groups([row.pair.prompt for row in rows])
     mean, low, high = bootstrap_interval(stats["accuracy"], generator=stream(cfg.seed, "bootstrap"), groups=groups)
     wins, wins_low, wins_high = bootstrap_interval(longer, generator=stream(cfg.seed, "bootstrap"), groups=groups)
     return {"loss": float(loss.mean()), "accuracy": mean, "accuracy_low": low, "accuracy_high": high,

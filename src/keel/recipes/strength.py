@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from keel import runs
 from keel.batches import SharedPrompt
 from keel.bench.audit import audit
-from keel.bench.exam import prompt_groups
+from keel.bench.measures import prompt_groups
 from keel.bench.pairwise import score_pairs
 from keel.bench.suspects import oddities, suspects
 from keel.config import Config
@@ -190,7 +190,7 @@ def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
         counts = _write_all(cfg, voted, [(len(row.chosen_ids), len(row.rejected_ids)) for row in judged])
         against = torch.tensor([float(pair.strength.mean < 0) for pair in voted if pair.strength])
         mean, low, high = bootstrap_interval(against, generator=stream(cfg.seed, "bootstrap"),
-                                             groups=prompt_groups(voted))
+                                             groups=prompt_groups([pair.prompt for pair in voted]))
         print(_said(cfg, len(voted), mean, counts))
         return log.finish({
             "n": len(voted), **counts, "members": [_member(cfg, voter) for voter in plan], "member_seconds": seconds,
@@ -274,7 +274,7 @@ def _folds(cfg: StrengthConfig, pairs: Sequence[PreferencePair]) -> list[int]:
     """
     if not cfg.folds:
         return [0] * len(pairs)
-    prompts = prompt_groups(pairs).tolist()
+    prompts = prompt_groups([pair.prompt for pair in pairs]).tolist()
     n = max(prompts) + 1
     if n < cfg.folds:
         raise DataError(f"{n} different prompts do not fill {cfg.folds} folds", where=cfg.data.path,

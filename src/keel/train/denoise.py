@@ -126,7 +126,10 @@ def flipped(pair: PreferencePair) -> PreferencePair:
     votes = pair.strength
     turned = None if votes is None else replace(
         votes, mean=-votes.mean, chosen_scores=votes.rejected_scores, rejected_scores=votes.chosen_scores)
-    return replace(pair, chosen=pair.rejected, rejected=pair.chosen, margin=-pair.margin, strength=turned)
+    judge = pair.prompt.meta.get("judge_label")
+    meta = pair.prompt.meta if judge not in (0, 1) else {**pair.prompt.meta, "judge_label": 1 - judge}
+    return replace(pair, prompt=replace(pair.prompt, meta=meta), chosen=pair.rejected, rejected=pair.chosen,
+                   margin=-pair.margin, strength=turned)
 
 
 def _sigmoid(x: float) -> float:
