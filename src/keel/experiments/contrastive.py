@@ -49,7 +49,7 @@ class ContrastiveTrialConfig(Config):
     first_seed: int = Field(0, ge=0, description="the first of them; the others follow")
     jobs: int = Field(2, ge=1, description="runs at a time, each in a process of one thread")
     n_pairs: int = Field(1600, ge=100, description="labelled pairs; each seed draws its own")
-    n_test: int = Field(2000, ge=50, description="pairs with right labels in each of the two exams")
+    n_test: int = Field(1000, ge=50, description="pairs with right labels in each of the two exams")
     noise: float = Field(0.25, ge=0, lt=0.5, description="share of labels that are turned over")
     lr: float = Field(5e-4, gt=0, description="peak learning rate, one pass")
 
