@@ -50,7 +50,8 @@ def test_views_of_the_labels():
         "original": (0.5, 4), "without_suspects": (0.5, 2),  # pairs 0 and 3: right, wrong
         "relabelled": (0.5, 4),  # right, wrong (turned), right (turned), wrong
         "judge": (pytest.approx(1 / 3), 3), "intersection": (0.5, 2)}
-    assert examined(gaps(1.0), [row(0)], seed=0)["views"].keys() == {"original"}
+    alone = examined(gaps(1.0, 0.0, 1.0), [row(i) for i in range(3)], seed=0)
+    assert alone["views"] == {"original": alone["accuracy"]}
     nobody = examined(gaps(1.0), [row(0, mean=-1.0)], seed=0)["views"]["without_suspects"]
     assert nobody == {"mean": None, "low": None, "high": None, "n": 0}
 

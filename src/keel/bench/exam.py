@@ -52,7 +52,7 @@ def examined(scores: Tensor, rows: Sequence[PairRow], *, seed: int) -> dict[str,
     lengths = torch.tensor([[len(row.chosen_ids), len(row.rejected_ids)] for row in rows])
     return {
         "n": len(rows), "n_prompts": int(groups.max()) + 1,
-        "accuracy": told(everything, right, "accuracy"),
+        "accuracy": told(everything, right, "view", "original"),
         "longer_wins": told(everything, torch.tensor([longer_wins(row) for row in rows]).double(), "longer"),
         "views": {name: told(mask, values, "view", name) for name, (mask, values) in _views(gap, pairs).items()},
         "subsets": {name: {value: told(mask, right, name, value) for value, mask in masks.items()}
