@@ -58,9 +58,9 @@ class MetaRMTrialConfig(Config):
     seeds: int = Field(5, ge=1, le=20, description="seeds; fewer than five settle nothing")
     first_seed: int = Field(0, ge=0, description="the first of them; the others follow")
     jobs: int = Field(2, ge=1, description="runs at a time, each in a process of one thread")
-    town: TownConfig = TownConfig(n_test=300)
-    ppo: PPOSize = PPOSize(phases=16, rollouts=64, minibatch=16, kl_factor=1.0, eval_every=16, eval_prompts=100)
-    n_asked: int = Field(500, ge=2, description="training prompts whose unlabelled responses MetaRM tells apart")
+    town: TownConfig = TownConfig(n_pairs=3000, n_test=200)
+    ppo: PPOSize = PPOSize(phases=12, rollouts=64, minibatch=16, kl_factor=1.0, eval_every=12, eval_prompts=100)
+    n_asked: int = Field(300, ge=2, description="training prompts whose unlabelled responses MetaRM tells apart")
     n_responses: int = Field(4, ge=2, description="responses to each prompt, for MetaRM and in the examination")
     ascent: AscentConfig = AscentConfig()
 
