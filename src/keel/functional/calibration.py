@@ -47,7 +47,7 @@ def equal_mass_calibration_error(margins: Float[Tensor, " N"], *, n_bins: int = 
 
     Source: Nguyen and O'Connor 2015, arXiv:1508.05154, section 3 (adaptive binning), with Guo et al. 2017, Eq. 3.
     """
-    return _mean_gap(margins, quantile_of(margins.detach().abs(), n=n_bins), n_bins)
+    return _mean_gap(margins, quantile_of(margins.abs(), n=n_bins), n_bins)
 
 
 def reliability_table(margins: Float[Tensor, " N"], *, n_bins: int = 10) -> list[dict[str, float | None]]:
