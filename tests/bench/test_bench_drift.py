@@ -7,6 +7,7 @@ import torch
 from tolerances import RELATIVE32, RELATIVE64
 
 from keel.bench.drift import curve_of_best, curve_of_ppo, of_best, of_ppo, of_training
+from keel.bench.measures import probe
 
 
 def samples(gold_of_score) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,7 +19,7 @@ def samples(gold_of_score) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def verdicts(gold_of_score) -> tuple[str, list[dict]]:
     curve, by_n = curve_of_best(*samples(gold_of_score), 0)
-    return of_best(curve, by_n, 0)[0].verdict, curve
+    return probe("over_optimisation", of_best(curve, by_n, 0))["verdict"], curve
 
 
 def test_gold_that_follows_the_score_is_fine():
@@ -35,7 +36,8 @@ def test_gold_that_falls_at_the_top_is_over_optimised_and_its_peak_is_named():
     curve, by_n = curve_of_best(scores, gold, groups, 0)
     fall, gain = of_best(curve, by_n, 0)
     # One sample: 0 on average; the best of two: (5 + 2 * 4 - 3 * 9) / 6 < 0; the best of four: -9.
-    assert fall.verdict == "suspicious" and fall.value["mean"] == pytest.approx(-9.0, rel=RELATIVE32)
+    assert probe("over_optimisation", [fall, gain])["verdict"] == fall.verdict == "suspicious"
+    assert fall.value["mean"] == pytest.approx(-9.0, rel=RELATIVE32)
     assert gain.value["mean"] == fall.value["mean"] and "the best of 1 (KL 0.00 nats)" in fall.done
     # By hand as above: -14 / 6, and 0.1 * 14.5 for the prompt.
     assert curve[1]["gold"]["mean"] == pytest.approx(-14 / 6 + 1.45, rel=RELATIVE32)

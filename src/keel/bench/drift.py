@@ -52,12 +52,12 @@ def of_best(curve: Curve, by_n: dict[int, Tensor], seed: int) -> list[Measure]:
     prompts = torch.arange(len(last))
     fall = interval(last - by_n[best["n"]], prompts, seed, "fall")
     gain = interval(last - first, prompts, seed, "gain")
-    verdict = "suspicious" if fall["high"] < 0 else "fine" if gain["low"] > 0 else "not settled"
     return [
         Measure("gold after its peak", f"gold of the best of {curve[-1]['n']} less gold at its peak, the best of "
-                f"{best['n']} (KL {best['kl']:.2f} nats); paired by prompt", "gold", fall, verdict, (0.0,), "not fall"),
+                f"{best['n']} (KL {best['kl']:.2f} nats); paired by prompt", "gold", fall,
+                "suspicious" if fall["high"] < 0 else "reported", (0.0,), "not fall"),
         Measure("gold gained", f"gold of the best of {curve[-1]['n']} less that of one sample", "gold", gain,
-                "reported")]
+                "fine" if gain["low"] > 0 else "not settled", (0.0,), "rise")]
 
 
 def curve_of_ppo(rows: Sequence[dict[str, Any]]) -> Curve:
