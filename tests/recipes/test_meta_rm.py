@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
-from recipes.running import FAST, killed_and_resumed, logged, reward_config, same_results
+from recipes.running import FAST, killed_here, logged, reward_config, same_results
 from references import meta_step
 from torch.func import functional_call
 
@@ -106,7 +106,8 @@ def float64_step(cfg: MetaRMConfig, first: dict, kind, who: str, eta: float) -> 
     from transformers import AutoModelForSequenceClassification
 
     words = load_tokenizer(cfg.model.path)
-    model = AutoModelForSequenceClassification.from_pretrained(cfg.model.path, num_labels=1, attn_implementation="eager").double().eval()
+    made = AutoModelForSequenceClassification.from_pretrained(cfg.model.path, num_labels=1, attn_implementation="eager")
+    model = made.double().eval()
     theta = {name: p.detach().double() for (name, _), p in zip(model.named_parameters(), first["before"], strict=True)}
 
     def score(p: dict, prompt: list[dict], text: str, ended: bool = True) -> torch.Tensor:
@@ -279,7 +280,7 @@ def test_stopped_and_resumed_with_the_same_responses(tmp_path, monkeypatch) -> N
 
 
 def test_killed_run_resumes_to_the_same_bytes(tmp_path) -> None:
-    whole = config(tmp_path, steps=30, save_every=3, eval_every=7, optimizer=FAST)
+    whole = config(tmp_path, steps=12, save_every=3, eval_every=5, optimizer=FAST)
     meta_rm.run(whole)
-    killed_and_resumed("meta-rm", whole.model_copy(update={"out": tmp_path / "killed"}), [0.1])
+    killed_here(whole.model_copy(update={"out": tmp_path / "killed"}), [("log", 5), ("save", 2)], meta_rm.run)
     same_results(tmp_path / "meta", tmp_path / "killed")
