@@ -232,6 +232,8 @@ def _only(kinds: list[Any]) -> type[Config] | None:
 
 def _kind(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _kind(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return " | ".join(str(choice) for choice in typing.get_args(annotation))
     if origin in (types.UnionType, typing.Union):

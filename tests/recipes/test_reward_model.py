@@ -4,9 +4,15 @@ import tolerances as tol
 import torch
 from recipes.running import killed_and_resumed, logged, reward_config, same_results
 
-from keel.errors import ConfigError
-from keel.models.load import ModelConfig
+from keel.data.collate import collate_pairs
+from keel.data.load import read_pairs
+from keel.data.render import render_pairs, template
+from keel.errors import ConfigError, DataError, ModelError
+from keel.models.forward import response_scores
+from keel.models.load import ModelConfig, causal_lm, load_tokenizer, scalar_model, share_trunk
 from keel.recipes import reward_model
+from keel.train.order import batch_indices
+from keel.train.step import Learner
 
 
 def test_it_learns_the_preference_and_prints_the_length_baseline(tmp_path):
@@ -19,12 +25,6 @@ def test_it_learns_the_preference_and_prints_the_length_baseline(tmp_path):
 
 def test_scores_in_plain_transformers_equal_ours(tmp_path):
     from transformers import AutoModelForSequenceClassification
-
-    from keel.data.collate import collate_pairs
-    from keel.data.load import read_pairs
-    from keel.data.render import render_pairs, template
-    from keel.models.forward import response_scores
-    from keel.models.load import load_tokenizer, scalar_model
 
     reward_model.run(reward_config(tmp_path))
     folder = str(tmp_path / "rm/model")
@@ -88,6 +88,64 @@ def test_weight_zero_drops_a_pair(tmp_path):
     reward_model.run(cfg.model_copy(update={"data": data["kept"], "out": tmp_path / "b", "batch": 6}))
     a, b = logged(tmp_path / "a")[0], logged(tmp_path / "b")[0]
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=tol.GRADIENT32["rtol"])
+
+
+def test_without_any_weight_there_is_nothing_to_learn(tmp_path):
+    rows = [{"prompt": p, "chosen": tiny.said("yes ."), "rejected": tiny.said("no ."), "weight": 0.0}
+            for p in tiny.conversations(3)]
+    file = tiny.write_rows(tmp_path / "none.jsonl", rows)
+    cfg = reward_config(tmp_path)
+    data = cfg.data.model_copy(update={"path": str(file), "validation_fraction": 0.0})
+    with pytest.raises(DataError, match="all of 3 training pairs have weight 0"):
+        reward_model.run(cfg.model_copy(update={"data": data}))
+
+
+def test_a_held_out_row_beyond_the_context_is_refused_at_the_door(tmp_path):
+    long = [{"prompt": p, "chosen": tiny.said("yes . " * 70), "rejected": tiny.said("no .")}
+            for p in tiny.conversations(2)]
+    file = tiny.write_rows(tmp_path / "long.jsonl", long)
+    cfg = reward_config(tmp_path, model=ModelConfig(path=str(tiny.gpt2(tmp_path / "gpt2"))))
+    data = cfg.data.model_copy(update={"validation": str(file), "max_length": 400})
+    with pytest.raises(ModelError, match="the longest row has"):
+        reward_model.run(cfg.model_copy(update={"data": data}))
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["held_out"]])
+def test_every_exam_has_a_name_of_its_own(tmp_path, names):
+    with pytest.raises(ConfigError, match="held_out is the validation part"):
+        reward_model.RewardModelConfig.checked({"out": "o", "model": "m", "data": {"path": "d"},
+                                                "exams": [{"name": name, "path": "e"} for name in names]})
+
+
+def test_the_lm_term_is_the_cross_entropy_of_chosen_response_tokens(tmp_path, monkeypatch):
+    """The gradient with the term less that without it, against that of the term built by hand, one row at a time."""
+    cfg = reward_config(tmp_path, steps=1, batch=6, lm_coef=0.7)
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"validation_fraction": 0.0})})
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def spied(learner, number, ids, **how):
+        seen.append({str(i): p.grad.clone() for i, p in enumerate(learner.parameters) if p.grad is not None})
+        return original(learner, number, ids, **how)
+
+    original = Learner.step
+    monkeypatch.setattr(Learner, "step", spied)
+    for coef in (0.7, 1e-12):  # so small that nothing is left of it, yet the model has its head
+        reward_model.run(cfg.model_copy(update={"lm_coef": coef, "out": tmp_path / f"rm-{coef}"}))
+    words = template(load_tokenizer(cfg.model.path))
+    rows = {row.record_id: row for row in render_pairs(words, read_pairs(cfg.data.path)[0], 64, "drop_turns")[0]}
+    scorer = scalar_model(cfg.model, seed=cfg.seed)
+    writer = share_trunk(causal_lm(cfg.model, seed=cfg.seed), scorer)
+    picked = [list(rows.values())[i] for i in next(batch_indices(len(rows), 6, cfg.seed, "reward_model"))]
+    total, n = torch.zeros(()), 0
+    for row in picked:
+        logits = writer(input_ids=torch.tensor([row.chosen.ids])).logits[0].log_softmax(-1)
+        for t in range(len(row.prompt_ids), len(row.chosen.ids)):
+            total, n = total - logits[t - 1, row.chosen.ids[t]], n + 1
+    (0.7 * total / n).backward()
+    learner = Learner.of([scorer, writer], cfg.optimizer, 1)
+    for i, p in enumerate(learner.parameters):
+        found = seen[0].get(str(i), torch.zeros(())) - seen[1].get(str(i), torch.zeros(()))
+        torch.testing.assert_close(found, torch.zeros_like(p) if p.grad is None else p.grad, **tol.GRADIENT32)
 
 
 def test_killed_run_resumes_to_the_same_bytes(tmp_path):

@@ -18,7 +18,7 @@ def best_of_n(scores: list[float], values: list[float], n: int) -> float:
 
 
 def kl(n: int, cells: int) -> float:
-    """KL of the best of n uniform draws from one draw, by a sum over cells of [0, 1]: density of the best is n u^(n-1)."""
+    """KL of the best of n uniform draws from one draw, by a sum over cells of [0, 1]; the best has density n u^(n-1)"""
     total = 0.0
     for i in range(cells):
         density = (((i + 1) / cells) ** n - (i / cells) ** n) * cells

@@ -69,6 +69,8 @@ def test_a_doubted_label_that_the_file_doubts_too():
     # 0.9 right and kept with 0.8, or 0.1 wrong and turned with 0.2.
     found, _ = denoised([pair(-1.0, label_prob=0.9)], DenoiseConfig(smooth=0.2))
     assert found[0].label_prob == pytest.approx(0.9 * 0.8 + 0.1 * 0.2)
+    found, _ = denoised([pair(0.0, label_prob=0.9), pair(800.0, 1, label_prob=0.9)], DenoiseConfig(soften=1.0))
+    assert [p.label_prob for p in found] == pytest.approx([0.5, 0.9])
 
 
 def test_a_flipped_pair_is_not_softened_and_its_margin_follows():
@@ -90,13 +92,16 @@ def test_margins_are_clipped_and_labels_softened_by_strength():
 def test_drops_by_share_and_by_threshold_count_before_any_change():
     found, counts = denoised(pairs(3.0, -2.0, 1.0, -4.0, 2.0), DenoiseConfig(flip_below=-3.0, drop=(0.2, 0.6)))
     assert [p.id for p in found] == ["p0", "p3", "p4"] and counts["drop"] == 2 and counts["flip"] == 1
+    # What is dropped was not flipped as far as anybody can see.
+    assert denoised(pairs(-1.0, 1.0), DenoiseConfig(flip_below=0.0, drop_below=0.0))[1] == {
+        "flip": 0, "soft label": 0, "margin": 0, "drop": 1}
     found, _ = denoised(pairs(3.0, -2.0, 1.0), DenoiseConfig(drop_below=1.5))
     assert [p.id for p in found] == ["p0"]
 
 
 def test_pairs_without_strength_are_named():
-    with pytest.raises(DataError, match=r"1 of 2 pairs have no strength \(first: p7\)"):
-        denoised([pair(1.0), pair(None, 7)], DenoiseConfig(margin=1.0))
+    with pytest.raises(DataError, match=r"f\.jsonl: 1 of 2 pairs have no strength \(first: p7\)"):
+        denoised([pair(1.0), pair(None, 7)], DenoiseConfig(margin=1.0), where="f.jsonl")
     assert denoised([pair(None)], DenoiseConfig(smooth=0.1, smooth_where="all"))[0][0].label_prob == 0.9
     with pytest.raises(DataError, match="leaves none of 2 pairs"):
         denoised(pairs(1.0, 2.0), DenoiseConfig(drop=(0.0, 1.0)))
@@ -110,6 +115,7 @@ def test_pairs_without_strength_are_named():
     ({"smooth": 0.1, "smooth_where": "range"}, "range needs one, the others none"),
     ({"smooth": 0.1, "smooth_range": [0.0, 0.5]}, "range needs one, the others none"),
     ({"smooth_where": "range", "smooth_range": [0.0, 0.5]}, "smooth_range acts on nothing without smooth"),
+    ({"smooth_where": "all"}, "smooth_where='all' acts on nothing without smooth"),
     ({"margin_clip": 1.0}, "margin_clip acts on nothing without margin"),
     ({"drop": [0.5, 0.2]}, "drop runs from 0.5 to 0.2: it holds no pair"),
 ])

@@ -50,15 +50,15 @@ def suspects(pairs: Sequence[PreferencePair], odd: Oddities) -> list[PreferenceP
         pairs: with their votes.
         odd: what `oddities` found in them.
     """
-    cannot: dict[int, list[int]] = {}
+    cannot: dict[int, set[int]] = {}
     for group in odd.contradictions:
         for i in group:
-            cannot[i] = [j for j in group if j != i]
+            cannot.setdefault(i, set()).update(j for j in group if j != i)
     found = []
     for i, pair in enumerate(pairs):
         reasons = _doubts(pair) + _people(pair)
         if i in cannot:
-            others = _named([pairs[j].id for j in cannot[i]])
+            others = _named([pairs[j].id for j in sorted(cannot[i])])
             reasons.append(f"its label cannot be right together with that of {others}")
         if i in odd.opposed:
             reasons.append(f"{pairs[odd.opposed[i]].id} has nearly the same texts and the opposite label")

@@ -217,8 +217,10 @@ def _numbers(row: Row, value: Mapping[str, Any], name: str) -> tuple[float, ...]
 
 
 def _judged(row: Row, prompt: Prompt) -> Prompt:
-    """With the judge's label as a whole number, as which tables cannot always hold it."""
+    """With the judge's label as a whole number, as which tables cannot always hold it; left out where it is empty."""
     label = prompt.meta.get("judge_label")
+    if label is None and "judge_label" in prompt.meta:
+        return replace(prompt, meta={name: cell for name, cell in prompt.meta.items() if name != "judge_label"})
     number = _spelled_number(label) if row.textual and isinstance(label, str) else label
     if isinstance(number, float) and number.is_integer():
         return replace(prompt, meta={**prompt.meta, "judge_label": int(number)})

@@ -18,7 +18,8 @@ def bradley_terry(
 
         loss = -p log sigmoid(d - m) - (1 - p) log sigmoid(m - d),    d = chosen - rejected
 
-    Source: arXiv:2401.06080, Eq. 1-4 (soft label p, margin m); p = 1 and m = 0 give arXiv:2307.04964, Eq. 1.
+    Source: arXiv:2401.06080, Eq. 2, Eq. 5 (soft label p = 1 - alpha) and Eq. 6 (margin m); p = 1 and m = 0 give
+    arXiv:2307.04964, Eq. 1.
 
     Args:
         chosen_scores: score of the preferred response.

@@ -91,7 +91,7 @@ def run(cfg: AttributeRMConfig, *, resume: bool = False) -> runs.RunResult:
 
         model = attribute_model(cfg.model, cfg.attributes, seed=cfg.seed)
         remember_moments(model, mean, std)
-        check_context(model, max(row.n_tokens for row in seen.rows))
+        check_context(model, max(row.n_tokens for row in seen.rows + unseen.rows))
         rows, total = seen.rows, n_steps(len(seen.rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([model], cfg.optimizer, total)
         state: dict[str, Any] = {"modules": {"model": model}, "optimizers": {"optimizer": learner.optimizer}}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from keel import runs
 from keel.batches import PairBatch, SharedPrompt
 from keel.bench.exam import examined, longer_wins
+from keel.bench.measures import prompt_groups
 from keel.bench.pairwise import score_pairs
 from keel.config import Config
 from keel.data.collate import JOIN_FROM, budget_batches, collate, join, pair_batches
@@ -48,6 +49,7 @@ from keel.train.tally import Tally
 
 __all__ = ["MetaRMConfig", "grouped", "in_parts", "run", "scores_of"]
 
+JOINT_COEF = 0.1
 Group = list[Row]
 """Responses to one prompt."""
 
@@ -77,7 +79,7 @@ class MetaRMConfig(Config):
     method: Literal["ascent", "joint"] = Field("ascent", description="ascent: MetaRM; joint: the cheap baseline, "
                                                "minimise loss - joint_coef * J")
     ascent: AscentConfig = AscentConfig()
-    joint_coef: float = Field(0.1, gt=0, description="weight of J in joint; it can be won by a larger head alone")
+    joint_coef: float = Field(JOINT_COEF, gt=0, description="weight of J in joint; a larger head alone can win it")
     center_coef: float = Field(0.0, ge=0, description="weight of (chosen + rejected)^2; 0.01 keeps scores near zero")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6)
     eval_every: int = Field(100, ge=1, description="steps between validation passes")
@@ -91,6 +93,14 @@ class MetaRMConfig(Config):
         if any(given) != all(given) or (self.responses is None) != all(given):
             raise ValueError("give either policy and prompts, or responses: MetaRM needs several responses of the "
                              "current policy to each prompt")
+        idle = {"ascent": self.ascent != AscentConfig() and self.method == "joint",
+                "joint_coef": self.joint_coef != JOINT_COEF and self.method == "ascent",
+                **{name: getattr(self, name) != type(self).model_fields[name].default and self.responses is not None
+                   for name in ("sampling", "limit", "n_responses")}}
+        if any(idle.values()):
+            name = next(name for name, is_idle in idle.items() if is_idle)
+            raise ValueError(f"{name} acts on nothing with method={self.method!r} and "
+                             f"{'responses' if self.responses else 'policy'}: leave it out")
         return self
 
 
@@ -103,13 +113,14 @@ def run(cfg: MetaRMConfig, *, resume: bool = False) -> runs.RunResult:
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
         train, held_out, n_dropped = load_pairs(cfg.data, cfg.seed)
-        train, changes = denoised(train, cfg.denoise)
+        train, changes = denoised(train, cfg.denoise, where=cfg.data.path)
         rows, cut = render_pairs(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)
         groups, held_groups, n_left_out = load_groups(told, words, cfg)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
-        check_context(scorer, max([row.longest for row in rows] + [row.n_tokens for group in groups for row in group]))
+        check_context(scorer, max([row.longest for row in rows + held_rows]
+                                  + [row.n_tokens for group in groups + held_groups for row in group]))
         shared = joining(scorer, cfg.shared_prompt)
         apart: SharedPrompt = "never" if cfg.ascent.order == "second" else shared  # joined, no second derivative
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
@@ -161,7 +172,8 @@ def run(cfg: MetaRMConfig, *, resume: bool = False) -> runs.RunResult:
                 log.stop(step)
             progress.advance(f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}")
         save_model(scorer, tokenizer, cfg.out / "model", pad_id=words.pad_id)
-        last = score_pairs(scorer, held_rows, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens)
+        last = score_pairs(scorer, held_rows, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens,
+                           shared_prompt=cfg.shared_prompt)
         return log.finish({
             "steps": total, "n_train": len(rows), "n_validation": len(held_rows), "n_prompts": len(groups),
             "n_held_out_prompts": len(held_groups), "evaluation": found, "n_alarms": n_flat, "denoised": changes,
@@ -325,13 +337,14 @@ def evaluate(scorer: nn.Module, rows: Sequence[PairRow], pad_id: int, cfg: MetaR
     """Held-out accuracy with its interval, beside the baseline 'the longer answer wins'."""
     if not rows:
         return {}
-    chosen, rejected = score_pairs(scorer, rows, pad_id=pad_id, micro_tokens=2 * cfg.micro_tokens)
+    chosen, rejected = score_pairs(scorer, rows, pad_id=pad_id, micro_tokens=2 * cfg.micro_tokens,
+                                   shared_prompt=cfg.shared_prompt)
     loss, stats = bradley_terry(chosen, rejected)
-    longer = torch.tensor([longer_wins(row) for row in rows])
+    longer, groups = torch.tensor([longer_wins(row) for row in rows]), prompt_groups([row.pair.prompt for row in rows])
     found = {"loss": float(loss.mean()), "margin": float((chosen - rejected).mean()),
              "ece": float(expected_calibration_error(chosen - rejected)), "n": len(rows)}
     for name, wins in {"accuracy": stats["accuracy"], "longer_wins": longer}.items():
-        mean, low, high = bootstrap_interval(wins, generator=stream(cfg.seed, "bootstrap"))
+        mean, low, high = bootstrap_interval(wins, generator=stream(cfg.seed, "bootstrap"), groups=groups)
         found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return found
 

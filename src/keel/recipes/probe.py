@@ -276,9 +276,10 @@ def _line(number: int, one: dict[str, Any]) -> str:
     head = f"{number} {one['title'].lower()}: {one['verdict']}"
     if one["verdict"] == NOT_RUN:
         return f"{head}: {one['needs'] or 'nothing in the data could be changed so'}"
-    behind = [_number(measure) for measure in one["measures"] if measure["verdict"] == one["verdict"]]
+    behind = [_number(measure) for measure in one["measures"]
+              if measure["verdict"] == one["verdict"] and measure["value"]["mean"] is not None]
     more = f", and {len(behind) - 3} more" if len(behind) > 3 else ""
-    return f"{head}: {', '.join(behind[:3])}{more}"
+    return f"{head}: {', '.join(behind[:3])}{more}" if behind else f"{head}: the data say nothing about it"
 
 
 def _number(measure: dict[str, Any]) -> str:

@@ -73,7 +73,7 @@ def run(cfg: RankingRMConfig, *, resume: bool = False) -> runs.RunResult:
         held_rows, _ = render_rankings(words, held_out[: cfg.eval_rankings], cfg.data.max_length, cfg.data.too_long)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
-        check_context(scorer, max(row.longest for row in rows))
+        check_context(scorer, max(row.longest for row in rows + held_rows))
         shared = joining(scorer, cfg.shared_prompt)
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([scorer], cfg.optimizer, total)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel import runs
@@ -85,6 +85,14 @@ class RewardModelConfig(Config):
     eval_pairs: int = Field(2000, ge=1, description="validation pairs used at most")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
 
+    @model_validator(mode="after")
+    def _check(self) -> "RewardModelConfig":
+        names = ["held_out", *(exam.name for exam in self.exams)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several exams are called {', '.join(map(repr, twice))}; held_out is the validation part")
+        return self
+
 
 def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave a model for `AutoModelForSequenceClassification` in `out/model`."""
@@ -93,14 +101,14 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
         train, held_out, n_bad = load_pairs(cfg.data, cfg.seed)
-        train, changes = denoised(train, cfg.denoise)
+        train, changes = denoised(train, cfg.denoise, where=cfg.data.path)
         rows, cut = render_pairs(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)
         exams = {exam.name: exam_rows(exam, words) for exam in cfg.exams}
         require_plain_labels(cfg, rows)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
-        check_context(scorer, max(row.longest for part in (rows, *exams.values()) for row in part))
+        check_context(scorer, max(row.longest for part in (rows, held_rows, *exams.values()) for row in part))
         shared = joining(scorer, cfg.shared_prompt)
         modules: dict[str, nn.Module] = {"scorer": scorer}
         if cfg.lm_coef:
@@ -150,8 +158,7 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
                 log.stop(step)
             progress.advance(f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}")
         save_model(scorer, tokenizer, cfg.out / "model", pad_id=words.pad_id)
-        examinations = {name: examined(score_pairs(scorer, part, pad_id=words.pad_id,
-                                                   micro_tokens=2 * cfg.micro_tokens), part, seed=cfg.seed)
+        examinations = {name: examined(scores_of(scorer, part, words.pad_id, cfg), part, seed=cfg.seed)
                         for name, part in ({"held_out": held_rows} | exams).items() if part}
         return log.finish({
             "steps": total, "n_train": len(rows), "n_validation": len(held_rows), "evaluation": found,
@@ -220,9 +227,14 @@ def chosen_rows(pairs: PairBatch) -> TokenBatch:
     return TokenBatch(tokens.ids[:n], tokens.attention_mask[:n], tokens.response_mask[:n], tokens.record_ids[:n])
 
 
+def scores_of(scorer: nn.Module, rows: Sequence[PairRow], pad_id: int, cfg: RewardModelConfig) -> Tensor:
+    """Scores of both sides; without a backward pass twice as many positions fit. [2 N]"""
+    return score_pairs(scorer, rows, pad_id=pad_id, micro_tokens=2 * cfg.micro_tokens, shared_prompt=cfg.shared_prompt)
+
+
 def evaluate(scorer: nn.Module, rows: list[PairRow], pad_id: int, cfg: RewardModelConfig) -> dict[str, float]:
     """Held-out accuracy with its interval, beside the baseline 'the longer answer wins'."""
-    scores = score_pairs(scorer, rows, pad_id=pad_id, micro_tokens=2 * cfg.micro_tokens)
+    scores = scores_of(scorer, rows, pad_id, cfg)
     gap = scores[0] - scores[1]
     loss, stats = bradley_terry(gap, torch.zeros_like(gap))
     longer = torch.tensor([longer_wins(row) for row in rows])

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel import runs
-from keel.batches import SharedPrompt
+from keel.batches import PairBatch, SharedPrompt
 from keel.bench.audit import audit
 from keel.bench.measures import prompt_groups
 from keel.bench.pairwise import score_pairs
@@ -86,7 +86,8 @@ class StrengthConfig(Config):
     def _check(self) -> "StrengthConfig":
         if (self.model is None) != bool(self.models):
             raise ValueError("give either model, the trunk of voters to be trained, or models, finished ones that vote")
-        fixed = {"folds": 0, "epochs": 1.0, "center_coef": 0.0, "voters": 10}
+        fixed = {name: type(self).model_fields[name].default for name in (
+            "folds", "epochs", "center_coef", "voters", "batch", "optimizer", "keep_models")}
         if self.models and (moved := [name for name, value in fixed.items() if getattr(self, name) != value]):
             raise ValueError(f"models and {moved[0]} exclude each other: finished models are not trained")
         if len(self.models) == 1:
@@ -156,15 +157,7 @@ def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
                 batch = [rows[voter.learns[i]] for i in next(batches)]
                 parts = [part.to(device_of(model)) for part in pair_batches(
                     batch, micro_tokens=cfg.micro_tokens, pad_id=words.pad_id, shared_prompt=shared)]
-                weight = max(sum(float(part.weight.sum()) for part in parts), 1e-9)
-                for part in parts:
-                    chosen, rejected = pair_scores(model, part)
-                    loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
-                    center = centring(chosen, rejected)
-                    objective = weighted_sum(loss + cfg.center_coef * center, part.weight) / weight
-                    tally.add({"loss": loss, "center": center, **stats}, part.weight)
-                    require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
-                    objective.backward()
+                _learn(cfg, model, parts, tally, step)
                 metrics = tally.means() | learner.step(step - voter.first, [row.record_id for row in batch])
                 log.log(step, {"member": voter.number, **metrics})
                 log.time(step, clock.lap({"pairs": len(batch)}))
@@ -176,7 +169,8 @@ def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
                                  f"accuracy {metrics['accuracy']:.2f}")
             # Vote: every pair it is to judge, in eval mode, cut as in training.
             scores = score_pairs(model, [rows[i] for i in voter.judges], pad_id=words.pad_id,
-                                 micro_tokens=cfg.micro_tokens, on_done=lambda _, at=voter.end - 1: _heed(log, at))
+                                 micro_tokens=cfg.micro_tokens, shared_prompt=cfg.shared_prompt,
+                                 on_done=lambda _, at=voter.end - 1: _heed(log, at))
             _keep(cfg, voter, model, words, scores)
             opened.close()
             del model, learner, state  # one model in memory at a time: this one goes before the next one comes
@@ -198,6 +192,19 @@ def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
             "skipped": {"records": report.n_dropped} | vars(read.cut),
             "headline": {"metric": "share of labels that the voters side against", "higher_is_better": False,
                          "after": {"mean": mean, "low": low, "high": high, "n": len(voted)}}})
+
+
+def _learn(cfg: StrengthConfig, model: nn.Module, parts: Sequence[PairBatch], tally: Tally, step: int) -> None:
+    """Gradients of a step. A function of its own, so that no graph holds a voter's weights after its time."""
+    weight = max(sum(float(part.weight.sum()) for part in parts), 1e-9)
+    for part in parts:
+        chosen, rejected = pair_scores(model, part)
+        loss, stats = bradley_terry(chosen, rejected, margin=part.margin, label_prob=part.label_prob)
+        center = centring(chosen, rejected)
+        objective = weighted_sum(loss + cfg.center_coef * center, part.weight) / weight
+        tally.add({"loss": loss, "center": center, **stats}, part.weight)
+        require_finite(objective.detach(), "loss", step, part.tokens.record_ids)
+        objective.backward()
 
 
 @contextlib.contextmanager

@@ -86,10 +86,11 @@ class RewardConfig(Config):
     @property
     def warning(self) -> str | None:
         """What a reader of its scores must know."""
-        if self.combine == "mean" or self.calibration is not None:
+        if self.n_members < 2 or self.calibration is not None:
             return None
+        counts = "in the disagreement that is logged" if self.combine == "mean" else "as dissent"
         return (f"reward {self.name!r} has combine={self.combine!r} without calibration: training leaves offset and "
-                "scale of each member open, and what they differ by counts as dissent.")
+                f"scale of each member open, and what they differ by counts {counts}.")
 
 
 class ScoreConfig(Config):

@@ -31,7 +31,7 @@ class ContrastiveConfig(Config):
     coef: float | None = Field(None, gt=0, description="weight of the term; none: the report's, 1 for simcse, for swav "
                                "0.1 on pairs and 0.5 on differences")
     dropout: float = Field(0.05, gt=0, lt=1, description="share of activations dropped to make two views; which ones "
-                           "depends on micro_tokens too")
+                           "depends on micro_tokens and shared_prompt too")
     dropout_in: NoiseSource = Field("model", description="where the architecture has dropout, or on "
                                                      "the features alone")
     temperature: float | None = Field(None, gt=0, description="of the softmax; none: 0.05 for simcse, 0.1 for swav")

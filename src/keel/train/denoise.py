@@ -50,6 +50,8 @@ class DenoiseConfig(Config):
         for needs, needed in (("smooth_range", "smooth"), ("margin_clip", "margin")):
             if getattr(self, needs) is not None and getattr(self, needed) is None:
                 raise ValueError(f"{needs} acts on nothing without {needed}")
+        if self.smooth is None and self.smooth_where != "negative":
+            raise ValueError(f"smooth_where={self.smooth_where!r} acts on nothing without smooth")
         for name in ("smooth_range", "drop"):
             if (ends := getattr(self, name)) is not None and ends[0] >= ends[1]:
                 raise ValueError(f"{name} runs from {ends[0]} to {ends[1]}: it holds no pair")
@@ -62,17 +64,23 @@ class DenoiseConfig(Config):
         return any(x is not None for x in asked) or (self.smooth is not None and self.smooth_where != "all")
 
 
-def denoised(pairs: Sequence[PreferencePair], cfg: DenoiseConfig) -> tuple[list[PreferencePair], dict[str, int]]:
+def denoised(pairs: Sequence[PreferencePair], cfg: DenoiseConfig, *, where: str | None = None,
+             ) -> tuple[list[PreferencePair], dict[str, int]]:
     """Changed copies of the pairs, each with the list of its changes in `meta["denoised"]`; and how many of each.
 
     A flip swaps the responses and turns the sign of margin and strength: the pair is then as if it had been labelled
     the other way round.
 
+    Args:
+        pairs: left as they are.
+        cfg: the changes.
+        where: the file that the pairs come from, for errors.
+
     Raises:
         DataError: a change needs the strength of a pair that has none, or no pair is left.
     """
     if cfg.needs_strength:
-        _require_strength(pairs)
+        _require_strength(pairs, where)
     strength = torch.tensor([0.0 if pair.strength is None else pair.strength.mean for pair in pairs],
                             dtype=torch.float64)
     flip = (strength < cfg.flip_below if cfg.flip_below is not None
@@ -82,13 +90,12 @@ def denoised(pairs: Sequence[PreferencePair], cfg: DenoiseConfig) -> tuple[list[
     found, counts = [], Counter({name: 0 for name in ("flip", "soft label", "margin", "drop")})
     for i, pair in enumerate(pairs):
         changed, names = _changed(pair, cfg, flip=bool(flip[i]), in_range=bool(smooth[i]))
-        names += ["drop"] * bool(drop[i])
-        counts.update(names)
+        counts.update(["drop"] if drop[i] else names)
         if not drop[i]:
             meta = {**changed.prompt.meta, "denoised": names} if names else changed.prompt.meta
             found.append(replace(changed, prompt=replace(changed.prompt, meta=meta)))
     if not found:
-        raise DataError(f"denoise.drop leaves none of {len(pairs)} pairs to train on",
+        raise DataError(f"denoise.drop leaves none of {len(pairs)} pairs to train on", where=where,
                         remedy="Leave out fewer pairs.")
     return found, dict(counts)
 
@@ -108,11 +115,10 @@ def _changed(pair: PreferencePair, cfg: DenoiseConfig, *, flip: bool, in_range: 
         names.append("flip")
     mean = 0.0 if pair.strength is None else pair.strength.mean
     if cfg.soften is not None:
-        pair = replace(pair, label_prob=_sigmoid(mean / cfg.soften))
+        pair = replace(pair, label_prob=_doubted(pair.label_prob, 1 - _sigmoid(mean / cfg.soften)))
         names.append("soft label")
     elif cfg.smooth is not None and {"all": True, "negative": mean < 0, "range": in_range}[cfg.smooth_where]:
-        p = pair.label_prob
-        pair = replace(pair, label_prob=p * (1 - cfg.smooth) + (1 - p) * cfg.smooth)
+        pair = replace(pair, label_prob=_doubted(pair.label_prob, cfg.smooth))
         names.append("soft label")
     if cfg.margin is not None:
         bound = cfg.margin_clip or float("inf")
@@ -132,12 +138,17 @@ def flipped(pair: PreferencePair) -> PreferencePair:
                    margin=-pair.margin, strength=turned)
 
 
+def _doubted(label_prob: float, wrong: float) -> float:
+    """Probability that the label is right, where beside the file's own doubt it is wrong with this probability."""
+    return label_prob * (1 - wrong) + (1 - label_prob) * wrong
+
+
 def _sigmoid(x: float) -> float:
     return 1 / (1 + exp(-x)) if x >= 0 else 1 - 1 / (1 + exp(x))
 
 
-def _require_strength(pairs: Sequence[PreferencePair]) -> None:
+def _require_strength(pairs: Sequence[PreferencePair], where: str | None) -> None:
     without = [pair.id for pair in pairs if pair.strength is None]
     if without:
-        raise DataError(f"{len(without)} of {len(pairs)} pairs have no strength (first: {without[0]})",
+        raise DataError(f"{len(without)} of {len(pairs)} pairs have no strength (first: {without[0]})", where=where,
                         remedy="`keel strength` measures it and writes a file that has it; or leave out denoise.*.")

@@ -14,7 +14,7 @@ from keel.data.load import read_demonstrations, read_pairs, read_prompts
 from keel.data.problems import ReadReport
 from keel.data.records import PreferencePair, Prompt
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
-from keel.errors import ConfigError
+from keel.errors import ConfigError, DataError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
@@ -66,8 +66,18 @@ def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_he
 
 
 def load_pairs(data: DataConfig, seed: int) -> tuple[list[PreferencePair], list[PreferencePair], int]:
-    """Training pairs, held-out pairs, and how many records were dropped."""
-    return load_split(data, seed, partial(read_pairs, on_bad_record=data.on_bad_record, as_text=data.as_text))
+    """Training pairs, held-out pairs, and how many records were dropped, those of weight 0 among them.
+
+    Raises:
+        DataError: every training pair has weight 0.
+    """
+    train, held_out, n_dropped = load_split(
+        data, seed, partial(read_pairs, on_bad_record=data.on_bad_record, as_text=data.as_text))
+    weighty = [pair for pair in train if pair.weight > 0]
+    if train and not weighty:
+        raise DataError(f"all of {len(train)} training pairs have weight 0", where=data.path,
+                        remedy="A weight of 0 leaves a pair out; give some of them more.")
+    return weighty, held_out, n_dropped + len(train) - len(weighty)
 
 
 def load_split(data: DataConfig, seed: int, read: Callable[[str], tuple[list[R], ReadReport]],
