@@ -7,7 +7,7 @@ import pytest
 import tolerances as tol
 
 from keel.bench.audit import LONGEST, audit
-from keel.bench.suspects import oddities, suspects
+from keel.bench.suspects import Oddities, oddities, suspects
 from keel.data.records import Message, PreferencePair, Prompt, Strength
 
 
@@ -192,6 +192,9 @@ def test_contradictions_and_duplicates_are_counted_and_named() -> None:
     doubted = {p.id: p.prompt.meta["reasons"] for p in suspects(pairs, oddities(pairs))}
     assert doubted["one"] == ["its label cannot be right together with that of two, three"]
     assert set(doubted) == {"one", "two", "three"}
+    both = Oddities([], [], [[0, 1], [0, 2]], {})  # one pair, two contradictions
+    told = {p.id: p.prompt.meta["reasons"] for p in suspects(pairs, both)}
+    assert told["one"] == ["its label cannot be right together with that of two, three"]
 
 
 def test_nearly_the_same_texts_with_the_opposite_label() -> None:

@@ -143,6 +143,7 @@ def test_a_summary_alone_is_a_strength_and_a_judge_needs_no_votes(jsonl):
     pair = one_pair(jsonl(PAIR | {"GPT4_label": -1.0}))
     assert (pair.strength, pair.prompt.meta) == (None, {"judge_label": -1})
     assert type(pair.prompt.meta["judge_label"]) is int
+    assert one_pair(jsonl(PAIR | {"meta": {"judge_label": None, "domain": "d"}})).prompt.meta == {"domain": "d"}
 
 
 def test_votes_from_tables(tmp_path):

@@ -254,6 +254,14 @@ def test_responses_come_from_one_place(given: dict) -> None:
         MetaRMConfig.checked({"out": "runs/x", "model": "m", "data": {"path": "d"}} | given)
 
 
+@pytest.mark.parametrize("given, idle", [
+    ({"method": "joint", "ascent": {"check_every": 3}}, "ascent"), ({"joint_coef": 0.5}, "joint_coef"),
+    ({"n_responses": 3}, "n_responses"), ({"limit": 3}, "limit"), ({"sampling": {"max_new_tokens": 3}}, "sampling")])
+def test_what_acts_on_nothing_is_refused(given: dict, idle: str) -> None:
+    with pytest.raises(ConfigError, match=f"{idle} acts on nothing with method="):
+        MetaRMConfig.checked({"out": "runs/x", "model": "m", "data": {"path": "d"}, "responses": {"path": "b"}} | given)
+
+
 def test_stopped_while_the_policy_answers(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Run, "stop_requested", lambda run: True)
     with pytest.raises(Stopped, match="responses of the policy; none is kept"):

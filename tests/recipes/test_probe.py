@@ -184,6 +184,15 @@ def test_a_reward_model_near_chance_is_said_to_be(tmp_path, monkeypatch, capsys)
     assert "better than chance" not in capsys.readouterr().err
 
 
+def test_where_chosen_is_always_longer_nothing_is_said_about_the_shorter(tmp_path, capsys):
+    rows = [{"prompt": p, "chosen": tiny.said("yes please yes please ."), "rejected": tiny.said("no .")}
+            for p in tiny.conversations(6)]
+    data = FileConfig(path=str(tiny.write_rows(tmp_path / "longer.jsonl", rows)), max_length=64)
+    assert probe.run(config(tmp_path, data=data)).values["status"] == "finished"
+    shorter = [one for one in written(tmp_path)["length"]["measures"] if one["value"]["mean"] is None]
+    assert shorter and "None" not in capsys.readouterr().out
+
+
 def test_gold_needs_samples(tmp_path):
     with pytest.raises(ConfigError, match="gold without samples scores nothing: name a file of samples"):
         ProbeConfig.checked(config(tmp_path).model_dump() | {"gold": "tiny:count_yes"})

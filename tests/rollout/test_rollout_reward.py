@@ -183,13 +183,15 @@ def test_members_in_any_order_say_the_same(folders, words, responses):
         torch.testing.assert_close(found.disagreement[f"{how}-0"], found.disagreement[f"{how}-1"], **tol.FLOAT32)
 
 
-def test_raw_members_that_are_not_averaged_are_warned_of():
+def test_members_on_no_common_scale_are_warned_of():
     def warning(**changes):
         return RewardConfig.checked({"name": "a", "models": ["m", "n"]} | changes).warning
 
     assert "reward 'a' has combine='minimum' without calibration" in warning(combine="minimum")
     assert "combine='mean_minus_std' without" in warning(combine="mean_minus_std", dissent_coef=1)
-    assert warning() is None and warning(combine="minimum", calibration="pairs.jsonl") is None
+    assert "counts as dissent" in warning(combine="minimum")
+    assert "counts in the disagreement that is logged" in warning()
+    assert warning(calibration="pairs.jsonl") is None and warning(models=["m"]) is None
 
 
 def test_each_member_reads_the_responses_once(folders, words, responses, monkeypatch):

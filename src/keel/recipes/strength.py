@@ -86,12 +86,12 @@ class StrengthConfig(Config):
     def _check(self) -> "StrengthConfig":
         if (self.model is None) != bool(self.models):
             raise ValueError("give either model, the trunk of voters to be trained, or models, finished ones that vote")
-        fixed = {name: type(self).model_fields[name].default for name in (
-            "folds", "epochs", "center_coef", "voters", "batch", "optimizer", "keep_models")}
-        if self.models and (moved := [name for name, value in fixed.items() if getattr(self, name) != value]):
-            raise ValueError(f"models and {moved[0]} exclude each other: finished models are not trained")
         if len(self.models) == 1:
             raise ValueError("models names a single one; one voter has no spread, so give two or more")
+        fixed = {name: type(self).model_fields[name].default for name in (
+            "voters", "folds", "epochs", "center_coef", "batch", "optimizer", "keep_models")}
+        if self.models and (moved := [name for name, value in fixed.items() if getattr(self, name) != value]):
+            raise ValueError(f"models and {moved[0]} exclude each other: finished models are not trained")
         if self.folds == 1 or (self.folds and self.voters % self.folds):
             raise ValueError(f"voters={self.voters} and folds={self.folds}: folds is 0, or at least 2 and a divisor of "
                              "voters")
