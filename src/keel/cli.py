@@ -98,7 +98,7 @@ def _run(name: str, module: Any, config_class: type[Config], rest: list[str]) ->
         module.run(config, resume=True)
         print(f"{name}: done, see {folder}")
         return 0
-    config = config_class.resolve(_preset(file), overrides)
+    config = config_class.resolve(_preset(file, name, config_class), overrides)
     if "print-config" in flags:
         print(config.to_toml(), end="")
         return 0
@@ -155,15 +155,24 @@ def _parse(rest: list[str], config_class: type[Config]) -> tuple[str | None, dic
     return file, overrides, flags
 
 
-def _preset(file: str | None) -> str | None:
-    """A config file, or the name of one that comes with keel."""
+def _preset(file: str | None, command: str, config_class: type[Config]) -> str | None:
+    """A config file, or the name of one that comes with keel for this command."""
     if file is None or file.endswith(".toml") or Path(file).exists():
         return file
-    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    known, own = sorted(path.stem for path in PRESETS.glob("*.toml")), _presets(config_class)
     if file not in known:
         raise ConfigError(f"no config file or preset {file!r}{nearest(file, known)}",
-                          remedy=f"Presets: {', '.join(known)}; or give a path that ends in .toml.")
+                          remedy=f"Presets: {', '.join(own) or 'none'}; or give a path that ends in .toml.")
+    if file not in own:
+        raise ConfigError(f"{file!r} is no preset of `keel {command}`",
+                          remedy=f"Its presets: {', '.join(own) or 'none'}.")
     return str(PRESETS / f"{file}.toml")
+
+
+def _presets(config_class: type[Config]) -> list[str]:
+    """Names of the settings that come with keel and fit these fields."""
+    fields = set(config_class.model_fields)
+    return [path.stem for path in sorted(PRESETS.glob("*.toml")) if read_toml(path).keys() <= fields]
 
 
 def _overview() -> str:
@@ -185,12 +194,8 @@ def _help(name: str, line: str, config_class: type[Config], resumes: bool) -> st
     for row in rows:
         limits = f", {row.limits}" if row.limits else ""
         lines += [f"  --{row.name}  ({row.kind}{limits}; default {row.default})", f"        {row.description}"]
-    presets = [path.stem for path in sorted(PRESETS.glob("*.toml")) if read_toml(path).keys() <= _top(config_class)]
-    if presets:
+    if presets := _presets(config_class):
         lines += ["", f"presets: {', '.join(presets)}"]
     lines += ["", "  --print-config  print the complete settings and stop"]
     return "\n".join([*lines, *(["  --resume RUN    continue a run from its last checkpoint"] if resumes else [])])
 
-
-def _top(config_class: type[Config]) -> set[str]:
-    return set(config_class.model_fields)

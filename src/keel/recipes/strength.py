@@ -162,11 +162,9 @@ def run(cfg: StrengthConfig, *, resume: bool = False) -> runs.RunResult:
                 log.log(step, {"member": voter.number, **metrics})
                 log.time(step, clock.lap({"pairs": len(batch)}))
                 if (step - voter.first) % cfg.save_every == 0 or step == voter.end - 1 or log.stop_requested():
-                    so_far = {"seconds": seconds, "so_far": time.monotonic() - began}
-                    checkpoint.save(log, step, **state, extra=so_far)
+                    checkpoint.save(log, step, **state, extra={"seconds": seconds, "so_far": time.monotonic() - began})
                 _heed(log, step)
-                progress.advance(f"voter {voter.number}  loss {metrics['loss']:.3f}  "
-                                 f"accuracy {metrics['accuracy']:.2f}")
+                progress.advance(f"voter {voter.number}  accuracy {metrics['accuracy']:.2f}")
             # Vote: every pair it is to judge, in eval mode, cut as in training.
             scores = score_pairs(model, [rows[i] for i in voter.judges], pad_id=words.pad_id,
                                  micro_tokens=cfg.micro_tokens, shared_prompt=cfg.shared_prompt,
@@ -362,8 +360,7 @@ def _write_all(cfg: StrengthConfig, voted: list[PreferencePair], lengths: list[t
     """Every file that the votes lead to; how many pairs each holds."""
     for litter in cfg.out.glob(".*.unfinished"):  # of a process that was killed here
         litter.unlink()
-    odd = oddities(voted)
-    doubted = suspects(voted, odd)
+    doubted = suspects(voted, odd := oddities(voted))
     _write(voted, cfg.out / "strength.jsonl", "published")
     _write(doubted, cfg.out / "suspects.jsonl", "keel")
     counts: dict[str, Any] = {"n_suspects": len(doubted)}
