@@ -187,6 +187,15 @@ def test_an_adapter_of_another_trunk_of_the_same_shape(home, tmp_path):
         load_members(ModelConfig(path=str(trunk)), adapters(home, "llama", 1))
 
 
+def test_two_names_on_the_hub_are_two_trunks(broken):
+    from keel.models.members import _read
+
+    folder = broken({"base_model_name_or_path": "someone/base"})
+    with pytest.raises(ModelError, match="this adapter was trained on another trunk, someone/base"):
+        _read(folder, "someone/instruct")
+    assert _read(folder, "someone/base")[1]
+
+
 def test_the_folder_of_a_merged_model_is_no_adapter(home):
     with pytest.raises(ModelError, match="cannot read a LoRA adapter: FileNotFoundError"):
         load_members(ModelConfig(path=str(home / "llama")), [str(home / "llama-1")])

@@ -154,7 +154,9 @@ def _read(folder: str, trunk: str) -> tuple[Any, dict[str, Tensor]]:
                          "LORA for SEQ_CLS", where=folder, remedy="It has no head for scores; train one with `keel "
                                                                   "reward-model --model.lora.rank`.")
     before = config.base_model_name_or_path or trunk
-    if Path(before).exists() and Path(before).resolve() != Path(trunk).resolve():
+    # A path that has gone says nothing: folders are moved. Hub names stay.
+    known = Path(before).exists() or not Path(trunk).exists()
+    if known and Path(before).resolve() != Path(trunk).resolve():
         raise ModelError(f"this adapter was trained on another trunk, {before}", where=folder,
                          remedy="Name that one as the model. If it is a copy of the same weights, correct "
                                 "base_model_name_or_path in adapter_config.json.")
