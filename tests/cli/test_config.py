@@ -163,16 +163,17 @@ def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
 def test_a_preset_of_another_command_is_refused_by_name(capsys):
     assert main(["strength", "rm_flip", "--out", "o", "--model", "m", "--data", "d"]) == 2
     said = capsys.readouterr().err
-    assert "'rm_flip' is no preset of `keel strength`" in said and "Its presets: none" in said
+    assert "'rm_flip' is no preset of `keel strength`" in said and "Its presets: strength_report" in said
     assert main(["ppo", "rm_flip"]) == 2
     assert "Its presets: grpo, moss_script_en" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_presets_are_complete_but_for_paths(preset, capsys):
-    command, field = ("reward-model", "data.max_length") if preset.startswith("rm_") else ("ppo", "kl.coef")
-    paths = ["--out", "o", *(["--model", "m", "--data.path", "d"] if command == "reward-model" else
-                             ["--policy", "p", "--reward_model", "r", "--prompts", "q"])]
+    command = {"rm": "reward-model", "strength": "strength"}.get(preset.split("_")[0], "ppo")
+    field = "kl.coef" if command == "ppo" else "data.max_length"
+    paths = ["--out", "o", *(["--policy", "p", "--reward_model", "r", "--prompts", "q"] if command == "ppo" else
+                             ["--model", "m", "--data.path", "d"])]
     assert main([command, preset, *paths, "--print-config"]) == 0
     printed = capsys.readouterr().out
     for name, value in read_toml(PRESETS / f"{preset}.toml").items():

@@ -11,7 +11,7 @@ import torch
 from cli.serving import Reply, Server
 from recipes.running import FAST, brief, logged, moved, part_of, watched
 
-from keel.config import PRESETS
+from keel.config import PRESETS, read_toml
 from keel.models.actors import Actors, CriticConfig, load_actors
 from keel.models.forward import response_scores, token_values
 from keel.models.load import LoraSettings, ModelConfig, causal_lm, load_tokenizer, save_model, scalar_model
@@ -587,7 +587,7 @@ def test_ratios_against_the_reference_are_those_of_the_whole_drift(run):
 # --- presets ---------------------------------------------------------------------------------------------------------
 
 
-PRESETS_OF_PPO = sorted(path.stem for path in PRESETS.glob("*.toml") if not path.stem.startswith("rm_"))
+PRESETS_OF_PPO = sorted(path.stem for path in PRESETS.glob("*.toml") if "rollouts" in read_toml(path))
 
 
 @pytest.mark.parametrize("preset", PRESETS_OF_PPO)
