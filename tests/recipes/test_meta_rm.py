@@ -147,7 +147,8 @@ def test_joint_training_pulls_the_difference_up(tmp_path, monkeypatch) -> None:
     seen = watched(monkeypatch)
     made = {}
     for coef in (1e-9, 0.5):
-        meta_rm.run(config(tmp_path, out=tmp_path / str(coef), method="joint", joint_coef=coef, steps=1))
+        meta_rm.run(config(tmp_path, out=tmp_path / str(coef), method="joint", joint_coef=coef, steps=1,
+                           ascent=AscentConfig()))
         made[coef] = seen[-1]["grad"]
     meta_rm.run(config(tmp_path, out=tmp_path / "up", steps=1))
     reward_model.run(reward_config(tmp_path, steps=1))
