@@ -22,10 +22,12 @@ from keel.data.records import (
 from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
-__all__ = ["Kind", "Turns", "demonstrations_of", "graded_of", "kind_of_row", "pair_of", "prompt_of", "ranking_of"]
+__all__ = ["Kind", "Turns", "Which", "demonstrations_of", "graded_of", "kind_of_row", "pair_of", "prompt_of",
+           "ranking_of", "responses_of"]
 
 Turns = Literal["last", "all"]
 Kind = Literal["prompts", "demonstrations", "pairs", "rankings"]
+Which = Literal["chosen", "all"]
 _VOTES = ("chosen_scores", "rejected_scores")
 _STRENGTH = ("strength_mean", "strength_std", *_VOTES)
 _HUGE = 1e300
@@ -122,6 +124,31 @@ def graded_of(row: Row, *, as_text: bool, attributes: Sequence[str]) -> tuple[st
     return found.layout, [graded]
 
 
+def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Graded]]:
+    """The layout's name and the row's responses with the rewards that the file holds for them, the best first.
+
+    `rewards` is a column of the row or of its meta: {name: number}, or one number, which is then called `reward`; of
+    several responses {"chosen": those, "rejected": those} or a list, in the order of the responses.
+
+    Raises:
+        RowError: the row is wrong, holds no response, or rewards that do not fit them.
+    """
+    found, value = _parts(row)
+    if not found.responses:
+        raise missing(value, "a response", ("completion", "messages", "text"))
+    prompt, order = _prompt(row, found, value, as_text), list(range(len(found.responses)))
+    if found.layout == "ranking":
+        order.sort(key=_places(row, value, len(order)).__getitem__)
+    names = [""] if len(order) == 1 else [f"/{i}" for i in range(1, len(order) + 1)]
+    if len(order) == 2 and found.layout != "ranking":
+        names = ["/chosen", "/rejected"]
+    made = [Graded(replace(prompt, id=prompt.id + name), found.responses[i], _rewards(row, prompt, i, len(order)))
+            for name, i in zip(names, order, strict=True)]
+    for one in made:
+        check(Demonstration(one.prompt, one.response))
+    return found.layout, made[:1] if which == "chosen" else made
+
+
 def kind_of_row(row: Row) -> Kind:
     """What the row can be read as at most: rankings, pairs, demonstrations or prompts.
 
@@ -206,6 +233,22 @@ def _places(row: Row, value: Mapping[str, Any], n: int) -> list[float]:
         raise RowError("rank not finite", f"one of the {name} is not finite: {list(found)}",
                        "Leave out the response that nobody judged, and its number.")
     return [sign * number for number in found]
+
+
+def _rewards(row: Row, prompt: Prompt, i: int, n: int) -> dict[str, float]:
+    """What the file says that response `i` of `n` is worth, by name."""
+    given = spelled_out(prompt.meta.get("rewards"))
+    if given is None:
+        return {}
+    if isinstance(given, Mapping) and n == 2 and {*given} == {"chosen", "rejected"}:
+        given = given[("chosen", "rejected")[i]]
+    elif n > 1:
+        if not isinstance(given, list) or len(given) != n:
+            raise RowError("rewards of unequal number", f"{n} responses and rewards that are {kind_of(given)}",
+                           "Give a list with the rewards of each response, in the order of the responses.")
+        given = given[i]
+    named = given if isinstance(given, Mapping) else {"reward": given}
+    return {str(name): _number(row, named, name, 0.0) for name in named}
 
 
 def _numbers(row: Row, value: Mapping[str, Any], name: str) -> tuple[float, ...]:

@@ -4,7 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from keel.data.kinds import Kind, Turns, demonstrations_of, graded_of, pair_of, prompt_of, ranking_of
+from keel.data.kinds import (
+    Kind,
+    Turns,
+    Which,
+    demonstrations_of,
+    graded_of,
+    pair_of,
+    prompt_of,
+    ranking_of,
+    responses_of,
+)
 from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
 from keel.data.records import Demonstration, Graded, PreferencePair, Prompt, Ranking, Record
@@ -12,8 +22,9 @@ from keel.data.rows import Row
 from keel.errors import DataError
 
 __all__ = [
-    "Kind", "OnBadRecord", "Paths", "Turns", "as_paths", "iter_demonstrations", "iter_pairs", "iter_prompts",
+    "Kind", "OnBadRecord", "Paths", "Turns", "Which", "as_paths", "iter_demonstrations", "iter_pairs", "iter_prompts",
     "iter_rankings", "read_demonstrations", "read_graded", "read_pairs", "read_prompts", "read_rankings",
+    "read_responses",
 ]
 
 OnBadRecord = Literal["stop", "skip"]
@@ -105,6 +116,27 @@ def read_graded(
         DataError: bad rows, or no row left.
     """
     found = _records(paths, tally := Tally(), lambda row: graded_of(row, as_text=as_text, attributes=attributes))
+    return _gather(found, paths, tally, on_bad_record)
+
+
+def read_responses(
+    paths: Paths, *, which: Which = "all", on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[Graded], ReadReport]:
+    """Single responses with the rewards that the files hold for them; of pairs and rankings every response, or the best.
+
+    The id of a response is that of its record, followed by /chosen or /rejected, or by its place from 1 on, where the
+    record has several.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        which: `chosen`: the best response of each record; `all`: every one, the best first.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    found = _records(paths, tally := Tally(), lambda row: responses_of(row, as_text=as_text, which=which))
     return _gather(found, paths, tally, on_bad_record)
 
 
