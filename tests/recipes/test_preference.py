@@ -21,7 +21,7 @@ from keel.models.pairs import pair_logprobs
 from keel.recipes import preference
 from keel.recipes.preference import PreferenceConfig
 from keel.train.direct import mismatched
-from keel.train.reference import ReferenceCache, row_digest
+from keel.train.frozen import FrozenNumbers, pair_numbers, row_digest
 from keel.train.step import Learner
 
 LOSSES = ("dpo", "dpo_length_norm", "dpo_no_reference", "dpo_robust", "ipo_mean", "ipo_sum", "hinge", "simpo", "cpo",
@@ -177,7 +177,7 @@ def test_the_reference_is_asked_once_and_found_again(tmp_path, monkeypatch):
     for row in rendered(first):
         found = numbers[row_digest(row)]
         both = [sum(side) for side in by_hand(model, row)]
-        assert [found["chosen"], found["rejected"]] == pytest.approx(both, rel=tol.RELATIVE32)
+        assert found["numbers"] == pytest.approx(both, rel=tol.RELATIVE32)
 
 
 def test_a_cache_of_another_reference_or_other_tokens_is_stale(tmp_path):
@@ -232,14 +232,14 @@ def test_a_cache_that_a_kill_cut_short_is_gone_on_with(tmp_path):
     assert found["reference"]["computed"] == 24 - kept and file.read_bytes() == whole
     assert logged(cfg.out) == logged(tmp_path / "again")
     file.write_bytes(b"{}\n" + whole)
-    with pytest.raises(RunError, match="a row of the cached reference log-probabilities is damaged"):
+    with pytest.raises(RunError, match="a row of what a frozen model said of the data is damaged"):
         preference.run(cfg.model_copy(update={"out": tmp_path / "damaged"}))
 
 
 def test_who_finds_the_cache_being_filled_waits_and_computes_nothing(tmp_path):
     """A child fills it slowly; the numbers that this process then has are the child's."""
     cfg = brief(tmp_path)
-    rows, model, cache = rendered(cfg), causal_lm(cfg.policy), ReferenceCache(tmp_path / "shared", {})
+    rows, model, cache = rendered(cfg), causal_lm(cfg.policy), FrozenNumbers(tmp_path / "shared", {})
     how = {"pad_id": 0, "micro_tokens": 100, "shared_prompt": "never"}
     child = _fork()
     if child == 0:
@@ -250,9 +250,10 @@ def test_who_finds_the_cache_being_filled_waits_and_computes_nothing(tmp_path):
         os._exit(0)
     while cache.is_empty():
         time.sleep(0.01)
-    numbers, n_computed = cache.fill(model, rows, **how)
+    numbers, n_computed = cache.fill([row_digest(row) for row in rows], pair_numbers(model, rows, **how),
+                                     [row.record_id for row in rows])
     os.waitpid(child, 0)
-    assert n_computed == 0 and numbers.tolist() == [[-1.0] * 24, [-2.0] * 24]
+    assert n_computed == 0 and [row.tolist() for row in numbers] == [[-1.0, -2.0]] * 24
 
 
 def test_a_reference_that_is_not_finite_is_refused(tmp_path):
@@ -260,9 +261,12 @@ def test_a_reference_that_is_not_finite_is_refused(tmp_path):
     model = causal_lm(cfg.policy)
     with torch.no_grad():
         model.model.embed_tokens.weight[9] = float("nan")
-    cache = ReferenceCache(tmp_path / "shared", {})
-    with pytest.raises(NumericsError, match="pairs a log-probability that is not finite"):
-        cache.fill(model, rendered(cfg), pad_id=0, micro_tokens=100, shared_prompt="never")
+    cache = FrozenNumbers(tmp_path / "shared", {})
+    with pytest.raises(NumericsError, match="records numbers that are not finite"):
+        rows = rendered(cfg)
+        cache.fill([row_digest(row) for row in rows],
+                   pair_numbers(model, rows, pad_id=0, micro_tokens=100, shared_prompt="never"),
+                   [row.record_id for row in rows])
     assert cache.known() == {}
 
 

@@ -122,7 +122,7 @@ def read_graded(
 def read_responses(
     paths: Paths, *, which: Which = "all", on_bad_record: OnBadRecord = "stop", as_text: bool = False,
 ) -> tuple[list[Graded], ReadReport]:
-    """Single responses with the rewards that the files hold for them; of pairs and rankings every response, or the best.
+    """Single responses with the rewards that the files hold for them; of pairs and rankings every one, or the best.
 
     The id of a response is that of its record, followed by /chosen or /rejected, or by its place from 1 on, where the
     record has several.

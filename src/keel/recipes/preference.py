@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -43,9 +44,9 @@ from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.clock import Clock
 from keel.train.direct import Material, Sides, mismatched
+from keel.train.frozen import FrozenNumbers, pair_logprobs_of, pair_numbers, reference_identity, row_digest
 from keel.train.inputs import DataConfig, load_pairs
 from keel.train.order import batch_indices, n_steps
-from keel.train.reference import ReferenceCache, pair_logprobs_of, reference_identity
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
 
@@ -240,11 +241,13 @@ def prepared(cfg: PreferenceConfig, log: runs.Run, policy: nn.Module, words: Tem
                                  where="reference", remedy="Name a reference of the policy's family.")
             model = causal_lm(spec, seed=cfg.seed)
             check_context(model, max(row.longest for row in everything))
-        cache = ReferenceCache(cfg.reference_cache or cfg.out / "reference",
-                               reference_identity(spec, model, cfg.seed))
+        cache = FrozenNumbers(cfg.reference_cache or cfg.out / "reference", reference_identity(spec, model, cfg.seed))
         began_empty = cache.is_empty()
-        numbers, n_computed = cache.fill(model, everything, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens,
-                                         shared_prompt=cfg.shared_prompt)
+        said, n_computed = cache.fill(
+            [row_digest(row) for row in everything],
+            pair_numbers(model, everything, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens,
+                         shared_prompt=cfg.shared_prompt), [row.record_id for row in everything])
+        numbers = torch.tensor(np.array(said).reshape(-1, 2)).T
         if n_computed and not began_empty:
             log.note(f"{cache.folder} lacked what this reference says of {n_computed} of {len(everything)} pairs; it "
                      "is computed now. The folder was filled by another model, from other tokens (data, template, "
