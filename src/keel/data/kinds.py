@@ -142,8 +142,8 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
     names = [""] if len(order) == 1 else [f"/{i}" for i in range(1, len(order) + 1)]
     if len(order) == 2 and found.layout != "ranking":
         names = ["/chosen", "/rejected"]
-    made = [Graded(replace(prompt, id=prompt.id + name), found.responses[i], _rewards(row, prompt, i, len(order)))
-            for name, i in zip(names, order, strict=True)]
+    made = [Graded(replace(prompt, id=prompt.id + name), found.responses[i], _rewards(row, prompt, i, len(order)),
+                   prompt.id if name else "") for name, i in zip(names, order, strict=True)]
     for one in made:
         check(Demonstration(one.prompt, one.response))
     return found.layout, made[:1] if which == "chosen" else made

@@ -118,11 +118,16 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Graded:
-    """A response with grades on named attributes; an attribute that nobody graded is not there."""
+    """A response with grades on named attributes; an attribute that nobody graded is not there.
+
+    Attributes:
+        record: id of the record that holds this response among others; empty where it is the only one.
+    """
 
     prompt: Prompt
     response: str
     grades: Mapping[str, float]
+    record: str = ""
 
     @property
     def id(self) -> str:

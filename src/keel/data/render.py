@@ -180,18 +180,28 @@ def fit(
 
 
 def render_demonstrations(
-    template: Template, demonstrations: Sequence[Demonstration], max_length: int, too_long: TooLong = "drop_turns",
+    template: Template, demonstrations: Sequence[Demonstration], max_length: int, too_long: TooLong = "drop_turns", *,
+    max_response: int | None = None,
 ) -> tuple[list[Row], Truncation]:
     """Rows to imitate.
+
+    Args:
+        template: of the tokenizer.
+        demonstrations: what is shown.
+        max_length: tokens of prompt and response together.
+        too_long: see `fit`.
+        max_response: a longer response is cut here before the row is made to fit, and loses its end.
 
     Raises:
         DataError: no row fits, or one does not and too_long is `error`.
     """
     rows, outcomes = [], []
     for record in demonstrations:
-        response = template.response_ids(record.response, after=record.prompt.text)
+        whole = template.response_ids(record.response, after=record.prompt.text)
+        response = whole[:max_response]
         fitted = fit(template, record.prompt, [response], max_length, too_long)
-        outcomes.append(fitted.outcome)
+        shorter = fitted.outcome == "whole" and len(response) < len(whole)
+        outcomes.append("cut" if shorter else fitted.outcome)
         if fitted.outcome != "dropped":
             rows.append(Row(fitted.prompt_ids + fitted.responses[0], len(fitted.prompt_ids), record.id))
     return rows, _counted(outcomes, max_length)
