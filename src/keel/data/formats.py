@@ -55,7 +55,9 @@ def parts(value: Mapping[str, Any]) -> tuple[Parts, Mapping[str, Any]]:
         if columns <= value.keys():
             prompt, text, responses = read(value)
             used = columns | _PROMPT_COLUMNS.get(layout, frozenset())
-            return Parts(source or layout, prompt, text, responses, used), value
+            # What a ranking's responses are worth relative to each other is read by this name of the layout.
+            name = layout if layout == "ranking" else source or layout
+            return Parts(name, prompt, text, responses, used), value
     raise missing(value, "any layout", _COLUMNS)
 
 
