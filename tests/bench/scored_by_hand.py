@@ -18,6 +18,11 @@ def sees(prompt, response):
     return 0.5
 
 
+def sees_record(prompt, response, ended):
+    SEEN.append((prompt, response))
+    return float(ended)
+
+
 def of_numpy(prompt, response):
     return np.float32(len(response)) if len(response) % 2 else torch.tensor(float(len(response)))
 

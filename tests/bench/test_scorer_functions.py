@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 import scored_by_hand
@@ -54,6 +55,27 @@ def test_what_a_function_gets(prompt_as, talk, bare):
     scored_by_hand.SEEN.clear()
     scored(scorer(function="scored_by_hand:sees", prompt_as=prompt_as), [ASKED[1], ASKED[3]])
     assert scored_by_hand.SEEN == [(talk, "yes"), (bare, "no")]
+
+
+def test_a_function_of_records_gets_the_whole_record_and_an_ended_response():
+    scored_by_hand.SEEN.clear()
+    record = replace(TALK, id="r", meta={"domain": "recall"}, truth={"answer": "red"})
+    found = scorer(function="scored_by_hand:sees_record", prompt_as="record")
+    assert scored(found, [Asked("k", record, "yes"), Asked("l", BARE, "no")]) == [1.0, 1.0]
+    assert scored_by_hand.SEEN == [(record, "yes"), (BARE, "no")]
+    assert found.fingerprint != scorer(function="scored_by_hand:sees_record").fingerprint
+    with pytest.raises(NumericsError, match=r"failed with TypeError when it was called .* where prompt_as = record"):
+        scored(scorer(function="scored_by_hand:sees", prompt_as="record"))
+
+
+def test_the_gold_score_of_the_sandbox_is_such_a_function():
+    from keel.sandbox.gold import gold_score
+    from keel.sandbox.world import World
+
+    prompts = World(0).prompts(4)
+    rows = [Asked(str(i), prompt, "I do not know.") for i, prompt in enumerate(prompts)]
+    found = scored(scorer(function="keel.sandbox.gold:gold_score", prompt_as="record"), rows)
+    assert found == [gold_score(prompt, "I do not know.", True) for prompt in prompts]
 
 
 @pytest.mark.parametrize(("name", "what"), [
@@ -231,6 +253,9 @@ def test_a_table_of_scores_needs_its_header(tmp_path):
     ({"model": "m", "request": {"batch": 4}}, "request does nothing with model; it belongs to endpoint"),
     ({"model": "m", "label": 0, "label_weights": [1]}, "label and label_weights exclude each other"),
     ({"model": "m", "adapter": "x", "label": 0}, "an adapter has one number out"),
+    ({"model": "m", "adapter": "x", "probability": True}, "probability and adapter exclude each other: it is the"),
+    ({"model": "m", "label_weights": [1], "probability": True}, "probability and label_weights exclude each other"),
+    ({"policy": "m", "probability": True}, "probability does nothing with policy; it belongs to model"),
     ({"model": ModelConfig(path="m", lora=LoraSettings(rank=2))}, "lora.rank or init = scratch for m, which only"),
     ({"policy": ModelConfig(path="m", init="scratch")}, "lora.rank or init = scratch for m, which only scores"),
     ({"endpoint": "http://localhost/", "request": {"item": "$id"}}, "item is not JSON: .*; names such as"),

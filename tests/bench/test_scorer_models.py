@@ -314,6 +314,17 @@ def test_a_fingerprint_is_of_what_a_model_is_not_of_where_it_lies(home, tmp_path
     json.dumps(before)
 
 
+def test_a_probability_is_a_score_of_its_own_and_other_fingerprints_stay_as_they_were(home, tmp_path):
+    shutil.copytree(home / "llama", tmp_path, dirs_exist_ok=True)
+    model = scalar_model(ModelConfig(path=str(home / "llama-trunk")), n_labels=2, seed=5)
+    model.config.pad_token_id = None
+    model.save_pretrained(tmp_path)
+    found, difference = scorer(model=tmp_path, probability=True), scorer(model=tmp_path)
+    assert found.fingerprint == {**difference.fingerprint, "probability": True}
+    # Of two labels the softmax is the sigmoid of the difference of the logits.
+    torch.testing.assert_close(in_order(scored(found)), in_order(scored(difference)).sigmoid(), **tol.FLOAT32)
+
+
 @pytest.mark.parametrize("change", [
     {"max_length": 64}, {"too_long": "error"}, {"chat_template": "plain"}, {"ending": "turn"}, {"micro_tokens": 64},
     {"label_weights": [2.0]}, {"model": {"dtype": "bfloat16"}}, {"model": {"autocast": True}}, {"weights": 1},

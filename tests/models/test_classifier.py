@@ -100,6 +100,30 @@ def test_of_several_labels_one_or_a_weighted_sum(tmp_path):
     torch.testing.assert_close(ours(folder, label_weights=(0.5, 0.0, -2.0)), expected, **tol.FLOAT32)
 
 
+def test_the_probability_of_a_label_is_its_share_among_all(tmp_path):
+    folder = classifier(tmp_path / "three", n_labels=3)
+    shares = logits_alone(folder).softmax(1)
+    for label in range(3):
+        torch.testing.assert_close(ours(folder, label=label, probability=True), shares[:, label], **tol.FLOAT32)
+    two = classifier(tmp_path / "two", n_labels=2)
+    shares = logits_alone(two).softmax(1)
+    torch.testing.assert_close(ours(two, probability=True), shares[:, 1], **tol.FLOAT32)
+    torch.testing.assert_close(ours(two, probability=True, label=0), shares[:, 0], **tol.FLOAT32)
+    with pytest.raises(ModelError, match="3 labels, and which of them is the score is not said"):
+        ours(folder, probability=True)
+
+
+def test_a_probability_needs_labels_that_exclude_each_other(tmp_path):
+    spec = ModelConfig(path=str(classifier(tmp_path / "one")))
+    with pytest.raises(ModelError, match="probability of a label, and the model has only one") as caught:
+        load_classifier(spec, probability=True)
+    assert "squash = sigmoid" in str(caught.value)
+    for problem in ("regression", "multi_label_classification"):
+        spec = ModelConfig(path=str(classifier(tmp_path / problem, n_labels=2, problem_type=problem)))
+        with pytest.raises(ModelError, match="the labels of this model do not exclude each other .*" + problem):
+            load_classifier(spec, label=1, probability=True)
+
+
 def test_which_label_is_the_score_must_be_said(tmp_path):
     names = {0: "helpful", 1: "harmless", 2: "honest"}
     spec = ModelConfig(path=str(classifier(tmp_path / "three", n_labels=3, id2label=names,

@@ -16,8 +16,9 @@ __all__ = ["EnsembleConfig", "RequestConfig", "ScorerConfig", "TooLong"]
 TooLong = Literal["keep_response", "truncate_left", "truncate_response", "error"]
 SOURCES = ("model", "policy", "function", "scores", "endpoint")
 ITEM_NAMES = ("id", "messages", "prompt", "response", "dialogue")
-OWNERS = {"adapter": ("model",), "label": ("model",), "label_weights": ("model",), "reference": ("policy",),
-          "normalise": ("policy",), "prompt_as": ("function",), "request": ("endpoint",)} | dict.fromkeys(
+OWNERS = {"adapter": ("model",), "label": ("model",), "label_weights": ("model",), "probability": ("model",),
+          "reference": ("policy",), "normalise": ("policy",), "prompt_as": ("function",),
+          "request": ("endpoint",)} | dict.fromkeys(
               ("max_length", "too_long", "chat_template", "ending", "micro_tokens"), ("model", "policy"))
 """Which source each setting belongs to; with another one it would do nothing."""
 
@@ -68,13 +69,16 @@ class ScorerConfig(Config):
     label: str | int | None = Field(None, description="label whose logit is the score, by name or number; none: the "
                                     "only one, or the second less the first of two")
     label_weights: tuple[float, ...] = Field((), description="weight of each label's logit in the score, in order")
+    probability: bool = Field(False, description="the score is the probability of label (softmax over all labels); "
+                              "where label is none, of the second of two")
     policy: FrozenModelConfig | None = Field(None, description="language model trained by DPO: log-probability of the "
                                        "response less that under the reference")
     reference: FrozenModelConfig | None = Field(None, description="what DPO started from; none: reference-free")
     normalise: Literal["sum", "mean"] = Field("sum", description="sum or mean of the log-ratio over the response")
     function: str | None = Field(None, description="package.module:function of (prompt, response) -> float")
-    prompt_as: Literal["messages", "text"] = Field("messages", description="what the function gets as prompt: a list "
-                                                   "of {role, content}, or all turns as one text")
+    prompt_as: Literal["messages", "text", "record"] = Field(
+        "messages", description="what the function gets as prompt: {role, content} of each turn, one text, or the "
+        "record (and ended = True)")
     scores: str | None = Field(None, description="file of scores made elsewhere: rows of id and score, or an object "
                                "from id to score")
     endpoint: EndpointConfig | None = Field(None, description="server that takes responses and returns their scores")
@@ -103,6 +107,9 @@ class ScorerConfig(Config):
             raise ValueError("label and label_weights exclude each other: one label is the score, or a weighted sum is")
         if self.adapter is not None and (self.label is not None or self.label_weights):
             raise ValueError("an adapter has one number out: leave label and label_weights out")
+        if self.probability and (self.adapter is not None or self.label_weights):
+            raise ValueError(f"probability and {'adapter' if self.adapter is not None else 'label_weights'} exclude "
+                             "each other: it is the share of one label among several")
         for spec in (self.model, self.policy, self.reference):
             if isinstance(spec, ModelConfig) and (spec.lora.rank is not None or spec.init == "scratch"):
                 raise ValueError(f"lora.rank or init = scratch for {spec.path}, which only scores: nothing would train "

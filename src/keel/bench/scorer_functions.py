@@ -22,15 +22,18 @@ BATCH = 32
 class FunctionScorer:
     """A Python function of (prompt, response) -> float; a `Scorer`.
 
+    With prompt_as = record it is one of (prompt record, response, ended) -> float, as `rewards` of `keel ppo` takes
+    it. Whether a stored response ended by itself is not known, so ended is True.
+
     Attributes:
         name, fingerprint, concurrency, counts, flagged: see `Scorer`.
         resolution: 0: it computes in whatever it likes.
     """
 
-    def __init__(self, name: str, function: str, prompt_as: Literal["messages", "text"]) -> None:
+    def __init__(self, name: str, function: str, prompt_as: Literal["messages", "text", "record"]) -> None:
         self.name, self.concurrency, self.resolution = name, 1, 0.0
-        self._function: Callable[[Any, str], Any] = named_function(function, "function")
-        self._prompt: Callable[[Prompt], Any] = as_messages if prompt_as == "messages" else as_text
+        self._function: Callable[..., Any] = named_function(function, "function")
+        self._prompt_as = prompt_as
         self.fingerprint: Mapping[str, Any] = {"kind": "function", "function": function, "prompt_as": prompt_as,
                                                "source": _source_digest(function, self._function)}
         self.counts: Mapping[str, int] = {}
@@ -49,8 +52,9 @@ class FunctionScorer:
         return [self._one(one) for one in asked]
 
     def _one(self, asked: Asked) -> float:
+        given = self._arguments(asked)
         try:
-            found = self._function(self._prompt(asked.prompt), asked.response)
+            found = self._function(*given)
         except KeelError:
             raise
         except Exception as error:
@@ -62,6 +66,13 @@ class FunctionScorer:
             raise NumericsError(f"the scoring function gave {type(found).__name__}, not a number",
                                 where=f"response {asked.id}", remedy="Let it return a float; nan says that it failed.")
         return float(found)  # type: ignore[arg-type]
+
+    def _arguments(self, asked: Asked) -> tuple[Any, ...]:
+        """What the function is called with."""
+        if self._prompt_as == "record":
+            return asked.prompt, asked.response, True
+        shown = as_messages if self._prompt_as == "messages" else as_text
+        return shown(asked.prompt), asked.response
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -111,7 +122,7 @@ def _place(error: BaseException) -> str:
     """Where it was raised. A trace of one frame never came into the function."""
     trace = error.__traceback__
     if trace is None or trace.tb_next is None:
-        return "when it was called with a prompt and a response"
+        return "when it was called with a prompt and a response (and ended, where prompt_as = record)"
     while trace.tb_next is not None:
         trace = trace.tb_next
     return f"in line {trace.tb_lineno}"

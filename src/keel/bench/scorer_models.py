@@ -149,12 +149,15 @@ def model_scorer(cfg: ScorerConfig, spec: ModelConfig) -> RowScorer:
         ConfigError: a limit beyond its context, or a template that is not there.
     """
     tokenizer = _tokenizer(cfg, spec)
-    found = load_classifier(spec, adapter=cfg.adapter, label=cfg.label, label_weights=cfg.label_weights)
+    found = load_classifier(spec, adapter=cfg.adapter, label=cfg.label, label_weights=cfg.label_weights,
+                            probability=cfg.probability)
     if cfg.chat_template == QUESTION_ANSWER and (getattr(model_config(spec), "type_vocab_size", None) or 0) > 1:
         found = replace(found, two_texts=any(tokenizer("", "a").get("token_type_ids", ())))
     rows = _rows(cfg, spec, tokenizer, found.model)
     fingerprint = {"kind": "reward model", "model": model_identity(spec, found.model, cfg.adapter),
                    "label_weights": list(found.weights), **_row_settings(rows)}
+    if found.probability:  # added only where it is set: scores that were kept before stay those of their scorer
+        fingerprint["probability"] = True
     return RowScorer(cfg.shown, fingerprint, rows, found.model, found.scores, _resolution(spec))
 
 

@@ -33,24 +33,28 @@ class Classifier:
         weights: of each label's logit in the score.
         labels: their names.
         two_texts: the model is told which tokens are the response, by token types 0 and 1.
+        probability: the score is the share of the label of largest weight in the softmax over all labels.
     """
 
     model: nn.Module
     weights: tuple[float, ...]
     labels: tuple[str, ...]
     two_texts: bool = False
+    probability: bool = False
 
     def scores(self, batch: TokenBatch) -> Float[Tensor, " B"]:
         """One score per row, in float64. Labels of weight 0 are not looked at, so they may be NaN."""
         with _typed(self.model, batch) if self.two_texts else contextlib.nullcontext():
             logits = _logits(self.model, batch).double()
+        if self.probability:
+            return logits.softmax(1)[:, self.weights.index(max(self.weights))]
         return sum((weight * logits[:, i] for i, weight in enumerate(self.weights) if weight),
                    torch.zeros(len(logits), dtype=torch.float64, device=logits.device))
 
 
 def load_classifier(
     spec: ModelConfig, *, adapter: str | None = None, label: str | int | None = None,
-    label_weights: tuple[float, ...] = (),
+    label_weights: tuple[float, ...] = (), probability: bool = False,
 ) -> Classifier:
     """A reward model that only scores.
 
@@ -59,9 +63,11 @@ def load_classifier(
         adapter: folder of a LoRA reward model.
         label: name or number of the label whose logit is the score.
         label_weights: weight of each label.
+        probability: the score is the probability of the label, among several that exclude each other.
 
     Raises:
-        ModelError: it cannot be loaded, has no trained head, or has labels of which none is said to be the score.
+        ModelError: it cannot be loaded, has no trained head, has labels of which none is said to be the score, or none
+            that exclude each other where a probability is asked for.
     """
     if adapter is not None:
         return Classifier(load_members(spec, [adapter])[0], (1.0,), ("score",))
@@ -73,8 +79,11 @@ def load_classifier(
         model.score = head.to(next(model.parameters()).device)
     labels = tuple(str(model.config.id2label.get(i, i)) for i in range(n_labels)) if head is None else tuple(
         map(str, range(n_labels)))
-    weights = _weights(labels, label, label_weights, spec.path, getattr(config, "problem_type", None))
-    return Classifier(model.requires_grad_(False), weights, labels)
+    problem = getattr(config, "problem_type", None)
+    weights = _weights(labels, label, label_weights, spec.path, problem)
+    if probability:
+        _require_alternatives(labels, problem, spec.path)
+    return Classifier(model.requires_grad_(False), weights, labels, probability=probability)
 
 
 def context_of(model: Any) -> int | None:
@@ -129,6 +138,16 @@ def _weights(labels: tuple[str, ...], label: str | int | None, given: tuple[floa
         return (-1.0, 1.0)
     raise ModelError(f"{len(labels)} labels, and which of them is the score is not said: {named}", where=path,
                      remedy="Name one with label, or give label_weights.")
+
+
+def _require_alternatives(labels: tuple[str, ...], problem: str | None, path: str) -> None:
+    if len(labels) < 2:
+        raise ModelError("probability of a label, and the model has only one: the softmax over it is always 1",
+                         where=path, remedy="Leave probability out; squash = sigmoid makes a probability of one logit.")
+    if problem in ("regression", "multi_label_classification"):
+        raise ModelError(f"probability of a label, and the labels of this model do not exclude each other ({problem})",
+                         where=path, remedy="Leave probability out and name the label; squash = sigmoid makes a "
+                                            "probability of its logit.")
 
 
 def _number(label: str | int, labels: tuple[str, ...], named: str, path: str) -> int:
