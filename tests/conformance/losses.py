@@ -9,7 +9,7 @@ from hypothesis import reject
 from references.ragged import noise
 from torch import Tensor
 
-from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, policy, preference
+from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference
 
 Inputs = dict[str, Tensor]
 
@@ -121,6 +121,9 @@ VIEWS = ("features", "other_view")
 SIDES = ("chosen", "rejected")
 HELD = (*SIDES, "ref_chosen", "ref_rejected")
 JUDGED = ("logprobs", "ref_logprobs", "desirable")
+WEIGHED = ("logprobs", "weight", "response_mask")
+SHIFTED = ("logprobs", "ref_logprobs", "weight", "response_mask")
+ORDERED = ("mean_logprobs", "best_logprobs", "rewards", "present")
 
 LOSSES = {
     "clipped_surrogate": Row(partial(policy.clipped_surrogate, clip=0.2), PPO, learns=PPO[:1]),
@@ -216,5 +219,24 @@ TARGETS = {
     "whiten_off_center": Row(partial(masked.whiten, center=False), ("x", "mask"), local=False),
 }
 """What losses are fed with: nothing here may carry gradient."""
+
+of_responses = partial(Row, per_row=("weight", "best_logprobs"), reduced=True)
+
+RESPONSES = {
+    "weighted_nll": of_responses(offline.weighted_nll, WEIGHED, learns=WEIGHED[:1]),
+    "weighted_mean": of_responses(partial(offline.weighted_nll, length_norm=True), WEIGHED, learns=WEIGHED[:1]),
+    "reward_gold": of_responses(offline.reward_gold, WEIGHED, learns=WEIGHED[:1]),
+    "a_lol": of_responses(offline.a_lol, SHIFTED, learns=SHIFTED[:1]),
+    "a_lol_unclipped": of_responses(partial(offline.a_lol, clip=None), SHIFTED, learns=SHIFTED[:1]),
+    "a_lol_seq": of_responses(offline.a_lol_seq, SHIFTED, learns=SHIFTED[:1]),
+    "a_lol_seq_unclipped": of_responses(partial(offline.a_lol_seq, clip=None), SHIFTED, learns=SHIFTED[:1]),
+    "a_lol_kl": of_responses(partial(offline.a_lol_kl, coef=0.3), SHIFTED, learns=SHIFTED[:1]),
+    "a_lol_quotient": of_responses(
+        partial(offline.a_lol_kl, coef=0.3, term="quotient"), SHIFTED, learns=SHIFTED[:1]),
+    "a_lol_k3": of_responses(partial(offline.a_lol_kl, coef=0.3, term="k3"), SHIFTED, learns=SHIFTED[:1]),
+    "pro": of_responses(offline.pro, ORDERED, learns=ORDERED[:2]),
+}
+"""Losses over whole responses whose stats have one number per row too; the laws run on them in
+`functional/test_offline.py`."""
 
 ALL = LOSSES | TARGETS

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from keel.functional.masked import Stats, wide
+from keel.functional.policy import kl_k3
 
 __all__ = ["a_lol", "a_lol_kl", "a_lol_seq", "pro", "reward_gold", "weighted_nll"]
 
@@ -52,7 +53,8 @@ def reward_gold(
     if not 0 <= floor <= 1:
         raise ValueError(f"floor={floor} is no probability: R-GOLD's usual value is 0.1")
     found = _masked(logprobs, response_mask)
-    return -weight.detach() * _of_responses(found.detach().exp().clamp_min(floor) * found, response_mask, length_norm)
+    share = found.detach().exp().clamp(floor, 1.0)
+    return -weight.detach() * _of_responses(share * found, response_mask, length_norm)
 
 
 def a_lol(
@@ -70,9 +72,10 @@ def a_lol(
     Args:
         logprobs, weight, response_mask, length_norm: see `weighted_nll`.
         ref_logprobs: nats, under the reference.
-        clip: half-width of the band of the ratio, from 1 on without a lower end; none: no band.
+        clip: half-width of the band of the ratio, from 1 on without a lower end; none: no band, but the logarithm of
+            the ratio is held at 20, as in `clipped_surrogate`, where it would soon overflow.
     Returns:
-        The loss; and per response `ratio` (clipped), `ratio/below` and `ratio/above` (1 where the band cut it), `shift`
+        The loss; and per response `ratio` (clipped), `ratio/below` and `ratio/above` (1 where it was cut), `shift`
         (S - Q in nats).
     Raises:
         ValueError: clip is not positive.
@@ -122,7 +125,7 @@ def a_lol_kl(
         quotient:   S / Q, the paper's equation as a ratio of logarithms. Both are negative, so that it adds
                     coef / |Q| to every weight.
         k3:         sum_t e^(q_t - l_t) - 1 - (q_t - l_t), at its least where the policy gives the data what the
-                    reference gives them.
+                    reference gives them; see `kl_k3`, which holds a token's log-ratio within 20.
 
     Source: Baheti et al. 2024, arXiv:2305.14718, Eq. 6 and its code (difference); Schulman 2020, "Approximating KL
     divergence" (k3).
@@ -147,7 +150,7 @@ def a_lol_kl(
         sure = ref_sums == 0
         kl = torch.where(sure, 0.0, sums / torch.where(sure, 1.0, ref_sums))
     elif term == "k3":
-        kl = _of_responses(torch.expm1(ref - found) - (ref - found), response_mask, length_norm)
+        kl = _of_responses(kl_k3(found, ref), response_mask, length_norm)
     else:
         raise ValueError(f"term={term!r} is not one of difference, quotient, k3")
     return -weight.detach() * sums + coef * kl, {"kl": kl.detach(), "shift": sums.detach() - ref_sums}
@@ -191,7 +194,8 @@ def pro(
     rank = torch.where(later.any(2), whole - own, 0.0).sum(1)
     n_later = (present.sum(1) - 1).clamp_min(0)
     sft = torch.where(present[:, 0], -wide(best_logprobs), 0.0)
-    return rank + sft_coef * n_later**2 * sft, {"rank": rank.detach(), "sft": sft.detach()}
+    # The coefficient times the counts alone would be rounded to float32.
+    return rank + sft_coef * (n_later**2 * sft), {"rank": rank.detach(), "sft": sft.detach()}
 
 
 def _above_diagonal(present: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ def _ratio(shift: Tensor, weight: Tensor, clip: float | None) -> tuple[Tensor, S
         raise ValueError(f"clip={clip} leaves no band around a ratio of 1; none switches clipping off")
     shift = torch.where(weight.detach() != 0, shift, 0.0)
     low = -math.inf if clip is None or clip >= 1 else math.log1p(-clip)
-    high = math.inf if clip is None else math.log1p(clip)
-    return shift.clamp(low, high).exp(), {
-        "ratio": shift.clamp(low, high).exp(), "ratio/below": (shift < low).to(shift.dtype),
-        "ratio/above": (shift > high).to(shift.dtype)}
+    high = 20.0 if clip is None else math.log1p(clip)
+    ratio = shift.clamp(low, high).exp()
+    return ratio, {"ratio": ratio, "ratio/below": (shift < low).to(ratio.dtype),
+                   "ratio/above": (shift > high).to(ratio.dtype)}
