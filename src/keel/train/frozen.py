@@ -9,7 +9,7 @@ found again only where everything that it depends on is as it was: model, tokeni
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +182,7 @@ class FrozenNumbers:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _append(self, fresh: Mapping[str, Numbers]) -> None:
+    def _append(self, fresh: Mapping[str, Iterable[float]]) -> None:
         # Nine digits give every float32 back.
         rows = [f'{{"row": "{name}", "numbers": [{", ".join(f"{x:.9g}" for x in found)}]}}\n'
                 for name, found in fresh.items()]

@@ -1,0 +1,344 @@
+"""Offline policy gradient: learn from fixed responses and a reward for each, without sampling (A-LoL and relatives).
+
+The whole response is one action. What the reference would reach on a prompt is estimated once, from its own answers to
+held-out prompts; what responses gain over that is their weight. One loop for all variants: they differ in the loss of a
+response and in which responses are drawn. Left out: several processes in one run, a reference that is replaced on the
+way, and decoding with several beams, which the released scripts for dialogue use to select checkpoints.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from keel import runs
+from keel.bench.items import keyed_prompt
+from keel.bench.rewards import SequenceRewardConfig, SequenceRewards
+from keel.config import Config
+from keel.data.collate import budget_batches, collate
+from keel.data.load import Which, read_responses
+from keel.data.records import Demonstration, Graded, prompt_numbers
+from keel.data.render import PromptRow, Row, Template, Truncation, render_demonstrations, render_prompts, template
+from keel.errors import ConfigError, DataError, ModelError
+from keel.functional.direct import response_logprobs
+from keel.models.forward import token_logprobs
+from keel.models.load import (
+    FrozenModelConfig,
+    ModelConfig,
+    causal_lm,
+    check_context,
+    device_of,
+    load_tokenizer,
+    save_model,
+)
+from keel.rollout.evaluate import Found, headline, keep_best, without_each
+from keel.rollout.measure import same_tokens
+from keel.rollout.respond import respond, sample_rows, summary
+from keel.rollout.sample import SamplingConfig
+from keel.train import checkpoint
+from keel.train.baseline import Reference, reference_values
+from keel.train.clock import Clock
+from keel.train.frozen import FrozenNumbers, reference_identity, row_digest, row_numbers
+from keel.train.inputs import DataConfig, load_split, prompt_room
+from keel.train.offline import OfflineLossConfig, SelectionConfig, aligned, offline_loss, ranked_loss
+from keel.train.order import n_steps
+from keel.train.step import Learner, OptimizerConfig, require_finite
+from keel.train.tally import Tally
+from keel.train.value import ValueConfig
+from keel.train.worth import Worth, drawn, kept_of, ranked_units, step_credit, write_worth
+
+__all__ = ["OfflinePGConfig", "run"]
+
+
+class OfflinePGConfig(Config):
+    """Everything `keel offline-pg` reads. Defaults: A-LoL as its authors release it, but for the fixes named."""
+
+    out: Path = Field(description="run folder to make")
+    policy: ModelConfig = Field(description="policy to improve, from supervised fine-tuning on the data")
+    reference: FrozenModelConfig | None = Field(None, description="model that is taken to have written the data; none: "
+                                                "the policy as it is at the start")
+    data: DataConfig = Field(description="responses: demonstrations, pairs or rankings, with rewards or without")
+    responses: Which = Field("chosen", description="the best response of each record, or all of them")
+    drop_ending: str | None = Field(None, min_length=1, description="leave out records of which a response ends with "
+                                    "this; HHA: ':'")
+    max_response: int | None = Field(None, ge=1, description="tokens of a response that are kept, its end is lost "
+                                     "where it is longer; none: as data.too_long says")
+    rewards: tuple[SequenceRewardConfig, ...] = Field((), description="what a response is worth: summed by weight")
+    cache: Path | None = Field(None, description="folder for rewards, values and what the reference says of the data, "
+                               "to be shared by runs; none: in the run folder")
+    known_bad: str | None = Field(None, description="key of meta that is true for bad responses: the filter is "
+                                  "measured against it, never trained on")
+    seed: int = Field(0, ge=0, description="fixes draws, split, samples and what is drawn anew")
+    loss: OfflineLossConfig = OfflineLossConfig()
+    selection: SelectionConfig = SelectionConfig()
+    value: ValueConfig = ValueConfig()
+    value_sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
+    epochs: float = Field(1.0, gt=0, description="passes over the responses that are kept")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; none: from epochs")
+    batch: int = Field(16, ge=1, description="responses per optimiser step; pro: prompts")
+    micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5)
+    eval_every: int = Field(100, ge=1, description="steps between examinations on held-out prompts")
+    eval_prompts: int = Field(200, ge=1, description="held-out prompts answered at most; the value has its own")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=64)
+    n_samples: int = Field(16, ge=0, description="held-out answers kept for the report, before and after")
+
+    @model_validator(mode="after")
+    def _check(self) -> "OfflinePGConfig":
+        if not self.rewards:
+            raise ValueError("rewards is empty: nothing says what a response is worth")
+        if self.loss.variant == "pro" and self.responses != "all":
+            raise ValueError("variant='pro' ranks the responses to one prompt: set responses to all")
+        if self.loss.variant == "pro" and (self.keeps != "all" or self.draws != "uniform"):
+            raise ValueError("variant='pro' takes all responses in shuffled passes: leave selection as it is")
+        if self.needs_value and self.value.kind == "batch_mean" and (self.keeps, self.draws) != ("all", "uniform"):
+            raise ValueError("value.kind='batch_mean' is known only batch by batch: set selection.keep to all and "
+                             "selection.draw to uniform")
+        return self
+
+    @property
+    def keeps(self) -> str:
+        """Which responses are learned from."""
+        return self.selection.keeps(self.loss.variant)
+
+    @property
+    def draws(self) -> str:
+        """How they are drawn."""
+        return self.selection.draws(self.loss.variant)
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether anything asks for an estimate of what the reference reaches."""
+        return self.selection.needs_value(self.loss.variant)
+
+    @property
+    def cached_in(self) -> Path:
+        """Where what is computed before learning is kept."""
+        return self.cache or self.out / "cache"
+
+
+def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
+    """Train, and leave the policy in `out/model`, the best of the examinations in `out/best`."""
+    files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
+    with runs.start("offline_pg", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
+        tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
+        words = template(tokenizer)
+        told, held_told, n_bad = load_split(cfg.data, cfg.seed, lambda path: read_responses(
+            path, which="all", on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text))
+        told, held_told = wanted(cfg, told), wanted(cfg, held_told)
+        (rows, cut), (held_rows, _) = rendered(cfg, words, told), rendered(cfg, words, held_told)
+        asked = asked_prompts(cfg, words, held_told)
+        write_seen(cfg.out, [*told, *held_told])
+
+        # What every response is worth, what the reference reaches on its prompt, and so what is learned from.
+        rewards = SequenceRewards(cfg.rewards, cfg.cached_in / "rewards")
+        by_id = {one.id: one for one in told}
+        told = [by_id[row.record_id] for row in rows]
+        known = rewards.of_data(told)
+        policy = causal_lm(cfg.policy, seed=cfg.seed)
+        check_context(policy, max(len(row.ids) for part in (rows, held_rows, asked) for row in part))
+        reference = reference_of(cfg, policy, words, rewards)
+        values, estimate = None, dict[str, Any]()
+        if cfg.needs_value and cfg.value.kind != "batch_mean":
+            begun = [PromptRow(row.ids[: row.n_prompt], one.prompt) for row, one in zip(rows, told, strict=True)]
+            values, estimate = reference_values(reference, begun, asked, cfg.value, cfg.cached_in / "values", cfg.seed)
+            tell_of_values(log, estimate)
+        worth = Worth(known.total, values)
+        kept = kept_of(worth, cfg.selection, cfg.loss.variant)
+        share = write_worth(cfg.out / "advantages.jsonl", told, rows, known.parts, worth, kept,
+                            known_bad=cfg.known_bad, seed=cfg.seed)
+        units = ranked_units(told, known.total) if cfg.loss.variant == "pro" else [[i] for i in kept]
+        priorities = worth.rewards if worth.advantages is None else worth.advantages.clamp_min(0)
+        by_weight = None if cfg.draws == "uniform" else priorities[torch.tensor(kept)].tolist()
+        compared = kept if cfg.loss.has_reference else []
+        said, held = ref_logprobs(cfg, log, reference, [rows[i] for i in compared], held_rows)
+        ref = dict(zip(compared, said, strict=True))
+        del reference  # where it is not the policy itself, it is in memory for nothing from here on
+
+        total = n_steps(len(units), cfg.batch, cfg.epochs, cfg.steps)
+        learner = Learner.of([policy], cfg.optimizer, total)
+        state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
+        done, extra = checkpoint.restore(log, **state) if resume else (0, {})
+        before, found, best = (extra.get(name) for name in ("before", "found", "best"))
+
+        def examined(step: int) -> tuple[Found, Found | None]:
+            told_now = sit(cfg, log, policy, words, rewards, asked, step)
+            told_now |= drift(policy, words.pad_id, held_rows, held, cfg)
+            log.log(step, {f"{name}/{key}": x for name, values in told_now.items() if not name.startswith("each/")
+                           for key, x in values.items()}, "eval")
+            return told_now, keep_best(best, told_now, step, policy, tokenizer, cfg.out / "best",
+                                       by="score" if "score" in told_now else None, kl_budget=None)
+
+        if done == 0:
+            before, best = examined(0)
+            found = before
+        batches = drawn(by_weight, len(units), cfg.batch, cfg.seed, first_step=done + 1)
+        tally, clock, progress = Tally(), Clock(), log.bar(total, done)
+        for step in range(done + 1, total + 1):
+            picked = [units[u] for u in next(batches)]
+            owed = step_credit(worth, cfg.loss.variant, [i for unit in picked for i in unit])
+            for part in budget_batches([len(unit) * max(rows[i].n_tokens for i in unit) for unit in picked],
+                                       cfg.micro_tokens):
+                index = [i for k in part for i in picked[k]]
+                batch = collate([rows[i] for i in index], words.pad_id).to(device_of(policy))
+                logprobs = token_logprobs(policy, batch)[0]
+                worths = torch.tensor([owed[i] for i in index], dtype=torch.float32, device=logprobs.device)
+                sums, n = response_logprobs(logprobs, batch.response_mask), batch.response_mask.sum(1).float()
+                if cfg.loss.variant == "pro":
+                    loss, stats = ranked_loss(cfg.loss, sums, n, worths, [len(picked[k]) for k in part])
+                else:
+                    own = aligned([ref[i] for i in index], [rows[i] for i in index], batch) if (
+                        cfg.loss.has_reference) else None
+                    loss, stats = offline_loss(cfg.loss, logprobs, own, worths, batch.response_mask)
+                objective = loss.sum() / len(picked)
+                require_finite(objective.detach(), "loss", step, [rows[i].record_id for i in index])
+                objective.backward()
+                tally.add({"loss": loss, **stats})
+                tally.add({"credit": worths, "logprob": sums, "length": n})
+            metrics = tally.means() | learner.step(step, [rows[i].record_id for unit in picked for i in unit])
+            log.log(step, metrics)
+            log.time(step, clock.lap({"responses": sum(map(len, picked))}))
+            if step % cfg.eval_every == 0 or step == total:
+                found, best = examined(step)
+            if step % cfg.save_every == 0 or step == total or log.stop_requested():
+                checkpoint.save(log, step, **state, extra={"before": before, "found": found, "best": best})
+            if log.stop_requested() and step < total:
+                log.stop(step)
+            progress.advance(f"loss {metrics['loss']:.3f}")
+        save_model(policy, tokenizer, cfg.out / "model")
+        return log.finish({
+            "steps": total, "n_responses": len(rows), "n_kept": len(kept), "n_validation": len(asked), "data": share,
+            "value": estimate, "before": without_each(before), "evaluation": without_each(found), "best": best,
+            "skipped": {"records": n_bad} | vars(cut), "headline": headline(before, found, cfg.seed)})
+
+
+def wanted(cfg: OfflinePGConfig, told: Sequence[Graded]) -> list[Graded]:
+    """The responses that the settings ask for.
+
+    Raises:
+        DataError: none are left.
+    """
+    bad = {one.record or one.id for one in told if cfg.drop_ending and one.response.endswith(cfg.drop_ending)}
+    first = {one.record or one.id: one.id for one in reversed(told)}
+    found = [one for one in told if (one.record or one.id) not in bad
+             and (cfg.responses == "all" or first[one.record or one.id] == one.id)]
+    if told and not found:
+        raise DataError(f"every one of {len(first)} records has a response that ends with {cfg.drop_ending!r}",
+                        where=cfg.data.path, remedy="Leave drop_ending out, or mend the data.")
+    return found
+
+
+def rendered(cfg: OfflinePGConfig, words: Template, told: Sequence[Graded]) -> tuple[list[Row], Truncation]:
+    """Rows of the responses that fit."""
+    return render_demonstrations(words, [Demonstration(one.prompt, one.response) for one in told], cfg.data.max_length,
+                                 cfg.data.too_long, max_response=cfg.max_response)
+
+
+def asked_prompts(cfg: OfflinePGConfig, words: Template, told: Sequence[Graded]) -> list[PromptRow]:
+    """Different held-out prompts that leave room for an answer: the reference's samples and the examinations.
+
+    Raises:
+        ConfigError: a value is to be estimated, and no prompt is held out.
+    """
+    numbers = prompt_numbers([one.prompt for one in told])
+    first = {number: one.prompt for number, one in reversed(list(zip(numbers, told, strict=True)))}
+    if not first:
+        if cfg.needs_value and cfg.value.kind in ("learned", "constant"):
+            raise ConfigError("no prompt is held out, so there is nothing to estimate the reference's value on",
+                              where="data", remedy="Give data.validation or raise data.validation_fraction.")
+        return []
+    most = max(cfg.sampling.max_new_tokens, cfg.value_sampling.max_new_tokens)
+    return render_prompts(words, [first[number] for number in sorted(first)], prompt_room(cfg.data, most),
+                          cfg.data.too_long)[0]
+
+
+def write_seen(folder: Path, told: Sequence[Graded]) -> None:
+    """Keys of all prompts that this run learns from or is selected by; results on them are no test."""
+    keys = sorted({keyed_prompt(one.prompt.messages, one.prompt.text).id for one in told})
+    runs.write_json(folder / "prompts_seen.json", {"keys": keys})
+
+
+def reference_of(cfg: OfflinePGConfig, policy: nn.Module, words: Template, rewards: SequenceRewards) -> Reference:
+    """What is taken to have written the data, with the rewards of what it writes. The policy itself unless another one
+    is named: it has learned nothing yet.
+
+    Raises:
+        ModelError: the reference reads other tokens than the policy.
+    """
+    spec, model = cfg.policy, policy
+    if cfg.reference is not None:
+        spec = cfg.reference.whole
+        if not same_tokens(words, template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))):
+            raise ModelError("the reference has another tokenizer or chat template than the policy", where="reference",
+                             remedy="Name a reference of the policy's family.")
+        model = causal_lm(spec, seed=cfg.seed)
+
+    def judged(asked: Sequence[PromptRow], n: int) -> Tensor:
+        # A stream of its own for each sample of each prompt.
+        said = [respond(model, words, asked, cfg.value_sampling, seed=cfg.seed, names=["value", i]) for i in range(n)]
+        return torch.stack([rewards(one.prompts, one.texts).total for one in said], 1)
+
+    return Reference(model, reference_identity(spec, model, cfg.seed), {
+        "rewards": rewards.identity, "sampling": cfg.value_sampling.model_dump(mode="json")}, judged,
+        (rewards.low, rewards.high), words.pad_id, 2 * cfg.micro_tokens)
+
+
+def tell_of_values(log: runs.Run, found: Mapping[str, Any]) -> None:
+    """What a reader of the advantages must know of the values in them."""
+    if found["stale"]:
+        log.note("the folder of values was filled with another reference, other rewards, prompts or settings; they are "
+                 "estimated anew")
+    if found.get("beats_mean") is False:
+        log.note("on held-out prompts the value estimate is no better than one number for all prompts; advantages are "
+                 "rewards less that number")
+
+
+def ref_logprobs(cfg: OfflinePGConfig, log: runs.Run, reference: Reference, *parts: Sequence[Row],
+                 ) -> list[list[np.ndarray]]:
+    """What the reference says of each token of some responses, from the cache or computed; part by part."""
+    rows, cache = [*chain(*parts)], FrozenNumbers(cfg.cached_in / "reference", reference.identity)
+    began_empty = cache.is_empty()
+    found, n = cache.fill([row_digest(row) for row in rows], row_numbers(
+        reference.model, rows, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens),
+        [row.record_id for row in rows])
+    if n and not began_empty:
+        log.note(f"{cache.folder} lacked what this reference says of {n} of {len(rows)} responses; it is computed now. "
+                 "The folder was filled by another model, from other data, or by a run that was killed")
+    ends = [0, *accumulate(map(len, parts))]
+    return [found[start:end] for start, end in pairwise(ends)]
+
+
+def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template, rewards: SequenceRewards,
+        asked: Sequence[PromptRow], step: int) -> Found:
+    """Held-out prompts answered with the same random streams every time: each reward, their total, length."""
+    asked = asked[: cfg.eval_prompts]
+    if not asked or not all(spec.scores_new_text for spec in cfg.rewards):
+        return {}
+    said = respond(policy, words, asked, cfg.sampling, seed=cfg.seed, names=["evaluate"])
+    worth = rewards(said.prompts, said.texts)
+    columns = {"score": worth.total.float()} | ({name: x.float() for name, x in worth.parts.items()}
+                                                if len(worth.parts) > 1 else {})
+    log.sample(sample_rows(step, said, columns, cfg.n_samples))
+    numbers = columns | {"length": said.rollout.tokens.response_mask.sum(1).float().cpu(),
+                         "ended": said.rollout.ended.float().cpu()}
+    return {name: summary(x, cfg.seed, name) for name, x in numbers.items()} | {"each/score": columns["score"].tolist()}
+
+
+@torch.no_grad()
+def drift(policy: nn.Module, pad_id: int, rows: Sequence[Row], said: Sequence[np.ndarray], cfg: OfflinePGConfig,
+          ) -> Found:
+    """S - Q on held-out responses, in nats; with the cross-entropy per token."""
+    if not rows:
+        return {}
+    sums, n = torch.zeros(len(rows)), torch.tensor([float(row.n_tokens - row.n_prompt) for row in rows])
+    for part in budget_batches([row.n_tokens for row in rows], 2 * cfg.micro_tokens):
+        batch = collate([rows[i] for i in part], pad_id).to(device_of(policy))
+        sums[torch.tensor(part)] = response_logprobs(token_logprobs(policy, batch)[0], batch.response_mask).cpu()
+    shift = sums - torch.tensor([float(x.sum()) for x in said])
+    return {"shift": summary(shift, cfg.seed, "shift"), "nll": {"mean": float(-sums.sum() / n.sum()), "n": len(rows)}}

@@ -1,0 +1,135 @@
+"""What the frozen reference reaches on each prompt of the data, before anything is learned: found once, kept on disk.
+
+    FOLDER/KEY.jsonl            V of each prompt, see `FrozenNumbers`
+    FOLDER/KEY.json             how it was found
+    FOLDER/KEY.safetensors      the head, where one was fitted
+
+KEY stands for the reference, the rewards, the settings, the prompts that were answered and the seed.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from keel.data.render import PromptRow, Row
+from keel.models.load import device_of
+from keel.models.value_head import ValueHead, load_head, prompt_states, save_head
+from keel.runs import write_json
+from keel.train.frozen import FrozenNumbers, row_digest
+from keel.train.value import ValueConfig, fit_value, value_numbers
+
+__all__ = ["Reference", "reference_values"]
+
+AT_ONCE = 64
+"""Prompts whose samples are drawn and judged between two writes to the disk."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The frozen reference, and what its responses are worth.
+
+    Attributes:
+        model: in eval mode.
+        identity: whatever can change a number that it gives, see `reference_identity`.
+        judging: whatever else can change a reward of its responses: the rewards, how they are drawn.
+        judged: rewards of so many of its responses to each of some prompts, [N K].
+        bounds: of the reward.
+        pad_id: what stands in the padding.
+        micro_tokens: token positions per forward pass.
+    """
+
+    model: nn.Module
+    identity: Mapping[str, Any]
+    judging: Mapping[str, Any]
+    judged: Callable[[Sequence[PromptRow], int], Float[Tensor, "N K"]]
+    bounds: tuple[float, float]
+    pad_id: int
+    micro_tokens: int
+
+
+def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: Sequence[PromptRow], cfg: ValueConfig,
+                     folder: Path, seed: int) -> tuple[Float[Tensor, " N"], dict[str, Any]]:
+    """V of every prompt, float64, and how it was found.
+
+    Args:
+        reference: who is measured.
+        prompts: of the data, repeated where several responses have one.
+        asked: held-out prompts that the reference answers, for `learned` and `constant`; at most cfg.prompts are taken.
+        cfg: how.
+        folder: where all of it is kept.
+        seed: of the fit.
+
+    Raises:
+        DataError: too few prompts are held out.
+        NumericsError: a value is not finite.
+    """
+    asked = asked[: cfg.prompts]
+    names = [_digest(row) for row in prompts]
+    kept = FrozenNumbers(folder, {
+        "reference": reference.identity, "judging": reference.judging, "value": cfg.model_dump(mode="json"),
+        "seed": seed, "asked": [_digest(row) for row in asked] if cfg.kind != "sampled" else []})
+    how: dict[str, Any] = {"kind": cfg.kind, "prompts": len({*names}), "stale": not (
+        kept.is_empty() or kept.file.exists() or _notes(kept).exists())}
+    if cfg.kind == "constant":
+        found = _remembered(_notes(kept), lambda: {
+            "mean": float(reference.judged(asked, cfg.samples).mean()), "samples": len(asked) * cfg.samples})
+        return torch.full((len(prompts),), found["mean"], dtype=torch.float64), how | found
+    if cfg.kind == "sampled":
+        compute = _sampled(reference, prompts, names, cfg.samples)
+    else:
+        head, report = _fitted(reference, asked, cfg, kept, seed)
+        compute, how = value_numbers(reference.model, head, prompts, pad_id=reference.pad_id,
+                                     micro_tokens=reference.micro_tokens), how | report
+    numbers, n_computed = kept.fill(names, compute, [row.record_id for row in prompts])
+    return torch.tensor(np.array(numbers)[:, 0], dtype=torch.float64), how | {"computed": n_computed}
+
+
+def _fitted(reference: Reference, asked: Sequence[PromptRow], cfg: ValueConfig, kept: FrozenNumbers, seed: int,
+            ) -> tuple[ValueHead, dict[str, Any]]:
+    """The head, fitted or found, and how its fit went."""
+    file = kept.file.with_suffix(".safetensors")
+    if not (file.exists() and _notes(kept).exists()):
+        rewards = reference.judged(asked, cfg.samples)
+        states = prompt_states(reference.model, asked, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens)
+        owners = [i for i in range(len(asked)) for _ in range(cfg.samples)]
+        low, high = reference.bounds
+        fitted = fit_value(states, rewards.flatten().float(), owners, cfg, low=low, high=high, seed=seed)
+        save_head(fitted.head, file)
+        write_json(_notes(kept), asdict(fitted.report) | {"beats_mean": fitted.report.beats_mean})
+    return load_head(file).to(device_of(reference.model)), json.loads(_notes(kept).read_text())
+
+
+def _sampled(reference: Reference, prompts: Sequence[PromptRow], names: Sequence[str], n: int,
+             ) -> Callable[[Callable[[list[int]], bool]], Iterator[tuple[list[int], list[list[float]]]]]:
+    """The mean reward of the reference's responses to the very prompt, for `FrozenNumbers.fill`."""
+    places = sorted({name: i for i, name in reversed(list(enumerate(names)))}.values())
+
+    def compute(skip: Callable[[list[int]], bool]) -> Iterator[tuple[list[int], list[list[float]]]]:
+        for start in range(0, len(places), AT_ONCE):
+            part = places[start : start + AT_ONCE]
+            if not skip(part):
+                yield part, reference.judged([prompts[i] for i in part], n).mean(1)[:, None].tolist()
+    return compute
+
+
+def _digest(row: PromptRow) -> str:
+    return row_digest(Row(row.ids, len(row.ids), row.record_id))
+
+
+def _notes(kept: FrozenNumbers) -> Path:
+    return kept.file.with_suffix(".json")
+
+
+def _remembered(file: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file says; if there is none, it is found and written."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, find())
+    return json.loads(file.read_text())
