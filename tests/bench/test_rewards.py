@@ -167,6 +167,19 @@ def test_a_function_of_records_sees_meta_and_is_not_confused_by_equal_words(tmp_
     assert rewards(tmp_path, spec).of_data(told).total.tolist() == [0.25, 1.0, 0.75]
 
 
+def test_informativeness_is_summed_like_any_other_reward(tmp_path):
+    rows = [{"prompt": "q", "completion": text} for text in ("red green", "red blue")]
+    (tmp_path / "fitted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"name": "tf", "informative": str(tmp_path / "fitted.jsonl"), "weight": 3.0}
+    found = rewards(tmp_path / "scores", spec, function("counted"))
+    told = found.of_data([graded("a", "red"), graded("b", "grey")])
+    torch.testing.assert_close(told.total, doubles(3 * 0.1 + 0.03, 0.04), **tol.FLOAT64)
+    assert found.counts["tf"] == {"responses fitted on": 2, "rows not read": 0, "terms": 3}
+    before = json.dumps(found.identity)
+    (tmp_path / "fitted.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert json.dumps(rewards(tmp_path / "scores", spec, function("counted")).identity) != before
+
+
 # --- stored numbers --------------------------------------------------------------------------------------------------
 
 
