@@ -24,11 +24,13 @@ HEAD = HIDDEN * VOCABULARY
 BATCH, MAX_LENGTH = 32, 256
 TRL_ROWS, MICRO_TOKENS = 8, 2048
 """What fits in one forward pass, tried out for each side: TRL's trainers take 8 rows (32 at once cost a third more, for
-padding), keel at most 2,048 positions (4,096 cost a tenth more)."""
+padding; DPO's 4 pairs are 8 rows, and 8 pairs cost a quarter more), keel at most 2,048 positions (4,096 cost a tenth
+more)."""
 ROLLOUTS, MINIBATCH, PASSES, RESPONSE, MAX_PROMPT = 32, 16, 2, 64, 64
 DECODE_BATCH = 64
 WARM_UP = 1
 LEARNING_RATE = 1e-5
+BETA = 0.1
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,13 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 def timed_rows(name: str, size: Size) -> list[dict[str, Any]]:
     """The rows of the timed steps; those of the warm-up come before them."""
     return read_rows(name)[WARM_UP * BATCH : (WARM_UP + size.steps) * BATCH]
+
+
+def dpo_counts(size: Size) -> tuple[int, int]:
+    """Tokens of both rows of the timed pairs, prompts twice, and those of their responses."""
+    rows = timed_rows("dpo_ids.jsonl", size)
+    told = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    return told + 2 * sum(len(row["prompt_ids"]) for row in rows), told
 
 
 def training_flops(tokens: float, head_tokens: float) -> float:

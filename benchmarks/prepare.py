@@ -70,10 +70,13 @@ def main(size_name: str) -> None:
     asked, _ = render_prompts(words, read_prompts(DATA / "prompts.jsonl")[0], MAX_PROMPT, "error")
     sft = [told[i] for i in order(len(told), "sft", size.steps)]
     rm = [compared[i] for i in order(len(compared), "reward_model", size.steps)]
+    dpo = [compared[i] for i in order(len(compared), "preference", size.steps)]
     write("sft_ids.jsonl", [{"input_ids": row.ids, "labels": [-100] * row.n_prompt + row.ids[row.n_prompt:],
                              "length": len(row.ids)} for row in sft])
     write("rm_ids.jsonl", [{"chosen_ids": row.chosen.ids, "rejected_ids": row.rejected.ids,
                             "length": row.n_tokens // 2} for row in rm])
+    write("dpo_ids.jsonl", [{"prompt_ids": row.prompt_ids, "chosen_ids": row.chosen_ids,
+                             "rejected_ids": row.rejected_ids, "length": row.longest} for row in dpo])
     write("prompt_ids.jsonl", [{"input_ids": row.ids} for row in asked])
     models(tokenizer, [words.pad_id, *words.stop_ids])
 

@@ -1,4 +1,4 @@
-"""keel against TRL, in one table: `python benchmarks/run.py [--quick] [--only sft|rm|ppo|decode] [--no-trl]`.
+"""keel against TRL, in one table: `python benchmarks/run.py [--quick] [--only sft|rm|dpo|ppo|decode] [--no-trl]`.
 
 Same model, rows, batches and optimizer steps on both sides; one thread; CPU seconds of each process, without start-up
 and without the first step. Rounds are interleaved (keel, TRL, keel, TRL, ...) and each row shows the best of them, so
@@ -44,8 +44,8 @@ class Entry:
         return f"{self.job} {self.fmt} {self.who}"
 
 
-UNITS = {"sft": "tokens/s", "rm": "pairs/s", "ppo": "samples/s", "decode": "tokens/s"}
-TITLES = {"sft": "SFT", "rm": "reward model", "ppo": "PPO", "decode": "decoding"}
+UNITS = {"sft": "tokens/s", "rm": "pairs/s", "dpo": "pairs/s", "ppo": "samples/s", "decode": "tokens/s"}
+TITLES = {"sft": "SFT", "rm": "reward model", "dpo": "DPO", "ppo": "PPO", "decode": "decoding"}
 
 
 def entries(only: str | None, with_trl: bool) -> list[Entry]:
@@ -57,6 +57,12 @@ def entries(only: str | None, with_trl: bool) -> list[Entry]:
             found.append(trl(job, fmt, "TRL 1.16", "1.16", job))
     # TRL's reward trainer drops the length column, so only its SFT can group batches by length.
     found.insert(4, trl("sft", "bf16", "TRL 1.16, grouped by length", "1.16", "sft-grouped"))
+    # In float32 losses can be compared to the last digits; the grouped jobs have other batches.
+    found += [keel("dpo", "fp32"), trl("dpo", "fp32", "TRL 1.16", "1.16", "dpo"), keel("dpo", "bf16")]
+    for how in ("", ", reference in every step"):
+        for order in ("", ", grouped by length"):
+            job = f"dpo{'-live' if how else ''}{'-grouped' if order else ''}"
+            found.append(trl("dpo", "bf16", f"TRL 1.16{how}{order}", "1.16", job))
     found += [keel("ppo", "fp32"), trl("ppo", "fp32", "TRL 1.12", "1.12", "ppo"), keel("ppo", "bf16")]
     for fmt in ("fp32", "bf16"):
         found += [keel("decode", fmt), Entry("decode", fmt, "generate()", (*KEEL, "generate", fmt))]
@@ -74,7 +80,8 @@ def trl(job: str, fmt: str, who: str, release: str, worker_job: str) -> Entry:
 def main() -> int:
     asked = arguments()
     size = "quick" if asked.quick else "full"
-    missing = [str(path.relative_to(ROOT)) for path in TRL.values() if not path.exists()]
+    missing = [str(path.relative_to(ROOT)) for release, path in TRL.items()
+               if not path.exists() and (release == "1.16" or asked.only in (None, "ppo"))]
     with_trl = not asked.no_trl and not missing
     if missing and not asked.no_trl:
         print(f"TRL is left out: {', '.join(missing)} missing; run benchmarks/setup_trl.sh", file=sys.stderr)
@@ -138,11 +145,31 @@ def table(todo: list[Entry], results: dict[str, list[dict[str, Any]]], peak: dic
         rounds = " ".join(f"{run['rate']:.4g}" for run in results[entry.name])
         lines.append(f"| {TITLES[entry.job]} | {entry.fmt} | {entry.who} | {found['rate']:.4g} {UNITS[entry.job]} | "
                      f"{ratio} | {found['peak_mb']:.0f} | {share:.0%} | {rounds} |")
+    return [*lines, *of_dpo(todo, results), *of_ppo(results)]
+
+
+def of_dpo(todo: list[Entry], results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What one pass over the data costs when nothing is known of the reference yet; and whether the work was equal."""
+    entries = [entry for entry in todo if entry.job == "dpo"]
+    lines = [f"{entry.name}: {first_pass(results[entry.name]):.4g} pairs/s with the reference's pass counted once"
+             for entry in entries]
+    own, other = results.get("dpo fp32 keel"), results.get("dpo fp32 TRL 1.16")
+    if own and other:
+        gaps = [abs(a - b) for a, b in zip(own[0]["losses"], other[0]["losses"], strict=True)]
+        lines.append(f"DPO in float32: largest difference of the losses of a step {max(gaps):.1e}, after updates too")
+    return ["", *lines] if lines else []
+
+
+def first_pass(found: list[dict[str, Any]]) -> float:
+    return max(run["items"] / (run["seconds_cpu"] + run["items"] * run["reference_s_per_pair"]) for run in found)
+
+
+def of_ppo(results: dict[str, list[dict[str, Any]]]) -> list[str]:
     fast, slow = results.get("ppo bf16 keel"), results.get("ppo fp32 TRL 1.12")
     if fast and slow:
-        lines += ["", f"PPO, keel in bf16 against TRL (whose PPO ignores its bf16 flag): "
-                      f"{best(fast)['rate'] / best(slow)['rate']:.2f}x"]
-    return lines
+        return ["", f"PPO, keel in bf16 against TRL (whose PPO ignores its bf16 flag): "
+                    f"{best(fast)['rate'] / best(slow)['rate']:.2f}x"]
+    return []
 
 
 def save(asked: argparse.Namespace, inputs: dict[str, Any], results: dict[str, list[dict[str, Any]]],

@@ -4,6 +4,7 @@ The recipes run as they are; only the call that ends each step is watched. What 
 pays for per step: rendering, collating, metrics.jsonl, TensorBoard. Validation and checkpoints are set beyond the end.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from common import (
     BATCH,
+    BETA,
     DATA,
     DECODE_BATCH,
     LEARNING_RATE,
@@ -27,7 +29,9 @@ from common import (
     WARM_UP,
     Laps,
     Size,
+    cpu_seconds,
     decode_flops,
+    dpo_counts,
     ppo_flops,
     read_rows,
     report,
@@ -38,14 +42,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from keel import runs
 from keel.models.load import ModelConfig, causal_lm
-from keel.recipes import ppo, reward_model, sft
+from keel.recipes import ppo, preference, reward_model, sft
 from keel.rng import stream
 from keel.rollout.sample import SamplingConfig, sample
 from keel.train.inputs import DataConfig
 from keel.train.step import OptimizerConfig
 
 NEVER = 10**6
-OPTIMIZER = OptimizerConfig(lr=LEARNING_RATE, schedule="constant", warmup_fraction=0.0)
+OPTIMIZER = OptimizerConfig(lr=LEARNING_RATE, betas=(0.9, 0.999), schedule="constant", warmup_fraction=0.0)
 
 
 def watched(laps: Laps, counts: list[dict[str, float]]) -> None:
@@ -93,6 +97,28 @@ def run_rm(size: Size, fmt: str, out: Path, quiet: bool = False, **more: Any) ->
     rows = timed_rows("rm_ids.jsonl", size)
     tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     report("rm", laps.seconds, BATCH * laps.n, flops=training_flops(tokens, 0))
+
+
+def run_dpo(size: Size, fmt: str, out: Path, **more: Any) -> None:
+    """What the reference says is computed before the first step; its time is told apart."""
+    laps, plain, spent = Laps(), preference.prepared, [0.0]
+    watched(laps, [])
+
+    def prepared(*args: Any) -> Any:
+        start = cpu_seconds()
+        found = plain(*args)
+        spent[0] = cpu_seconds() - start
+        return found
+
+    preference.prepared = prepared
+    preference.run(preference.PreferenceConfig(
+        out=out, policy=model("policy", fmt), data=data("pairs.jsonl", MAX_LENGTH), batch=BATCH, beta=BETA,
+        steps=WARM_UP + size.steps, optimizer=OPTIMIZER, eval_every=NEVER, save_every=NEVER, n_samples=0, **more))
+    tokens, told = dpo_counts(size)
+    logged = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    losses = [row["loss"] for row in logged if "loss" in row]
+    report("dpo", laps.seconds, BATCH * laps.n, flops=training_flops(tokens, told), losses=losses,
+           reference_s_per_pair=spent[0] / (BATCH * (WARM_UP + size.steps)))
 
 
 def run_ppo(size: Size, fmt: str, out: Path, quiet: bool = False, **more: Any) -> None:
@@ -164,7 +190,7 @@ def run_matmul(size: Size, fmt: str, out: Path) -> None:
     report("matmul", best, n * 2 * 1024**3)
 
 
-JOBS = {"sft": run_sft, "rm": run_rm, "ppo": run_ppo, "decode": run_decode, "generate": run_generate,
+JOBS = {"sft": run_sft, "rm": run_rm, "dpo": run_dpo, "ppo": run_ppo, "decode": run_decode, "generate": run_generate,
         "matmul": run_matmul}
 
 
@@ -172,7 +198,7 @@ def main() -> None:
     job, fmt, size = sys.argv[1:4]
     # Further settings of the recipe, for trying them out: name=integer.
     more = {name: int(value) for name, value in (word.split("=") for word in sys.argv[4:])}
-    if job in ("sft", "rm", "ppo"):
+    if job in ("sft", "rm", "dpo", "ppo"):
         more.setdefault("micro_tokens", MICRO_TOKENS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """One measurement of TRL, in a process of its own and in TRL's environment: `python time_trl.py JOB FORMAT SIZE`.
 
-JOB is sft, sft-grouped, rm or ppo. TRL gets the token ids that keel's recipes make, in the same batches
+JOB is sft, sft-grouped, rm, dpo (the reference computed once, before the first step), dpo-live (in every step),
+dpo-grouped, dpo-live-grouped or ppo. TRL gets the token ids that keel's recipes make, in the same batches
 (its sampler set to "sequential", its default "random" would only change the order); the grouped job lets TRL choose
 its batches by length. Off, because they cost TRL time that a careful user saves: gradient checkpointing (on by
 default), evaluation, logging, progress bars, checkpoints.
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from common import (
     BATCH,
+    BETA,
     DATA,
     LEARNING_RATE,
     MAX_LENGTH,
@@ -34,6 +36,8 @@ from common import (
     WARM_UP,
     Laps,
     Size,
+    cpu_seconds,
+    dpo_counts,
     ppo_flops,
     read_rows,
     report,
@@ -42,7 +46,7 @@ from common import (
 )
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 
 class Watch(TrainerCallback):
@@ -91,6 +95,44 @@ def run_rm(size: Size, fmt: str, folder: str, *, micro: int = TRL_ROWS) -> None:
     report("rm", watch.laps.seconds, BATCH * watch.laps.n, flops=training_flops(tokens, 0))
 
 
+class WatchedDPO(DPOTrainer):
+    """Takes token ids as they are, notes the loss of each micro-batch, and how long the reference takes beforehand."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().compute_loss(*args, **kwargs)
+        losses.append(float((found[0] if isinstance(found, tuple) else found).detach()))
+        return found
+
+    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+        start = cpu_seconds()
+        found = super()._precompute_ref_logps(*args, **kwargs)
+        precompute_s.append(cpu_seconds() - start)
+        return found
+
+
+losses: list[float] = []
+precompute_s: list[float] = []
+
+
+def run_dpo(size: Size, fmt: str, folder: str, *, live: bool = False, grouped: bool = False,
+            micro: int = TRL_ROWS // 2) -> None:
+    watch, n = Watch(), BATCH * (WARM_UP + size.steps)
+    trainer = WatchedDPO(
+        model=AutoModelForCausalLM.from_pretrained(DATA / "policy"),
+        args=DPOConfig(**plain(fmt, folder), **batches(grouped, size, micro), max_length=MAX_LENGTH, beta=BETA,
+                       remove_unused_columns=not grouped, precompute_ref_log_probs=not live,
+                       precompute_ref_batch_size=micro),
+        train_dataset=Dataset.from_list(read_rows("dpo_ids.jsonl")), processing_class=tokenizer(), callbacks=[watch])
+    trainer.train()
+    parts = BATCH // micro
+    report("dpo", watch.laps.seconds, BATCH * watch.laps.n, flops=training_flops(*dpo_counts(size)),
+           losses=[sum(losses[k : k + parts]) / parts for k in range(0, len(losses), parts)],
+           reference_s_per_pair=sum(precompute_s) / n)
+
+
 def batches(grouped: bool, size: Size, micro: int) -> dict[str, Any]:
     return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // micro,
             "max_steps": WARM_UP + size.steps,
@@ -132,11 +174,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    kind, _, grouped = job.partition("-")
-    if grouped:
-        more["grouped"] = True
+    kind, *variants = job.split("-")
+    more |= dict.fromkeys(variants, True)
     with tempfile.TemporaryDirectory() as folder:
-        {"sft": run_sft, "rm": run_rm, "ppo": run_ppo}[kind](SIZES[size], fmt, folder, **more)
+        {"sft": run_sft, "rm": run_rm, "dpo": run_dpo, "ppo": run_ppo}[kind](SIZES[size], fmt, folder, **more)
 
 
 if __name__ == "__main__":
