@@ -324,3 +324,14 @@ def test_duplicates_and_permutations_of_a_large_set_agree(tmp_path):
     order = draws.sample(range(300), 300)
     turned = rewards(tmp_path / "b", function("counted")).of_data([told[i] for i in order]).total
     torch.testing.assert_close(turned, whole[order], **tol.EXACT)
+
+
+def test_a_text_that_was_cut_is_told_from_one_that_ended(tmp_path):
+    spec = SequenceRewardConfig(name="end", scorer={"function": f"{__name__}:has_ended", "prompt_as": "record"})
+    prompts = [Prompt("q", (Message("user", "why"),))] * 2
+    assert SequenceRewards([spec], tmp_path)(prompts, ["yes", "yes"], [True, False]).total.tolist() == [1.0, 0.0]
+    assert SequenceRewards([spec], tmp_path)(prompts, ["yes", "yes"]).total.tolist() == [1.0, 1.0]
+
+
+def has_ended(prompt, text, ended):
+    return float(ended)

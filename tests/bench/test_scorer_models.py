@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,8 +12,11 @@ import torch
 
 from keel.bench.items import Asked, keyed_prompt, response_key
 from keel.bench.scorers import ScorerConfig, load_scorer
+from keel.data.collate import collate
 from keel.data.records import Message
+from keel.data.render import Row, template
 from keel.errors import ConfigError, DataError, ModelError
+from keel.models.forward import response_scores
 from keel.models.load import ModelConfig, load_tokenizer, save_model, scalar_model
 from keel.models.lora import LoraSettings
 
@@ -86,6 +90,21 @@ def by_transformers(folder, template=None):
         with torch.no_grad():
             found.append(float(model.eval()(input_ids=ids).logits[0, 0]))
     return torch.tensor(found, dtype=torch.float64)
+
+
+def test_a_response_that_was_cut_has_no_end(home):
+    """The reward model of rollouts reads such a response in the same way."""
+    whole = asked(PROMPTS[0], "yes please .")
+    cut = replace(whole, id="cut", ended=False)
+    found = scorer(model=home / "llama")
+    found.plan([whole, cut])
+    words = template(load_tokenizer(str(home / "llama")))
+    rows = [Row(words.prompt_ids(whole.prompt) + words.response_ids(whole.response, ended), 1, "r")
+            for ended in (True, False)]
+    batch = collate(rows, words.pad_id)
+    expected = response_scores(scalar_model(ModelConfig(path=str(home / "llama"))), batch).tolist()
+    assert found.score([whole, cut]) == pytest.approx(expected, rel=tol.RELATIVE32)
+    assert expected[0] != pytest.approx(expected[1], rel=tol.RELATIVE32)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])

@@ -92,11 +92,16 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Asked:
-    """One response to score. The same text to the same prompt is asked about once, however often it occurs."""
+    """One response to score. The same text to the same prompt is asked about once, however often it occurs.
+
+    Attributes:
+        ended: False for what a policy wrote until it was cut; responses of data have an end.
+    """
 
     id: str
     prompt: Prompt
     response: str
+    ended: bool = True
 
 
 def keyed_prompt(messages: Sequence[Message], text: str | None = None) -> Prompt:

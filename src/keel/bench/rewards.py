@@ -26,6 +26,7 @@ from keel.runs import explained_disk_errors
 __all__ = ["Rewarded", "SequenceRewardConfig", "SequenceRewards"]
 
 OnDone = Callable[[int, int], None]
+_Told = tuple[Prompt, str, bool]
 SHOWN = 4
 """Responses that a message names."""
 ROUNDING = 1e-6
@@ -141,7 +142,7 @@ class SequenceRewards:
             DataError: a response lacks a stored grade.
             NumericsError: a reward is not finite or out of its declared range.
         """
-        pairs, ids = [(one.prompt, one.response) for one in told], [one.id for one in told]
+        pairs, ids = [(one.prompt, one.response, True) for one in told], [one.id for one in told]
         todo, parts, before = _counts(self._specs, pairs), dict[str, Tensor](), 0
         with explained_disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -155,15 +156,22 @@ class SequenceRewards:
             before += todo[spec.name]
         return self._summed(parts)
 
-    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Rewarded:
+    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], ended: Sequence[bool] | None = None,
+                 ) -> Rewarded:
         """Rewards of new texts, which are not kept. A text may be empty.
+
+        Args:
+            prompts: that they answer.
+            texts: the responses.
+            ended: whether each response ended by itself; none: all did.
 
         Raises:
             ConfigError: a reward that only the data have.
             NumericsError: a reward is not finite or out of its declared range.
         """
         self.require_new_text()
-        pairs, ids = list(zip(prompts, texts, strict=True)), [prompt.id for prompt in prompts]
+        whole = [True] * len(texts) if ended is None else ended
+        pairs, ids = list(zip(prompts, texts, whole, strict=True)), [prompt.id for prompt in prompts]
         parts = {}
         for spec in self._specs:
             # A cache that nobody reads again, so that new text goes through the one engine, threads included.
@@ -172,12 +180,12 @@ class SequenceRewards:
             parts[spec.name] = ranged(spec, raw, ids)
         return self._summed(parts)
 
-    def _scored(self, spec: SequenceRewardConfig, pairs: Sequence[tuple[Prompt, str]], ids: Sequence[str],
+    def _scored(self, spec: SequenceRewardConfig, pairs: Sequence[_Told], ids: Sequence[str],
                 kept: tuple[Path, Callable[[int], None]]) -> Float[Tensor, " N"]:
         """Scores as the scorer gives them; the same text to the same prompt is asked about once."""
         folder, on_done = kept
-        scorer, keys = self._scorers[spec.name], [_key(spec, prompt, text) for prompt, text in pairs]
-        rows = {key: Asked(key, prompt, text) for key, (prompt, text) in zip(keys, pairs, strict=True)}
+        scorer, keys = self._scorers[spec.name], [_key(spec, *told) for told in pairs]
+        rows = {key: Asked(key, *told) for key, told in zip(keys, pairs, strict=True)}
         asked, named = [rows[key] for key in sorted(rows)], dict(zip(reversed(keys), reversed(ids), strict=True))
         found = score_all(_Heeded(scorer, spec, named), asked, Cache(folder, fingerprint_key(scorer.fingerprint)),
                           most_failed=1.0, on_done=on_done) if asked else {}
@@ -296,18 +304,18 @@ def _loaded(spec: SequenceRewardConfig) -> Scorer:
     return load_scorer(spec.scorer)
 
 
-def _key(spec: SequenceRewardConfig, prompt: Prompt, text: str) -> str:
+def _key(spec: SequenceRewardConfig, prompt: Prompt, text: str, ended: bool) -> str:
     """Of what the scorer sees: a function that gets the whole record sees more than the words of the prompt."""
-    key = response_key(prompt, text)
+    key = response_key(prompt, text) + ("" if ended else " cut")
     if spec.scorer is None or spec.scorer.prompt_as != "record":
         return key
     beside = json.dumps([key, prompt.id, prompt.meta, prompt.truth], sort_keys=True, default=repr)
     return hashlib.sha256(beside.encode()).hexdigest()[:16]
 
 
-def _counts(specs: Sequence[SequenceRewardConfig], pairs: Sequence[tuple[Prompt, str]]) -> dict[str, int]:
+def _counts(specs: Sequence[SequenceRewardConfig], pairs: Sequence[_Told]) -> dict[str, int]:
     """How many scores each reward asks for."""
-    return {spec.name: len({_key(spec, prompt, text) for prompt, text in pairs}) for spec in specs
+    return {spec.name: len({_key(spec, *told) for told in pairs}) for spec in specs
             if spec.stored is None}
 
 

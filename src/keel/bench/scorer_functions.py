@@ -70,7 +70,7 @@ class FunctionScorer:
     def _arguments(self, asked: Asked) -> tuple[Any, ...]:
         """What the function is called with."""
         if self._prompt_as == "record":
-            return asked.prompt, asked.response, True
+            return asked.prompt, asked.response, asked.ended
         shown = as_messages if self._prompt_as == "messages" else as_text
         return shown(asked.prompt), asked.response
 

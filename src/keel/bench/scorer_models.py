@@ -76,12 +76,12 @@ class Rows:
         """
         for start in range(0, len(asked), AT_ONCE):
             part = [(one, self.read(one.prompt)) for one in asked[start : start + AT_ONCE]]
-            talk = [one.response for one, prompt in part if prompt.text is None]
+            talk = [one.response for one, prompt in part if prompt.text is None and one.ended]
             found = iter(self.words.many_response_ids(talk, closed=self.whole_template))
             for one, prompt in part:
-                # A plain text that is continued has no template.
-                yield one, prompt, (next(found) if prompt.text is None
-                                    else self.words.response_ids(one.response, after=prompt.text))
+                # A plain text that is continued has no template, and nothing ends a response that was cut.
+                yield one, prompt, (next(found) if prompt.text is None and one.ended
+                                    else self.words.response_ids(one.response, one.ended, after=prompt.text))
 
 
 class RowScorer:

@@ -282,7 +282,7 @@ def reference_of(cfg: OfflinePGConfig, policy: nn.Module, words: Template, rewar
     def judged(asked: Sequence[PromptRow], n: int) -> Tensor:
         # A stream of its own for each sample of each prompt.
         said = [respond(model, words, asked, cfg.value_sampling, seed=cfg.seed, names=["value", i]) for i in range(n)]
-        return torch.stack([rewards(one.prompts, one.texts).total for one in said], 1)
+        return torch.stack([rewards(one.prompts, one.texts, one.rollout.ended.tolist()).total for one in said], 1)
 
     return Reference(model, reference_identity(spec, model, cfg.seed), {
         "rewards": rewards.identity, "sampling": cfg.value_sampling.model_dump(mode="json")}, judged,
@@ -321,7 +321,7 @@ def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template,
     if not asked or not all(spec.scores_new_text for spec in cfg.rewards):
         return {}
     said = respond(policy, words, asked, cfg.sampling, seed=cfg.seed, names=["evaluate"])
-    worth = rewards(said.prompts, said.texts)
+    worth = rewards(said.prompts, said.texts, said.rollout.ended.tolist())
     columns = {"score": worth.total.float()} | ({name: x.float() for name, x in worth.parts.items()}
                                                 if len(worth.parts) > 1 else {})
     log.sample(sample_rows(step, said, columns, cfg.n_samples))
