@@ -4,18 +4,14 @@ import copy
 import math
 
 import pytest
-import tiny
 import tolerances as tol
 import torch
 from scipy.stats import spearmanr
 
-from keel.data.render import Row
 from keel.errors import DataError, ModelError, NumericsError
-from keel.models.load import ModelConfig, causal_lm
-from keel.models.value_head import EDGE, prompt_rows, prompt_values
+from keel.models.value_head import EDGE
 from keel.train import value
-from keel.train.frozen import FrozenNumbers, row_digest
-from keel.train.value import ValueConfig, fit_value, value_numbers, values_of
+from keel.train.value import ValueConfig, fit_value, values_of
 
 N, WIDTH = 40, 8
 
@@ -263,28 +259,3 @@ def test_states_that_are_not_finite_stop_the_fit():
     states[3][0, 0] = torch.nan
     with pytest.raises(NumericsError, match="the value estimate of 1 prompts is not finite"):
         fitted(states, targets, groups)
-
-
-# --- values of a model's prompts, in the cache of frozen numbers ------------------------------------------------------
-
-
-def test_values_go_through_the_cache_of_frozen_numbers(tmp_path):
-    model = causal_lm(ModelConfig(path=str(tiny.llama(tmp_path / "model")))).eval()
-    draw = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(4, 23, (1 + i,), generator=draw).tolist() for i in range(6)]
-    rows = [Row([*prompt, 9 + j], len(prompt), f"r{i}/{j}") for j in range(2) for i, prompt in enumerate(prompts)]
-    head = value.ValueHead(16, low=0.0, high=1.0, heads=2).train()
-    names, ids = [row_digest(row) for row in prompt_rows(rows)], [row.record_id for row in rows]
-    cache, computed = FrozenNumbers(tmp_path / "cache", {"head": 1}), []
-
-    def compute(skip):
-        for part, numbers in value_numbers(model, head, rows, pad_id=0, micro_tokens=8)(skip):
-            computed.extend(part)
-            yield part, numbers
-
-    found, _ = cache.fill(names, compute, ids)
-    assert sorted(computed) == list(range(6))
-    expected = prompt_values(model, head, rows, pad_id=0, micro_tokens=8)
-    assert torch.equal(torch.tensor([float(one[0]) for one in found]), expected) and len(set(expected.tolist())) == 6
-    again, missing = cache.fill(names, compute, ids)
-    assert missing == 0 and len(computed) == 6 and again == found

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from keel.data.render import PromptRow, Row
 from keel.models.load import device_of
-from keel.models.value_head import ValueHead, load_head, prompt_states, save_head
+from keel.models.value_head import ValueHead, load_head, save_head
 from keel.runs import write_json
 from keel.train.frozen import FrozenNumbers, row_digest
-from keel.train.value import ValueConfig, fit_value, value_numbers
+from keel.train.states import prompt_states, value_numbers
+from keel.train.value import ValueConfig, fit_value
 
 __all__ = ["Reference", "reference_values"]
 

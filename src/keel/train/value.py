@@ -6,24 +6,24 @@ learns from and those that choose its epoch: two responses to one prompt are nev
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from keel.config import Config
-from keel.data.collate import Tokens, budget_batches
+from keel.data.collate import budget_batches
 from keel.errors import DataError
 from keel.functional.statistics import bootstrap_interval, rank_correlation
-from keel.models.value_head import ValueHead, finite_values, padded, state_batches
+from keel.models.value_head import ValueHead, finite_values, padded
 from keel.rng import seeded, shuffled, stream
 from keel.train.step import Learner, OptimizerConfig
 
-__all__ = ["Epoch", "FittedValue", "ValueConfig", "ValueReport", "fit_value", "value_numbers", "values_of"]
+__all__ = ["Epoch", "FittedValue", "ValueConfig", "ValueReport", "fit_value", "values_of"]
 
 FEWEST_PROMPTS = 8
 POSITIONS = 1 << 15
@@ -176,18 +176,6 @@ def values_of(head: ValueHead, states: Sequence[Float[Tensor, "P H"]]) -> Float[
     for part in budget_batches([len(one) for one in states], POSITIONS):
         values[part] = finite_values(head, [states[i] for i in part], [f"prompt {i}" for i in part])
     return values
-
-
-def value_numbers(model: nn.Module, head: ValueHead, rows: Sequence[Tokens], *, pad_id: int, micro_tokens: int,
-                  ) -> Callable[[Callable[[list[int]], bool]], Iterator[tuple[list[int], list[list[float]]]]]:
-    """V of each row's prompt, for `FrozenNumbers.fill`, to which the rows' names are digests of `prompt_rows(rows)`.
-
-    A prompt that several rows share is computed once. Arguments and errors as in `keel.models.value_head`.
-    """
-    def compute(skip: Callable[[list[int]], bool]) -> Iterator[tuple[list[int], list[list[float]]]]:
-        for part, states in state_batches(model, rows, pad_id=pad_id, micro_tokens=micro_tokens, skip=skip):
-            yield part, finite_values(head, states, [rows[i].record_id for i in part])[:, None].tolist()
-    return compute
 
 
 def _split(states: Sequence[Tensor], targets: Tensor, groups: Sequence[int], fraction: float, seed: int,
