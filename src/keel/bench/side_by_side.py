@@ -1,0 +1,186 @@
+"""Several models that answered the same prompts, in numbers: rewards, differences, diversity, length, verdicts.
+
+Every mean stands on the same draws of prompts, for all prompts together and for each subset.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from keel.bench.answers import Answer
+from keel.bench.diversity import SIZES, diversities
+from keel.bench.intervals import difference_p, intervals
+from keel.bench.response_judge import OUTCOMES, QUESTIONS, Outcome
+from keel.data.records import Prompt
+from keel.errors import ConfigError
+from keel.functional.resampling import holm
+from keel.functional.statistics import sign_test
+
+__all__ = ["LENGTHS", "TOTAL", "Contestant", "sample_rows", "side_by_side", "subsets_of", "table"]
+
+SUBSETS = ("subset", "domain")
+TOTAL = "total"
+LENGTHS = ("words", "tokens", "not_ended", "empty")
+POINTS = {"win": 1.0, "tie": 0.5, "lose": 0.0, "neither": 0.5}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model and everything that is known of its answers.
+
+    Attributes:
+        name: for tables.
+        answers: one a prompt, in the prompts' order.
+        rewards: total first, then each part, by name; empty where nothing was scored.
+        verdicts: of each prompt, its outcome against the baseline by question; none where nobody judged. Empty for the
+            baseline, and where there is no judge.
+    """
+
+    name: str
+    answers: tuple[Answer, ...]
+    rewards: Mapping[str, Float[Tensor, " N"]]
+    verdicts: tuple[Mapping[str, Outcome] | None, ...] = ()
+
+    def columns(self) -> dict[str, Float[Tensor, " N"]]:
+        """One number per answer: rewards and lengths by name."""
+        told = {"words": [len(one.text.split()) for one in self.answers],
+                "tokens": [one.n_tokens for one in self.answers],
+                "not_ended": [not one.ended for one in self.answers],
+                "empty": [not one.text.strip() for one in self.answers]}
+        return dict(self.rewards) | {name: torch.tensor(x, dtype=torch.float64) for name, x in told.items()}
+
+
+def side_by_side(contestants: Sequence[Contestant], prompts: Sequence[Prompt], subsets: Sequence[str | None], *,
+                 baseline: str, seed: int, most_self_bleu: int) -> dict[str, Row]:
+    """Name -> what is known of the model over all prompts, and under `subsets` the same for each of them.
+
+    Args:
+        contestants: the models, whose names differ.
+        prompts: what they answered.
+        subsets: of each prompt; none where it has none.
+        baseline: the model that differences are taken to.
+        seed: of all draws.
+        most_self_bleu: see `diversities`.
+    """
+    found = _block(contestants, prompts, range(len(prompts)), (baseline, seed, most_self_bleu), "all")
+    _test(found, contestants, prompts, (baseline, seed))
+    for name in sorted({subset for subset in subsets if subset is not None}):
+        places = [i for i, subset in enumerate(subsets) if subset == name]
+        inside = _block(contestants, prompts, places, (baseline, seed, most_self_bleu), f"subset {name}")
+        for one in contestants:
+            found[one.name].setdefault("subsets", {})[name] = inside[one.name]
+    return found
+
+
+def _block(contestants: Sequence[Contestant], prompts: Sequence[Prompt], places: Sequence[int],
+           how: tuple[str, int, int], name: str) -> dict[str, Row]:
+    """Everything over the prompts at some places."""
+    (baseline, seed, most), at = how, torch.tensor(list(places))
+    here = [prompts[i] for i in places]
+    columns = {one.name: {key: x[at] for key, x in one.columns().items()} for one in contestants}
+    means = intervals({(who, key): x for who, own in columns.items() for key, x in own.items()}, here,
+                      seed=seed, names=[name])
+    gaps = intervals({(who, key): x - columns[baseline][key] for who, own in columns.items() if who != baseline
+                      for key, x in own.items()}, here, seed=seed, names=[name])
+    varied = diversities({one.name: [one.answers[i].text for i in places] for one in contestants}, seed=seed,
+                         most_self_bleu=most)
+    found = {}
+    for one in contestants:
+        rewards, lengths = list(one.rewards), list(LENGTHS)
+        found[one.name] = {
+            "n": len(places), "rewards": {key: means[one.name, key] for key in rewards},
+            **{key: means[one.name, key] for key in lengths}, "diversity": varied[one.name],
+            "difference": None if one.name == baseline else {key: gaps[one.name, key] for key in rewards + lengths},
+            "judge": _verdicts([one.verdicts[i] for i in places], here, seed, name) if one.verdicts else None}
+    return found
+
+
+def _test(found: dict[str, Row], contestants: Sequence[Contestant], prompts: Sequence[Prompt],
+          how: tuple[str, int]) -> None:
+    """Put p and, corrected over the models, p_holm beside each difference of totals."""
+    baseline, seed = how
+    base = next(one for one in contestants if one.name == baseline)
+    others = [one for one in contestants if one.name != baseline and TOTAL in one.rewards]
+    p = [difference_p(one.rewards[TOTAL] - base.rewards[TOTAL], prompts, seed=seed, names=[one.name])
+         for one in others]
+    for one, own, corrected in zip(others, p, holm(torch.tensor(p, dtype=torch.float64)).tolist(), strict=True):
+        found[one.name]["difference"][TOTAL] |= {"p": own, "p_holm": corrected}
+
+
+def _verdicts(verdicts: Sequence[Mapping[str, Outcome] | None], prompts: Sequence[Prompt], seed: int, name: str) -> Row:
+    """By question, shares in percent of the prompts whose verdict could be read, with intervals."""
+    return {question: _of_question([None if one is None else one[question] for one in verdicts], prompts, seed, name)
+            for question in QUESTIONS}
+
+
+def _of_question(outcomes: Sequence[Outcome | None], prompts: Sequence[Prompt], seed: int, name: str) -> Row:
+    """Verdicts that were asked for and could not be read count for no side, and in no share."""
+    read = {kind: torch.tensor([100.0 * (one == kind) if one in OUTCOMES else torch.nan for one in outcomes],
+                               dtype=torch.float64) for kind in OUTCOMES}
+    points = torch.tensor([100 * POINTS.get(str(one), torch.nan) for one in outcomes], dtype=torch.float64)
+    told = intervals(read | {"win_rate": points}, prompts, seed=seed, names=["judge", name])
+    n_win, n_lose = (sum(one == kind for one in outcomes) for kind in ("win", "lose"))
+    return {**{kind: told[kind]["mean"] for kind in OUTCOMES}, "win_rate": told["win_rate"],
+            "intervals": {kind: told[kind] for kind in OUTCOMES}, "n": told["win_rate"]["n"],
+            "n_unread": sum(one == "unread" for one in outcomes), "n_decided": n_win + n_lose,
+            "p": sign_test(n_win, n_lose)}
+
+
+def subsets_of(prompts: Sequence[Prompt], column: str | None) -> list[str | None]:
+    """Of each prompt the part of the test it belongs to; none where its file does not say.
+
+    Args:
+        prompts: with what their file says beside.
+        column: where it says so; none: `subset`, or else `domain`.
+
+    Raises:
+        ConfigError: a column was named and no prompt has it.
+    """
+    named = (column,) if column is not None else SUBSETS
+    known = next((name for name in named if any(prompt.meta.get(name) is not None for prompt in prompts)), None)
+    if known is None and column is not None:
+        raise ConfigError(f"no prompt says {column!r}, by which subsets were to be told apart", where="subset",
+                          remedy="Name a column of the prompts' file, or leave subset out.")
+    found = [prompt.meta.get(known) if known is not None else None for prompt in prompts]
+    return [None if value is None else str(value) for value in found]
+
+
+def sample_rows(contestants: Sequence[Contestant], prompts: Sequence[Prompt], subsets: Sequence[str | None],
+                ) -> list[Row]:
+    """Rows of samples.jsonl: what is asked, and what each model says, with its rewards and verdicts."""
+    rows = []
+    for i, (prompt, subset) in enumerate(zip(prompts, subsets, strict=True)):
+        shown = [{"role": m.role, "content": m.content} for m in prompt.messages] or prompt.text
+        said = {one.name: {"response": one.answers[i].text, "ended": one.answers[i].ended,
+                           "n_tokens": one.answers[i].n_tokens,
+                           "rewards": {key: float(x[i]) for key, x in one.rewards.items()},
+                           "verdicts": dict(one.verdicts[i] or {}) if one.verdicts else {}} for one in contestants}
+        rows.append({"step": 0, "id": prompt.id, "prompt": shown, "domain": subset, "models": said})
+    return rows
+
+
+def table(found: Mapping[str, Row]) -> str:
+    """For the console: a line a model."""
+    width = max(map(len, found))
+    lines = []
+    for name, row in found.items():
+        total, gap, varied = row["rewards"].get(TOTAL), (row["difference"] or {}).get(TOTAL), row["diversity"]
+        cells = [f"{name:<{width}}"]
+        cells += [f"total {_shown(total)}"] if total else []
+        cells += [f"difference {_shown(gap, '+')}, p after Holm {gap['p_holm']:.2g}"] if gap else []
+        cells += [f"words {row['words']['mean']:.1f}",
+                  "distinct-1/2/3 " + "/".join(f"{varied[f'distinct_ratio_{k}']:.3f}" for k in SIZES)]
+        cells += [f"{question}: " + ", ".join(f"{kind} {told[kind]:.0f}%" for kind in OUTCOMES)
+                  for question, told in (row["judge"] or {}).items() if told["n"]]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _shown(row: Mapping[str, Any], sign: str = "") -> str:
+    mean, low, high = (format(row[name], f"{sign}.3f") for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"

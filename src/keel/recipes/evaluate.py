@@ -1,0 +1,361 @@
+"""Several models side by side: what their answers to the same prompts are worth, how varied, how long, which is better.
+
+Every model answers every prompt once, on the same random streams: models that differ little then answer alike, and the
+difference between them shows on fewer prompts. (`keel win-rate` asks another question, how often an answer of one beats
+an independent answer of the other, and so draws each side by itself.)
+
+Left out: training, and choosing. A model that was chosen by these prompts is no longer measured by them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from keel import runs
+from keel.bench.answers import Answer, keep_answers, kept_answers, made_by, prompts_seen
+from keel.bench.intervals import intervals
+from keel.bench.items import keyed_prompt
+from keel.bench.judge_calls import Watch
+from keel.bench.response_judge import Bout, ResponseJudgeConfig, judged_bouts
+from keel.bench.rewards import SequenceRewardConfig, SequenceRewards
+from keel.bench.side_by_side import LENGTHS, TOTAL, Contestant, sample_rows, side_by_side, subsets_of, table
+from keel.config import Config
+from keel.data.files import FileConfig
+from keel.data.load import read_prompts, read_responses
+from keel.data.records import Demonstration, Graded, Prompt
+from keel.data.render import PromptRow, Row, Template, Truncation, render_demonstrations, render_prompts, template
+from keel.errors import ConfigError, DataError, ModelError
+from keel.models.identity import model_identity, tokenizer_identity
+from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer
+from keel.models.lora import quiet_peft
+from keel.rollout.respond import respond
+from keel.rollout.sample import SamplingConfig
+from keel.runs import Run, Stopped
+from keel.train.frozen import FrozenNumbers, row_digest, row_numbers
+from keel.train.inputs import prompt_room
+
+__all__ = ["EvaluateConfig", "NamedModel", "run"]
+
+REFERENCE = ""
+"""The reference's name among those of the models, none of which is empty."""
+
+
+class NamedModel(FrozenModelConfig):
+    """A model to evaluate."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$", description="what tables call it; none: "
+                             "its folder, or for RUN/model that of the run")
+    adapter: str | None = Field(None, description="LoRA adapter (PEFT folder) on the model that path names")
+
+    @property
+    def shown(self) -> str:
+        """What tables call it."""
+        parts = [part for part in PurePath(self.adapter or self.path).parts if part not in ("/", ".", "..")]
+        told = [part for part in parts if part not in ("model", "adapter")] or parts or ["model"]
+        return self.name or "".join(c if c.isascii() and (c.isalnum() or c in "_.+ -") else "-" for c in told[-1])
+
+
+class EvaluateConfig(Config):
+    """Everything `keel evaluate` reads."""
+
+    out: Path = Field(description="run folder to make; what each model says goes to samples.jsonl")
+    models: tuple[NamedModel, ...] = Field(description="models that answer, each a path, or a table with name and path")
+    prompts: FileConfig = Field(description="prompts that all answer; responses in the file are ignored")
+    limit: int | None = Field(None, ge=1, description="answer this many prompts; none: all")
+    sampling: SamplingConfig = SamplingConfig()
+    seed: int = Field(0, ge=0, description="fixes every response and every interval")
+    baseline: str | None = Field(None, description="name of the model that differences are taken to; none: the first")
+    rewards: tuple[SequenceRewardConfig, ...] = Field((), description="rewards of the responses; their weighted sum is "
+                                                      "the total")
+    data: FileConfig | None = Field(None, description="responses whose log-probability is compared with the "
+                                    "reference's; none: not compared")
+    which: Literal["chosen", "all"] = Field("chosen", description="of data with several responses to a prompt, the "
+                                            "best or all")
+    reference: FrozenModelConfig | None = Field(None, description="model that the log-probability of data is compared "
+                                                "with; none: the baseline")
+    subset: str | None = Field(None, description="what the prompts' file says beside, for rows of their own; none: "
+                               "subset, or else domain")
+    overlap: Literal["note", "drop", "refuse"] = Field("note", description="prompts that a model was trained on: "
+                                                       "counted and said, left out for all, or an error")
+    judge: ResponseJudgeConfig | None = Field(None, description="compares each model with the baseline")
+    self_bleu_responses: int = Field(100, ge=2, description="responses that self-BLEU is computed on")
+    micro_tokens: int = Field(8192, ge=1, description="token positions per forward pass over data")
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluateConfig":
+        names = [model.shown for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names:
+            raise ValueError("models is empty: there is nothing to evaluate")
+        if twice:
+            raise ValueError(f"more than one model is called {twice[0]!r}: give each a name")
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline={self.baseline!r} is none of the models ({', '.join(names)})")
+        taken = sorted({reward.name for reward in self.rewards} & {TOTAL, *LENGTHS})
+        if taken:
+            raise ValueError(f"a reward cannot be called {taken[0]!r}: that is the name of another number")
+        if self.reference is not None and self.data is None:
+            raise ValueError("reference does nothing without data: it is what the log-probability of data is compared "
+                             "with")
+        if self.judge is not None and len(names) < 2:
+            raise ValueError("judge does nothing with one model: each of the others is compared with the baseline")
+        return self
+
+    @property
+    def base(self) -> str:
+        """Name of the model that differences are taken to."""
+        return self.baseline or self.models[0].shown
+
+
+@dataclass(frozen=True)
+class _Court:
+    """What a judge said: who judged, and of each model and prompt the outcome by question; none where nobody asked."""
+
+    about: Mapping[str, Any] | None
+    outcomes: Mapping[str, tuple[Mapping[str, Any] | None, ...]]
+
+
+def run(cfg: EvaluateConfig, *, resume: bool = False) -> runs.RunResult:
+    """Write samples.jsonl and, in result.json, everything that is known of each model."""
+    files = [Path(file.path) for file in (cfg.prompts, cfg.data) if file is not None]
+    with runs.start("evaluate", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
+        log.rewind({})
+        rewards = _rewards(cfg)  # first: a wrong reward should not show after hours of answers
+        # Ask: the prompts that fit all models, of which it is said who was trained on them.
+        words = {model.shown: _template(model) for model in cfg.models}
+        records, report = read_prompts(cfg.prompts.path, on_bad_record=cfg.prompts.on_bad_record,
+                                       as_text=cfg.prompts.as_text)
+        records, seen = _overlap(cfg, log, records[: cfg.limit])
+        rows, skipped = _rows_of_all(cfg, words, records)
+        prompts = [row.record for row in rows[cfg.base]]
+        data = {} if cfg.data is None else _data_rows(cfg, cfg.data, words)
+        progress = log.bar(len(cfg.models) * len(prompts), 0)
+        answers, logprobs = {}, {}
+        for i, spec in enumerate(cfg.models):
+            model, identity = _loaded(spec)
+            answers[spec.shown] = _answers(cfg, spec.shown, (model, identity, words[spec.shown]), rows[spec.shown],
+                                           partial(_heed, log, progress.reach, i * len(prompts)))
+            if data:
+                logprobs[spec.shown] = _logprobs(cfg, model, identity, data[spec.shown])
+            del model  # one at a time in memory
+        if cfg.reference is not None:
+            logprobs[REFERENCE] = _logprobs(cfg, *_loaded(_as_named(cfg.reference)), data[REFERENCE])
+        # Measure: what every answer is worth, then which is better, then everything side by side.
+        parts = _rewarded(log, rewards, prompts, answers)
+        subsets = subsets_of(prompts, cfg.subset)
+        court = _Court(None, {}) if cfg.judge is None else _judged(cfg, cfg.judge, log, (prompts, subsets), answers)
+        told = [Contestant(name, tuple(own), parts[name], court.outcomes.get(name, ()))
+                for name, own in answers.items()]
+        found = side_by_side(told, prompts, subsets, baseline=cfg.base, seed=cfg.seed,
+                             most_self_bleu=cfg.self_bleu_responses)
+        for spec in cfg.models:
+            found[spec.shown] |= {"path": spec.adapter or spec.path, "seen": seen[spec.shown],
+                                  "shift": _shift(cfg, data, logprobs, spec.shown)}
+        log.sample(sample_rows(told, prompts, subsets))
+        print(table(found))
+        return log.finish({
+            "baseline": cfg.base, "n": len(prompts), "models": found,
+            "rewards": None if rewards is None else {"low": rewards.low, "high": rewards.high,
+                                                     "weights": {one.name: one.weight for one in cfg.rewards}},
+            "judge": court.about, "skipped": {"records": report.n_dropped} | skipped})
+
+
+def _rewards(cfg: EvaluateConfig) -> SequenceRewards | None:
+    """What scores the responses. Grades that data hold are of other responses."""
+    if not cfg.rewards:
+        return None
+    lacking = [spec.name for spec in cfg.rewards if not spec.scores_new_text]
+    if lacking:
+        raise ConfigError(f"the reward {lacking[0]!r} is known for the responses of a file only, and models write new "
+                          "ones", where="rewards", remedy="Give it a scorer: a model, a function or an endpoint.")
+    return SequenceRewards([spec.model_copy(update={"stored": None}) for spec in cfg.rewards], cfg.out)
+
+
+def _template(spec: FrozenModelConfig) -> Template:
+    return template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
+
+
+def _as_named(spec: FrozenModelConfig) -> NamedModel:
+    return NamedModel(**spec.model_dump())
+
+
+def _loaded(spec: NamedModel) -> tuple[nn.Module, dict[str, Any]]:
+    """A model with its adapter in its weights, and what it is.
+
+    Raises:
+        ModelError: one of the two cannot be loaded.
+    """
+    model = causal_lm(spec.whole)
+    identity = model_identity(spec.whole, model, spec.adapter)
+    if spec.adapter is not None:
+        from peft import PeftModel
+
+        try:
+            with quiet_peft():
+                model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload().eval()
+        except Exception as error:  # peft and safetensors raise whatever they like
+            raise ModelError(f"cannot load the adapter on {spec.path}: {str(error).strip().splitlines()[0]}",
+                             where=spec.adapter, remedy="Give a PEFT folder with adapter_config.json and adapter_model."
+                             "safetensors, made for this model.") from error
+    return model, identity
+
+
+def _overlap(cfg: EvaluateConfig, log: Run, records: list[Prompt]) -> tuple[list[Prompt], dict[str, Any]]:
+    """The prompts to answer; and of each model how many of them it was trained on, none where its run does not say.
+
+    Raises:
+        DataError: there are such prompts and they are refused, or there are no others.
+    """
+    keys, known = [keyed_prompt(one.messages, one.text).id for one in records], {}
+    for spec in cfg.models:
+        told = [seen for path in (spec.path, spec.adapter) if path and (seen := prompts_seen(Path(path))) is not None]
+        known[spec.shown] = frozenset().union(*told) if told else None
+    counts = {name: None if seen is None else sum(key in seen for key in keys) for name, seen in known.items()}
+    trained = [name for name, count in counts.items() if count]
+    if not trained:
+        return records, counts
+    said = ", ".join(f"{name} was trained on {counts[name]} of the {len(keys)} prompts" for name in trained)
+    if cfg.overlap == "refuse":
+        raise DataError(f"these prompts are no test: {said}", where=cfg.prompts.path,
+                        remedy="Give prompts that no model was trained on, or overlap = drop to leave these out.")
+    if cfg.overlap == "note":
+        log.note(f"{said}: rewards and verdicts on them are no measure of new prompts; overlap = drop leaves them out")
+        return records, counts
+    fresh = [one for one, key in zip(records, keys, strict=True) if not any(key in seen for seen in known.values() if
+                                                                            seen is not None)]
+    if not fresh:
+        raise DataError(f"no prompt is left without those that models were trained on: {said}",
+                        where=cfg.prompts.path, remedy="Give prompts that no model was trained on.")
+    log.note(f"{said}; they were left out for all, {len(fresh)} are left")
+    return fresh, counts
+
+
+def _rows_of_all(cfg: EvaluateConfig, words: Mapping[str, Template], records: list[Prompt],
+                 ) -> tuple[dict[str, list[PromptRow]], dict[str, int]]:
+    """Each model's tokens of the prompts that fit all; and what did not fit, of the model that lost most.
+
+    Raises:
+        DataError: no prompt fits all.
+    """
+    room = prompt_room(cfg.prompts, cfg.sampling.max_new_tokens)
+    made = {name: render_prompts(own, records, room, cfg.prompts.too_long) for name, own in words.items()}
+    fits = [frozenset(row.record.id for row in rows) for rows, _ in made.values()]
+    shared = {name: [row for row in rows if all(row.record.id in ids for ids in fits)] for name, (rows, _) in
+              made.items()}
+    n, cuts = len(shared[cfg.base]), [cut for _, cut in made.values()]
+    if not n:
+        raise DataError("no prompt fits all models", where=cfg.prompts.path,
+                        remedy="Raise prompts.max_length, choose another prompts.too_long, or evaluate fewer models.")
+    return shared, vars(Truncation(len(records), max(cut.n_fewer_turns for cut in cuts),
+                                   max(cut.n_cut for cut in cuts), len(records) - n, room))
+
+
+def _answers(cfg: EvaluateConfig, name: str, who: tuple[nn.Module, Mapping[str, Any], Template],
+             rows: Sequence[PromptRow], on_done: Callable[[int], None]) -> list[Answer]:
+    """What a model says to every prompt: as it is kept, or sampled and kept."""
+    model, identity, words = who
+    file = cfg.out / "answers" / f"{name}.jsonl"
+    origin = made_by(dict(identity), tokenizer_identity(words.tokenizer), cfg.sampling.model_dump(mode="json"),
+                     cfg.seed, [[row.record.id, row.ids] for row in rows])
+    if (known := kept_answers(file, origin)) is not None:
+        on_done(len(known))
+        return known
+    said = respond(model, words, rows, cfg.sampling, seed=cfg.seed, names=["evaluate"], on_done=on_done)
+    lengths, ended = said.rollout.tokens.response_mask.sum(1).tolist(), said.rollout.ended.tolist()
+    found = [Answer(prompt.id, text, whole, n) for prompt, text, whole, n in
+             zip(said.prompts, said.texts, ended, lengths, strict=True)]
+    keep_answers(file, origin, found)
+    return found
+
+
+def _heed(log: Run, reach: Callable[[int], None], before: int, done: int) -> None:
+    reach(before + done)
+    if log.stop_requested():
+        raise Stopped("stopped while models answered; those that were done are kept", where=str(log.folder),
+                      remedy="--resume asks the others.")
+
+
+def _data_rows(cfg: EvaluateConfig, file: FileConfig, words: Mapping[str, Template],
+               ) -> dict[str, list[tuple[Prompt, Row]]]:
+    """The responses of the data as each model reads them, and the reference.
+
+    Raises:
+        ConfigError: two of them read other tokens, so that sums of their log-probabilities say nothing together.
+    """
+    told, _ = read_responses(file.path, which=cfg.which, on_bad_record=file.on_bad_record, as_text=file.as_text)
+    prompts = {one.id: one.prompt for one in told}
+    demonstrations = [Demonstration(one.prompt, one.response) for one in told]
+    several = dict(words) if cfg.reference is None else words | {REFERENCE: _template(cfg.reference)}
+    found = {name: render_demonstrations(own, demonstrations, file.max_length, file.too_long)[0]
+             for name, own in several.items()}
+    first = found[cfg.base]
+    for name, rows in found.items():
+        if [row_digest(row) for row in rows] != [row_digest(row) for row in first]:
+            raise ConfigError(f"{name or 'the reference'} reads the data as other tokens than {cfg.base}", where="data",
+                              remedy="S - Q compares models of one tokenizer and template; leave data out, or evaluate "
+                                     "the others by themselves.")
+    return {name: [(prompts[row.record_id], row) for row in rows] for name, rows in found.items()}
+
+
+def _logprobs(cfg: EvaluateConfig, model: nn.Module, identity: Mapping[str, Any], rows: Sequence[tuple[Prompt, Row]],
+              ) -> Tensor:
+    """Summed log-probability of each response of the data, in nats; kept in the run folder."""
+    own = [row for _, row in rows]
+    found, _ = FrozenNumbers(cfg.out / "logprobs", identity).fill(
+        [row_digest(row) for row in own], row_numbers(model, own, pad_id=0, micro_tokens=cfg.micro_tokens),
+        [row.record_id for row in own])
+    return torch.tensor([float(x.sum(dtype="float64")) for x in found], dtype=torch.float64)
+
+
+def _shift(cfg: EvaluateConfig, data: Mapping[str, list[tuple[Prompt, Row]]], logprobs: Mapping[str, Tensor],
+           name: str) -> dict[str, Any] | None:
+    """S - Q on the data: by how many nats the model finds a response more probable than the reference does."""
+    if not data:
+        return None
+    gap = logprobs[name] - logprobs[cfg.base if cfg.reference is None else REFERENCE]
+    n_tokens = torch.tensor([row.n_tokens - row.n_prompt for _, row in data[name]], dtype=torch.float64)
+    return intervals({"per_response": gap, "per_token": gap / n_tokens}, [prompt for prompt, _ in data[name]],
+                     seed=cfg.seed, names=["shift"])
+
+
+def _rewarded(log: Run, rewards: SequenceRewards | None, prompts: Sequence[Prompt],
+              answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, Tensor]]:
+    """Of each model the total and each reward of its answers; scores are kept, and equal answers are scored once."""
+    if rewards is None:
+        return {name: {} for name in answers}
+    told = [Graded(prompt, one.text, {}) for own in answers.values() for prompt, one in zip(prompts, own, strict=True)]
+
+    def on_done(done: int, total: int) -> None:
+        if log.stop_requested():
+            raise Stopped(f"stopped after {done} of {total} scores; every one of them is kept", where=str(log.folder),
+                          remedy="--resume scores the rest.")
+
+    found = rewards.of_data(told, on_done)
+    for note in rewards.notes:
+        log.note(note)
+    columns = {TOTAL: found.total, **found.parts}
+    n = len(prompts)
+    return {name: {key: x[i * n : (i + 1) * n] for key, x in columns.items()} for i, name in enumerate(answers)}
+
+
+def _judged(cfg: EvaluateConfig, judge: ResponseJudgeConfig, log: Run,
+            asked: tuple[Sequence[Prompt], Sequence[str | None]], answers: Mapping[str, Sequence[Answer]]) -> _Court:
+    """Each model against the baseline, on the first prompts of each subset."""
+    prompts, subsets = asked
+    n_before, places = Counter[str | None](), list[int]()
+    for i, subset in enumerate(subsets):
+        if judge.per_subset is None or n_before[subset] < judge.per_subset:
+            places.append(i)
+        n_before[subset] += 1
+    others = [name for name in answers if name != cfg.base]
+    bouts = [Bout(prompts[i], answers[name][i].text, answers[cfg.base][i].text) for name in others for i in places]
+    told = judged_bouts(judge, bouts, cfg.out, seed=cfg.seed, watch=Watch(stop=log.stop_requested))
+    found = {name: dict(zip(places, told.outcomes[k * len(places):], strict=False)) for k, name in enumerate(others)}
+    return _Court(told.about, {name: tuple(own.get(i) for i in range(len(prompts))) for name, own in found.items()})

@@ -1,0 +1,352 @@
+"""Models side by side: every number against the samples it stands on, one stream for all, resumed after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from recipes.running import logged
+from tolerances import FLOAT32, RELATIVE64
+
+from keel.bench.diversity import distinct_ratio
+from keel.bench.items import keyed_prompt
+from keel.data.load import read_prompts
+from keel.errors import ConfigError, DataError, ModelError, NumericsError, RunError
+from keel.functional.statistics import sign_test
+from keel.models.load import LoraSettings, causal_lm
+from keel.models.lora import with_adapter
+from keel.recipes import evaluate
+from keel.recipes.evaluate import EvaluateConfig, NamedModel, run
+from keel.rollout.sample import SamplingConfig
+from keel.runs import Run, Stopped
+
+YES = {"name": "yes", "scorer": {"function": "recipes.test_evaluate:yes"}, "high": 9.0}
+BRIEF = {"name": "brief", "weight": 0.5, "scorer": {"function": "recipes.test_evaluate:brief"}}
+
+
+def yes(prompt, text: str) -> float:
+    return float(text.split().count("yes"))
+
+
+def brief(prompt, text: str) -> float:
+    return 1 / (1 + len(text.split()))
+
+
+def longer(prompt, first: str, second: str) -> dict[str, str]:
+    """The longer text is the more helpful one; the first one is always called the safer."""
+    assert first != second, "nobody has to be asked about one text given twice"
+    longest = "A" if len(first) > len(second) else "B" if len(first) < len(second) else "equal"
+    return {"helpful": longest, "safe": "A"}
+
+
+def config(tmp: Path, out: str = "out", **changes) -> EvaluateConfig:
+    for seed, name in enumerate("abc"):
+        if not (tmp / name).exists():
+            tiny.llama(tmp / name / "model", seed=seed)
+    settings = {
+        "out": tmp / out, "models": [str(tmp / name / "model") for name in "abc"],
+        "prompts": {"path": str(tiny.prompts(tmp / "q.jsonl")), "max_length": 64},
+        "sampling": SamplingConfig(max_new_tokens=6), "rewards": [YES, BRIEF],
+    }
+    return EvaluateConfig.checked(settings | changes)
+
+
+def mean(values) -> float:
+    return sum(values) / len(values)
+
+
+def test_every_number_is_that_of_the_samples(tmp_path, capsys):
+    result = run(config(tmp_path, judge={"function": "recipes.test_evaluate:longer"})).values
+    rows = logged(tmp_path / "out", "samples.jsonl", None)
+    assert result["n"] == len(rows) == 24 and list(result["models"]) == ["a", "b", "c"] and result["baseline"] == "a"
+    for name, told in result["models"].items():
+        for where, part in [("all", told), *told["subsets"].items()]:
+            said = [row["models"][name] for row in rows if where in ("all", row["domain"])]
+            base = [row["models"]["a"] for row in rows if where in ("all", row["domain"])]
+            texts = [one["response"] for one in said]
+            assert part["n"] == len(said) == (24 if where == "all" else 12)
+            totals = [yes(None, text) + 0.5 * brief(None, text) for text in texts]
+            assert [one["rewards"]["total"] for one in said] == pytest.approx(totals, rel=RELATIVE64)
+            for key, values in (("total", totals), ("yes", [yes(None, text) for text in texts])):
+                assert part["rewards"][key]["mean"] == pytest.approx(mean(values), rel=RELATIVE64)
+                assert part["rewards"][key]["low"] <= mean(values) <= part["rewards"][key]["high"]
+            assert part["words"]["mean"] == pytest.approx(mean([len(text.split()) for text in texts]))
+            assert part["tokens"]["mean"] == pytest.approx(mean([one["n_tokens"] for one in said]))
+            assert part["not_ended"]["mean"] == pytest.approx(mean([not one["ended"] for one in said]))
+            assert part["empty"]["mean"] == pytest.approx(mean([not text for text in texts]))
+            assert part["diversity"]["distinct_ratio_2"] == distinct_ratio(texts, 2)
+            if name == "a":
+                assert part["difference"] is None and part["judge"] is None
+                continue
+            gaps = [x["rewards"]["total"] - y["rewards"]["total"] for x, y in zip(said, base, strict=True)]
+            assert part["difference"]["total"]["mean"] == pytest.approx(mean(gaps), rel=RELATIVE64)
+            sides = [(len(x["response"]), len(y["response"])) for x, y in zip(said, base, strict=True)]
+            n_win, n_lose = sum(x > y for x, y in sides), sum(x < y for x, y in sides)
+            helpful, safe = part["judge"]["helpful"], part["judge"]["safe"]
+            assert (helpful["win"], helpful["lose"]) == (100 * n_win / len(said), 100 * n_lose / len(said))
+            assert helpful["p"] == sign_test(n_win, n_lose) and helpful["n_decided"] == n_win + n_lose
+            assert safe["tie"] == 100, "a judge that likes the first place decides nothing"
+    differences = [result["models"][name]["difference"]["total"] for name in "bc"]
+    low, high = sorted(row["p"] for row in differences)
+    assert sorted(row["p_holm"] for row in differences) == [min(1, 2 * low), max(high, min(1, 2 * low))]
+    assert result["rewards"] == {"low": 0.0, "high": 9.5, "weights": {"yes": 1.0, "brief": 0.5}}
+    assert result["judge"]["position"]["safe"]["first_place_percent"] == 100
+    assert capsys.readouterr().out.count("distinct-1/2/3") == 3
+
+
+def test_one_stream_for_all_a_model_says_what_its_copy_says(tmp_path):
+    cfg = config(tmp_path)
+    tiny.llama(tmp_path / "copy" / "model", seed=0)
+    models = [NamedModel(path=str(tmp_path / name / "model")) for name in ("a", "copy", "b")]
+    result = run(cfg.model_copy(update={"models": tuple(models)})).values
+    copy = result["models"]["copy"]
+    assert copy["difference"]["total"] == {"mean": 0, "low": 0, "high": 0, "n": 24, "p": 1, "p_holm": 1}
+    assert copy["diversity"] == result["models"]["a"]["diversity"] != result["models"]["b"]["diversity"]
+
+
+def test_what_a_model_is_called_and_where_it_stands_changes_none_of_its_answers(tmp_path):
+    run(config(tmp_path, "one"))
+    cfg = config(tmp_path, "other", baseline="c", models=[
+        {"name": "the third", "path": str(tmp_path / "c/model")}, str(tmp_path / "b/model"),
+        {"path": str(tmp_path / "c/model")}])
+    result = run(cfg).values
+    one, other = (logged(tmp_path / out, "samples.jsonl", None) for out in ("one", "other"))
+    for x, y in zip(one, other, strict=True):
+        assert x["models"]["b"] == y["models"]["b"] and x["models"]["c"] == y["models"]["the third"]
+    assert result["models"]["c"]["difference"] is None
+    assert result["models"]["the third"]["difference"]["total"]["p"] == 1
+
+
+def test_another_seed_another_answer(tmp_path):
+    for out, seed in (("one", 0), ("again", 0), ("other", 1)):
+        run(config(tmp_path, out, seed=seed, limit=9))
+    one, again, other = ((tmp_path / out / "samples.jsonl").read_bytes() for out in ("one", "again", "other"))
+    assert one == again != other and one.count(b"\n") == 9
+
+
+def asked(monkeypatch) -> list[int]:
+    """How many prompts each call of the sampler answers, in order."""
+    calls, respond = [], evaluate.respond
+
+    def counted(model, words, rows, *rest, **how):
+        calls.append(len(rows))
+        return respond(model, words, rows, *rest, **how)
+
+    monkeypatch.setattr(evaluate, "respond", counted)
+    return calls
+
+
+def test_a_killed_run_asks_only_the_models_that_had_not_finished(tmp_path, monkeypatch):
+    """Killed while the third model answers: the first two are not asked again, and the end is that of a whole run."""
+    whole = run(config(tmp_path, "whole")).values
+    calls, keep = asked(monkeypatch), evaluate.keep_answers
+
+    def killed(file, origin, answers):
+        if len(calls) == 3:
+            raise SystemExit("kill -9")
+        keep(file, origin, answers)
+
+    monkeypatch.setattr(evaluate, "keep_answers", killed)
+    cfg = config(tmp_path)
+    with pytest.raises(SystemExit):
+        run(cfg)
+    monkeypatch.setattr(evaluate, "keep_answers", keep)
+    calls.clear()
+    again = run(cfg, resume=True).values
+    assert calls == [24] and again["models"] == {
+        name: row | {"path": again["models"][name]["path"]} for name, row in whole["models"].items()}
+    assert (tmp_path / "out/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
+
+
+def test_answers_of_other_weights_are_not_taken_for_the_models(tmp_path, monkeypatch):
+    cfg = config(tmp_path)
+    before = run(cfg).values
+    calls = asked(monkeypatch)
+    tiny.llama(tmp_path / "b" / "model", seed=7)
+    after = run(cfg, resume=True).values
+    assert calls == [24], "only the model whose weights changed"
+    assert after["models"]["b"]["rewards"] != before["models"]["b"]["rewards"]
+    assert after["models"]["c"]["rewards"] == before["models"]["c"]["rewards"]
+
+
+def test_damaged_answers_are_named(tmp_path):
+    cfg = config(tmp_path, limit=4)
+    run(cfg)
+    file = tmp_path / "out/answers/b.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(RunError, match=r"b\.jsonl: the answers of a model are damaged: 3 rows, not 4\n.*Remove it"):
+        run(cfg, resume=True)
+
+
+def test_asked_to_stop_it_keeps_the_models_that_are_done(tmp_path, monkeypatch):
+    cfg = config(tmp_path, sampling=SamplingConfig(max_new_tokens=6, slots=24))
+    monkeypatch.setattr(Run, "stop_requested", lambda self: (tmp_path / "out/answers/a.jsonl").exists())
+    with pytest.raises(Stopped, match="stopped while models answered; those that were done are kept"):
+        run(cfg)
+    monkeypatch.undo()
+    monkeypatch.setattr(Run, "stop_requested", lambda self: (tmp_path / "out/answers/c.jsonl").exists())
+    with pytest.raises(Stopped, match=r"stopped after \d+ of \d+ scores; every one of them is kept"):
+        run(cfg, resume=True)
+    monkeypatch.undo()
+    assert run(cfg, resume=True).values["n"] == 24
+
+
+def summed_logprobs(folder: Path, told: list[dict]) -> list[float]:
+    """log p of each chosen response with its end, by the model's own full logits."""
+    spec = NamedModel(path=str(folder))
+    words, model = tiny.tokenizer(), causal_lm(spec.whole)
+    sums = []
+    for row in told:
+        before = words.apply_chat_template(row["prompt"], tokenize=True, add_generation_prompt=True, return_dict=False)
+        after = words.encode(row["chosen"][0]["content"] + "<eos>", add_special_tokens=False)
+        with torch.no_grad():
+            logprobs = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
+        sums.append(sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after)))
+    return sums
+
+
+def test_shift_is_the_log_probability_of_the_data_less_the_references(tmp_path):
+    data = {"path": str(tiny.pairs(tmp_path / "p.jsonl")), "max_length": 64}
+    told = logged(tmp_path, "p.jsonl", None)
+    result = run(config(tmp_path, data=data, limit=2)).values
+    a, b = (summed_logprobs(tmp_path / name / "model", told) for name in "ab")
+    gaps = [x - y for x, y in zip(b, a, strict=True)]
+    shift = result["models"]["b"]["shift"]
+    torch.testing.assert_close(shift["per_response"]["mean"], mean(gaps), **FLOAT32)
+    n_tokens = [len(row["chosen"][0]["content"].split()) + 1 for row in told]
+    torch.testing.assert_close(shift["per_token"]["mean"],
+                               mean([gap / n for gap, n in zip(gaps, n_tokens, strict=True)]), **FLOAT32)
+    assert result["models"]["a"]["shift"]["per_response"]["mean"] == 0
+    against_c = run(config(tmp_path, "c-out", data=data, limit=2, reference={"path": str(tmp_path / "c/model")})).values
+    c = summed_logprobs(tmp_path / "c/model", told)
+    torch.testing.assert_close(against_c["models"]["b"]["shift"]["per_response"]["mean"],
+                               mean([x - y for x, y in zip(b, c, strict=True)]), **FLOAT32)
+
+
+def test_models_that_read_the_data_as_other_tokens_have_no_shift(tmp_path):
+    cfg = config(tmp_path, data={"path": str(tiny.pairs(tmp_path / "p.jsonl")), "max_length": 64})
+    words = tiny.tokenizer()
+    words.chat_template = tiny.TEMPLATE.replace("<bos>", "<bos>the", 1)
+    words.save_pretrained(tmp_path / "b" / "model")
+    with pytest.raises(ConfigError, match=r"data: b reads the data as other tokens than a\n.*one tokenizer and"):
+        run(cfg)
+
+
+def test_an_adapter_is_in_the_weights_that_answer(tmp_path):
+    cfg = config(tmp_path, limit=8)
+    bare = causal_lm(NamedModel(path=str(tmp_path / "a/model")).whole)
+    learned = with_adapter(bare, LoraSettings(rank=2), "CAUSAL_LM", "default")
+    with torch.no_grad():
+        for name, weight in learned.named_parameters():
+            if "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    learned.save_pretrained(str(tmp_path / "tuned"))
+    learned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tiny.tokenizer().save_pretrained(tmp_path / "merged")
+    models = [{"path": str(tmp_path / "a/model"), "adapter": str(tmp_path / "tuned")}, str(tmp_path / "merged"),
+              str(tmp_path / "a/model")]
+    run(config(tmp_path, "lora", models=models, limit=8))
+    said = [{name: one["response"] for name, one in row["models"].items()}
+            for row in logged(tmp_path / "lora", "samples.jsonl", None)]
+    assert all(one["tuned"] == one["merged"] for one in said) and any(one["tuned"] != one["a"] for one in said)
+    broken = [{"path": str(tmp_path / "a/model"), "adapter": str(tmp_path / "b/model")}]
+    with pytest.raises(ModelError, match=r"b/model: cannot load the adapter on .*a/model: .*\n.*adapter_config"):
+        run(config(tmp_path, "broken", models=broken))
+    assert cfg.base == "a"
+
+
+@pytest.mark.parametrize("place", ["b", "b/model"])
+def test_prompts_that_a_model_was_trained_on_are_counted_and_left_out_where_asked(tmp_path, capsys, place):
+    cfg = config(tmp_path, limit=10)
+    prompts = read_prompts(tmp_path / "q.jsonl")[0][:10]
+    keys = [keyed_prompt(one.messages, one.text).id for one in prompts]
+    (tmp_path / place / "prompts_seen.json").write_text(json.dumps([*keys[:3], "0" * 16]))
+    result = run(cfg).values
+    assert {name: row["seen"] for name, row in result["models"].items()} == {"a": None, "b": 3, "c": None}
+    assert result["n"] == 10 and "b was trained on 3 of the 10 prompts" in capsys.readouterr().err
+    dropped = run(config(tmp_path, "drop", limit=10, overlap="drop")).values
+    rows = logged(tmp_path / "drop", "samples.jsonl", None)
+    assert [row["id"] for row in rows] == [one.id for one in prompts[3:]] and dropped["n"] == 7
+    assert "they were left out for all, 7 are left" in capsys.readouterr().err
+    with pytest.raises(DataError, match="these prompts are no test: b was trained on 3 of the 10 prompts"):
+        run(config(tmp_path, "refuse", limit=10, overlap="refuse"))
+    with pytest.raises(DataError, match="no prompt is left without those that models were trained on: b was trained"):
+        run(config(tmp_path, "none", limit=3, overlap="drop"))
+    (tmp_path / place / "prompts_seen.json").write_text("{}")
+    with pytest.raises(RunError, match="list of prompts that a run was trained on is damaged: no list of keys"):
+        run(config(tmp_path, "damaged"))
+
+
+def test_a_prompt_has_to_fit_all_models(tmp_path):
+    cfg = config(tmp_path)
+    words = tiny.tokenizer()
+    words.chat_template = tiny.TEMPLATE.replace("<bos>", "<bos>the cat sat", 1)
+    words.save_pretrained(tmp_path / "b" / "model")
+    result = run(cfg.model_copy(update={"prompts": cfg.prompts.model_copy(update={"max_length": 15})})).values
+    kept = [one.id for one in read_prompts(tmp_path / "q.jsonl")[0] if len(one.messages[0].content.split()) + 7 <= 9]
+    assert [row["id"] for row in logged(tmp_path / "out", "samples.jsonl", None)] == kept and 0 < len(kept) < 24
+    assert result["skipped"]["n_dropped"] == 24 - len(kept)
+    words.chat_template = tiny.TEMPLATE.replace(
+        "<bos>", "<bos>{% if 'cat' in messages[0]['content'] %}" + " no" * 20 + "{% endif %}", 1)
+    words.save_pretrained(tmp_path / "b" / "model")
+    words.chat_template = words.chat_template.replace("' in", "' not in")
+    words.save_pretrained(tmp_path / "c" / "model")
+    cfg = config(tmp_path, "none", prompts=cfg.prompts.model_copy(update={"max_length": 20}))
+    with pytest.raises(DataError, match=r"q\.jsonl: no prompt fits all models\n.*Raise prompts.max_length"):
+        run(cfg)
+
+
+def test_without_rewards_there_is_diversity_and_length_all_the_same(tmp_path):
+    result = run(config(tmp_path, rewards=[], limit=5)).values
+    assert result["rewards"] is None and result["models"]["b"]["rewards"] == {}
+    assert "total" not in result["models"]["b"]["difference"] and result["models"]["b"]["words"]["n"] == 5
+
+
+def test_a_reward_that_only_data_hold_is_refused_and_one_with_a_scorer_beside_is_scored(tmp_path):
+    with pytest.raises(ConfigError, match="the reward 'rm' is known for the responses of a file only, and models"):
+        run(config(tmp_path, rewards=[{"name": "rm", "stored": "rm"}]))
+    both = run(config(tmp_path, "both", rewards=[YES | {"stored": "rm"}], limit=3)).values
+    assert both["models"]["a"]["rewards"]["yes"]["n"] == 3
+    with pytest.raises(NumericsError, match=r"outside its declared range of 0 to 0\.01"):
+        run(config(tmp_path, "range", rewards=[BRIEF | {"high": 0.01}], limit=3))
+
+
+def test_only_the_first_prompts_of_each_subset_go_before_the_judge(tmp_path):
+    result = run(config(tmp_path, judge={"function": "recipes.test_evaluate:longer", "per_subset": 4})).values
+    for part, n in [(result["models"]["b"], 8), *((one, 4) for one in result["models"]["b"]["subsets"].values())]:
+        assert part["judge"]["helpful"]["n"] == n
+    judged = [bool(row["models"]["b"]["verdicts"]) for row in logged(tmp_path / "out", "samples.jsonl", None)]
+    assert judged == [True] * 8 + [False] * 16
+
+
+def test_subsets_by_a_column_of_the_file(tmp_path):
+    rows = [json.loads(line) | {"topic": "cats" if i < 5 else None, "domain": "x"}
+            for i, line in enumerate(tiny.prompts(tmp_path / "plain.jsonl").read_text().splitlines())]
+    prompts = {"path": str(tiny.write_rows(tmp_path / "topics.jsonl", rows)), "max_length": 64}
+    result = run(config(tmp_path, prompts=prompts, subset="topic")).values
+    assert {name: part["n"] for name, part in result["models"]["c"]["subsets"].items()} == {"cats": 5}
+    with pytest.raises(ConfigError, match="subset: no prompt says 'colour', by which subsets were to be told apart"):
+        run(config(tmp_path, "none", prompts=prompts, subset="colour"))
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    ({"models": []}, "models is empty: there is nothing to evaluate"),
+    ({"models": ["x/model", "y/../x/model"]}, "more than one model is called 'x': give each a name"),
+    ({"baseline": "z"}, r"baseline='z' is none of the models \(a, b, c\)"),
+    ({"rewards": [YES | {"name": "words"}]}, "a reward cannot be called 'words': that is the name of another number"),
+    ({"reference": "m"}, "reference does nothing without data"),
+    ({"models": ["x"], "judge": {"function": "a:b"}}, "judge does nothing with one model"),
+    ({"judge": {}}, "who judges is exactly one of function, model and endpoint; given: none"),
+    ({"models": [{"name": "../x", "path": "x"}]}, "name = '../x': string should match pattern"),
+])
+def test_settings_that_contradict_each_other(tmp_path, changes, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("path, name", [
+    ("runs/ppo/model", "ppo"), ("/a/b/model/adapter", "b"), ("org/some-model", "some-model"), ("model", "model"),
+    ("../x y/model/", "x y"), ("runs/größe=3/model", "gr--e-3")])
+def test_a_model_without_a_name_is_called_after_its_run(path, name):
+    assert NamedModel(path=path).shown == name and NamedModel(path=path, name="n").shown == "n"
