@@ -120,6 +120,15 @@ def test_the_normalised_files_and_pros_own_layout_read_alike(shared, tmp_path):
         assert (one.prompt.messages, one.response, one.grades) == (other.prompt.messages, other.response, other.grades)
 
 
+@pytest.mark.parametrize("good, fault, kind", [
+    (PRO, {"prefix": [["hi"]] * 2}, "untagged turn"),
+    (WOW, {"references": []}, "not one reference"),
+])
+def test_bad_rows_are_counted_by_what_is_wrong(jsonl, good, fault, kind):
+    _, report = read_responses(jsonl(good, good | fault), on_bad_record="skip")
+    assert report.dropped == {kind: 1}
+
+
 # --- files of the generation tasks -----------------------------------------------------------------------------------
 
 
@@ -229,14 +238,15 @@ def test_dialogues_of_faithdial_give_the_rows_of_its_loader(tmp_path):
     assert (one.prompt.messages, one.response, one.prompt.meta["VRM"]) == (GROUNDED, "so", ["Disclosure"])
 
 
-@pytest.mark.parametrize("dialogue, message", [
-    ({"turns": []}, "there is no list of turns; there are turns"),
-    ({"dialog": "hi"}, "there is no list of turns; there are dialog"),
-    ({"dialog": [{"speaker": "0_Wizard"}]}, "a turn has the keys speaker"),
+@pytest.mark.parametrize("dialogue, kind, message", [
+    ({"turns": []}, "no dialogue", "there is no list of turns; there are turns"),
+    ({"dialog": "hi"}, "no dialogue", "there is no list of turns; there are dialog"),
+    ({"dialog": [{"speaker": "0_Wizard"}]}, "incomplete turn", "a turn has the keys speaker"),
 ])
-def test_what_is_no_dialogue_is_refused(dialogue, message, tmp_path):
-    with pytest.raises(RowError, match=message):
+def test_what_is_no_dialogue_is_refused(dialogue, kind, message, tmp_path):
+    with pytest.raises(RowError, match=message) as caught:
         list(responses_of_dialogue(dialogue))
+    assert caught.value.kind == kind
     (tmp_path / "bad.json").write_text(json.dumps([dialogue]))
     with pytest.raises(DataError, match=message):
         wow_turns.run(WizardConfig(path=str(tmp_path / "bad.json"), output=str(tmp_path / "out.jsonl")))
