@@ -17,13 +17,14 @@ from keel.data.load import (
     Paths,
     as_paths,
     iter_demonstrations,
+    iter_labelled,
     iter_pairs,
     iter_prompts,
     iter_rankings,
 )
 from keel.data.problems import SHOWN, Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
-from keel.data.records import Demonstration, PreferencePair, Prompt, Ranking, Record
+from keel.data.records import Demonstration, Labelled, PreferencePair, Prompt, Ranking, Record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ class DataCheckConfig(Config):
     """Everything `keel data check` reads."""
 
     paths: str | list[str] = Field(description="file, folder of files, or several of them")
-    kind: Literal["auto", "prompts", "demonstrations", "pairs", "rankings"] = Field(
+    kind: Literal["auto", "prompts", "demonstrations", "labelled", "pairs", "rankings"] = Field(
         "auto", description="what the rows must be; auto: the most that the first row can be read as")
     limit: int = Field(SHOWN, ge=1, description="problems that are spelled out; the rest is counted")
     on_bad_record: OnBadRecord = Field("stop", description="stop: problems end in exit code 3; skip: only report them")
@@ -91,7 +92,8 @@ def run(cfg: DataCheckConfig) -> CheckReport:
 
 
 def kind_of_files(paths: Paths) -> Kind:
-    """What the first row that can be understood is at most: rankings, pairs, demonstrations or prompts."""
+    """What the first row that can be understood is at most: rankings, pairs, labelled responses, demonstrations or
+    prompts."""
     for path in as_paths(paths):
         for row in scan_rows(path):
             try:
@@ -104,8 +106,8 @@ def kind_of_files(paths: Paths) -> Kind:
 
 def iter_records(paths: Paths, kind: Kind, tally: Tally, as_text: bool = False) -> Iterator[Record]:
     """The records of a kind, as a stream."""
-    read = {"prompts": iter_prompts, "demonstrations": iter_demonstrations, "pairs": iter_pairs,
-            "rankings": iter_rankings}[kind]
+    read = {"prompts": iter_prompts, "demonstrations": iter_demonstrations, "labelled": iter_labelled,
+            "pairs": iter_pairs, "rankings": iter_rankings}[kind]
     yield from read(paths, tally, as_text=as_text)  # type: ignore[operator]
 
 
@@ -135,7 +137,7 @@ def _texts(record: Record) -> tuple[str, ...]:
         return record.chosen, record.rejected
     if isinstance(record, Ranking):
         return record.responses
-    return (record.response,) if isinstance(record, Demonstration) else ()
+    return (record.response,) if isinstance(record, Demonstration | Labelled) else ()
 
 
 def _length(prompt: Prompt, responses: tuple[str, ...], spelled: Template | None) -> int:

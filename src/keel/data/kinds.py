@@ -1,4 +1,4 @@
-"""One row to the kind of record that was asked for: a prompt, demonstrations, a pair, a ranking or grades."""
+"""One row to the kind of record that was asked for: a prompt, demonstrations, a pair, a ranking, grades or a label."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from keel.data.records import (
     PAIR_NUMBERS,
     Demonstration,
     Graded,
+    Labelled,
     Message,
     PreferencePair,
     Prompt,
@@ -22,17 +23,18 @@ from keel.data.records import (
 from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
-__all__ = ["Kind", "Turns", "Which", "demonstrations_of", "graded_of", "kind_of_row", "pair_of", "prompt_of",
-           "ranking_of", "responses_of"]
+__all__ = ["Kind", "Turns", "Which", "demonstrations_of", "graded_of", "kind_of_row", "labelled_of", "pair_of",
+           "prompt_of", "ranking_of", "responses_of"]
 
 Turns = Literal["last", "all"]
-Kind = Literal["prompts", "demonstrations", "pairs", "rankings"]
+Kind = Literal["prompts", "demonstrations", "labelled", "pairs", "rankings"]
 Which = Literal["chosen", "all"]
 _VOTES = ("chosen_scores", "rejected_scores")
 _STRENGTH = ("strength_mean", "strength_std", *_VOTES)
 _HUGE = 1e300
 _OWN = frozenset({"id", "meta", "truth"})
 _OF_PAIRS = frozenset((*PAIR_NUMBERS, *_STRENGTH))
+_SPELLED_TRUTH = {"true": True, "false": False}
 
 
 def prompt_of(row: Row, *, as_text: bool) -> tuple[str, list[Prompt]]:
@@ -124,6 +126,26 @@ def graded_of(row: Row, *, as_text: bool, attributes: Sequence[str]) -> tuple[st
     return found.layout, [graded]
 
 
+def labelled_of(row: Row, *, as_text: bool) -> tuple[str, list[Labelled]]:
+    """The layout's name and the row's response, which the column `label` calls good (true) or bad (false).
+
+    Raises:
+        RowError: the row is wrong, is no single response, or has no such label.
+    """
+    found, value = _parts(row)
+    if len(found.responses) != 1 or "label" not in value:
+        raise missing(value, "a labelled response", ("prompt", "completion", "label"))
+    label = _truth(row, value["label"])
+    if label is None:
+        raise RowError("bad label", f"label is {kind_of(value['label'])} ({value['label']!r}), not true or false",
+                       "Write true for a good response and false for a bad one, without quotes.")
+    prompt = _prompt(row, found, value, as_text)
+    meta = {name: cell for name, cell in prompt.meta.items() if name != "label"}
+    labelled = Labelled(replace(prompt, meta=meta), found.responses[0], label)
+    check(labelled)
+    return found.layout, [labelled]
+
+
 def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Graded]]:
     """The layout's name and the row's responses with the rewards that the file holds for them, the best first.
 
@@ -150,14 +172,16 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
 
 
 def kind_of_row(row: Row) -> Kind:
-    """What the row can be read as at most: rankings, pairs, demonstrations or prompts.
+    """What the row can be read as at most: rankings, pairs, labelled responses, demonstrations or prompts.
 
     Raises:
         RowError: no layout fits.
     """
-    found, _ = _parts(row)
+    found, value = _parts(row)
     if found.layout == "ranking":
         return "rankings"
+    if len(found.responses) == 1 and _truth(row, value.get("label")) is not None:
+        return "labelled"
     kinds: tuple[Kind, ...] = ("prompts", "demonstrations", "pairs")
     return kinds[len(found.responses)]
 
@@ -249,6 +273,13 @@ def _rewards(row: Row, prompt: Prompt, i: int, n: int) -> dict[str, float]:
         given = given[i]
     named = given if isinstance(given, Mapping) else {"reward": given}
     return {str(name): _number(row, named, name, 0.0) for name in named}
+
+
+def _truth(row: Row, cell: Any) -> bool | None:
+    """True or false, in a text-only file by these words; none if it is neither."""
+    if row.textual and isinstance(cell, str):
+        return _SPELLED_TRUTH.get(cell.strip().lower())
+    return cell if isinstance(cell, bool) else None
 
 
 def _numbers(row: Row, value: Mapping[str, Any], name: str) -> tuple[float, ...]:

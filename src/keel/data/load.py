@@ -10,6 +10,7 @@ from keel.data.kinds import (
     Which,
     demonstrations_of,
     graded_of,
+    labelled_of,
     pair_of,
     prompt_of,
     ranking_of,
@@ -17,20 +18,20 @@ from keel.data.kinds import (
 )
 from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
-from keel.data.records import Demonstration, Graded, PreferencePair, Prompt, Ranking, Record
+from keel.data.records import Demonstration, Graded, Labelled, PreferencePair, Prompt, Ranking, Record
 from keel.data.rows import Row
 from keel.errors import DataError
 
 __all__ = [
-    "Kind", "OnBadRecord", "Paths", "Turns", "Which", "as_paths", "iter_demonstrations", "iter_pairs", "iter_prompts",
-    "iter_rankings", "read_demonstrations", "read_graded", "read_pairs", "read_prompts", "read_rankings",
-    "read_responses",
+    "Kind", "OnBadRecord", "Paths", "Turns", "Which", "as_paths", "iter_demonstrations", "iter_labelled", "iter_pairs",
+    "iter_prompts", "iter_rankings", "read_demonstrations", "read_graded", "read_labelled", "read_pairs",
+    "read_prompts", "read_rankings", "read_responses",
 ]
 
 OnBadRecord = Literal["stop", "skip"]
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_ID = 80
-_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded)
+_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded, Labelled)
 
 
 def read_prompts(
@@ -119,6 +120,22 @@ def read_graded(
     return _gather(found, paths, tally, on_bad_record)
 
 
+def read_labelled(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[Labelled], ReadReport]:
+    """Single responses, each called good or bad by the column `label`.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    return _gather(iter_labelled(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
+
+
 def read_responses(
     paths: Paths, *, which: Which = "all", on_bad_record: OnBadRecord = "stop", as_text: bool = False,
 ) -> tuple[list[Graded], ReadReport]:
@@ -150,6 +167,11 @@ def iter_demonstrations(
 ) -> Iterator[Demonstration]:
     """Demonstrations as a stream; bad rows go to the tally, and the caller decides what to do about them."""
     return _records(paths, tally, lambda row: demonstrations_of(row, as_text=as_text, turns=turns), unique_ids)
+
+
+def iter_labelled(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Labelled]:
+    """Labelled responses as a stream; bad rows go to the tally, and the caller decides what to do about them."""
+    return _records(paths, tally, lambda row: labelled_of(row, as_text=as_text))
 
 
 def iter_pairs(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[PreferencePair]:

@@ -8,9 +8,9 @@ from typing import Any
 from keel.data.problems import RowError
 
 __all__ = [
-    "PAIR_NUMBERS", "ROLES", "Demonstration", "Graded", "Message", "PreferencePair", "Prompt", "Ranking", "Record",
-    "Strength", "check", "check_demonstration", "check_graded", "check_pair", "check_prompt", "check_ranking",
-    "prompt_numbers",
+    "PAIR_NUMBERS", "ROLES", "Demonstration", "Graded", "Labelled", "Message", "PreferencePair", "Prompt", "Ranking",
+    "Record", "Strength", "check", "check_demonstration", "check_graded", "check_pair", "check_prompt",
+    "check_ranking", "prompt_numbers",
 ]
 
 ROLES = ("system", "user", "assistant")
@@ -134,7 +134,24 @@ class Graded:
         return self.prompt.id
 
 
-Record = Prompt | Demonstration | PreferencePair | Ranking
+@dataclass(frozen=True)
+class Labelled:
+    """A response that somebody called good or bad by itself, beside no other one.
+
+    Attributes:
+        label: True where it is a good response.
+    """
+
+    prompt: Prompt
+    response: str
+    label: bool
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+
+Record = Prompt | Demonstration | PreferencePair | Ranking | Labelled
 
 
 def prompt_numbers(prompts: Iterable[Prompt]) -> list[int]:
@@ -153,6 +170,8 @@ def check(record: Record) -> None:
         check_pair(record)
     elif isinstance(record, Ranking):
         check_ranking(record)
+    elif isinstance(record, Labelled):
+        check_demonstration(Demonstration(record.prompt, record.response))
     elif isinstance(record, Demonstration):
         check_demonstration(record)
     else:

@@ -9,7 +9,7 @@ from keel.data.chat import Template, template, tokenizer_from
 from keel.data.check import iter_records, kind_of_files
 from keel.data.load import Kind
 from keel.data.problems import Tally
-from keel.data.records import Demonstration, PreferencePair, Prompt, Ranking, Record, Strength
+from keel.data.records import Demonstration, Labelled, PreferencePair, Prompt, Ranking, Record, Strength
 from keel.errors import DataError
 
 __all__ = ["DataShowConfig", "run", "shown"]
@@ -92,4 +92,6 @@ def _responses(record: Record) -> list[tuple[str, str]]:
     if isinstance(record, Ranking):
         ranks = accumulate(int(not tied) for tied in record.tied)
         return [(f"rank {rank}", text) for rank, text in zip(ranks, record.responses, strict=True)]
+    if isinstance(record, Labelled):
+        return [("good response" if record.label else "bad response", record.response)]
     return [("response", record.response)] if isinstance(record, Demonstration) else []

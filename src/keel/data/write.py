@@ -10,7 +10,17 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from keel.data.records import PAIR_NUMBERS, Demonstration, Message, PreferencePair, Prompt, Ranking, Record, Strength
+from keel.data.records import (
+    PAIR_NUMBERS,
+    Demonstration,
+    Labelled,
+    Message,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    Record,
+    Strength,
+)
 from keel.data.rows import COMPRESSED
 from keel.data.rows import layout as layout_of
 from keel.data.sources.strength import published_row
@@ -29,11 +39,13 @@ def row_of(record: Record) -> dict[str, Any]:
     prompt = _prompt(record)
     row: dict[str, Any] = {"id": prompt.id}
     plain = prompt.text is not None
-    if isinstance(record, Demonstration) and prompt.text == "":
+    if isinstance(record, Demonstration | Labelled) and prompt.text == "":
         row["text"] = record.response
     else:
         row["prompt"] = prompt.text if plain else [_turn(message) for message in prompt.messages]
         row |= {name: text if plain else [_turn(Message("assistant", text))] for name, text in _responses(record)}
+    if isinstance(record, Labelled):
+        row["label"] = record.label
     if isinstance(record, PreferencePair):
         row |= {name: getattr(record, name) for name in PAIR_NUMBERS}
         row |= _votes(record.strength)
@@ -137,7 +149,7 @@ def _schema(row: dict[str, Any]) -> Any:
     import pyarrow as pa
 
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    plain = {str: pa.string(), float: pa.float64(), int: pa.int64(), dict: turn}
+    plain = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_(), dict: turn}
     types = {name: pa.list_(plain[inside]) if outside is list else plain[outside]
              for name, (outside, inside) in _shape(row).items()}
     return pa.schema(list((types | {"meta": pa.string(), "truth": pa.string()}).items()))
@@ -182,4 +194,4 @@ def _prompt(record: Record) -> Prompt:
 def _responses(record: Record) -> list[tuple[str, str]]:
     if isinstance(record, PreferencePair):
         return [("chosen", record.chosen), ("rejected", record.rejected)]
-    return [("completion", record.response)] if isinstance(record, Demonstration) else []
+    return [("completion", record.response)] if isinstance(record, Demonstration | Labelled) else []
