@@ -1,4 +1,4 @@
-"""keel against TRL, in one table: `python benchmarks/run.py [--quick] [--only sft|rm|dpo|ppo|decode] [--no-trl]`.
+"""keel against TRL, in one table: `python benchmarks/run.py [--quick] [--only sft|rm|dpo|ppo|decode] ...`.
 
 Same model, rows, batches and optimizer steps on both sides; one thread; CPU seconds of each process, without start-up
 and without the first step. Rounds are interleaved (keel, TRL, keel, TRL, ...) and each row shows the best of them, so
@@ -48,7 +48,7 @@ UNITS = {"sft": "tokens/s", "rm": "pairs/s", "dpo": "pairs/s", "ppo": "samples/s
 TITLES = {"sft": "SFT", "rm": "reward model", "dpo": "DPO", "ppo": "PPO", "decode": "decoding"}
 
 
-def entries(only: str | None, with_trl: bool) -> list[Entry]:
+def entries(only: str | None, only_format: str | None, with_trl: bool) -> list[Entry]:
     """Everything to measure, the opponents of a comparison next to each other."""
     found = []
     for job in ("sft", "rm"):
@@ -59,14 +59,14 @@ def entries(only: str | None, with_trl: bool) -> list[Entry]:
     found.insert(4, trl("sft", "bf16", "TRL 1.16, grouped by length", "1.16", "sft-grouped"))
     # In float32 losses can be compared to the last digits; the grouped jobs have other batches.
     found += [keel("dpo", "fp32"), trl("dpo", "fp32", "TRL 1.16", "1.16", "dpo"), keel("dpo", "bf16")]
-    for how in ("", ", reference in every step"):
-        for order in ("", ", grouped by length"):
-            job = f"dpo{'-live' if how else ''}{'-grouped' if order else ''}"
-            found.append(trl("dpo", "bf16", f"TRL 1.16{how}{order}", "1.16", job))
+    for how, job in (("", "dpo"), (", grouped by length", "dpo-grouped"),
+                     (", grouped by length, reference in every step", "dpo-live-grouped")):
+        found.append(trl("dpo", "bf16", f"TRL 1.16{how}", "1.16", job))
     found += [keel("ppo", "fp32"), trl("ppo", "fp32", "TRL 1.12", "1.12", "ppo"), keel("ppo", "bf16")]
     for fmt in ("fp32", "bf16"):
         found += [keel("decode", fmt), Entry("decode", fmt, "generate()", (*KEEL, "generate", fmt))]
-    return [e for e in found if only in (None, e.job) and (with_trl or not e.who.startswith("TRL"))]
+    return [e for e in found if only in (None, e.job) and only_format in (None, e.fmt)
+            and (with_trl or not e.who.startswith("TRL"))]
 
 
 def keel(job: str, fmt: str) -> Entry:
@@ -88,15 +88,19 @@ def main() -> int:
     inputs = worker((sys.executable, str(HERE / "prepare.py"), size))
     print(f"data: {inputs['data']}, {inputs['rows']} rows of {inputs['mean_tokens']} tokens on average; prompts of PPO "
           f"{inputs['mean_prompt']}", flush=True)
-    todo = entries(asked.only, with_trl)
+    todo = entries(asked.only, asked.format, with_trl)
     rates = [Entry("matmul", fmt, "torch", (*KEEL, "matmul", fmt)) for fmt in ("fp32", "bf16")]
     results: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in [*rates, *todo]}
-    for k in range(asked.rounds):
-        for entry in [*rates, *todo]:
-            start = time.monotonic()
-            results[entry.name].append(worker((*entry.command, size)))
-            print(f"round {k + 1}: {entry.name}, {results[entry.name][-1]['seconds_cpu']:.2f} CPU seconds "
-                  f"({time.monotonic() - start:.0f} s in all)", file=sys.stderr, flush=True)
+    try:
+        for k in range(asked.rounds):
+            for entry in [*rates, *todo]:
+                start = time.monotonic()
+                results[entry.name].append(worker((*entry.command, size)))
+                print(f"round {k + 1}: {entry.name}, {results[entry.name][-1]['seconds_cpu']:.2f} CPU seconds "
+                      f"({time.monotonic() - start:.0f} s in all)", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; the table is over what was measured", file=sys.stderr)
+        todo = [entry for entry in todo if results[entry.name]]
     peak = {entry.fmt: best(results[entry.name])["rate"] for entry in rates}
     lines = table(todo, results, peak)
     print("\n".join(lines))
@@ -108,6 +112,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="keel against TRL")
     parser.add_argument("--quick", action="store_true", help="fewer timed steps")
     parser.add_argument("--only", choices=sorted(UNITS), help="one job")
+    parser.add_argument("--format", choices=("fp32", "bf16"), help="one number format")
     parser.add_argument("--no-trl", action="store_true", help="keel and transformers alone")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions; the best of each row counts")
     return parser.parse_args()
@@ -176,7 +181,8 @@ def save(asked: argparse.Namespace, inputs: dict[str, Any], results: dict[str, l
          peak: dict[str, float], lines: list[str]) -> None:
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
-    parts = [time.strftime("%Y-%m-%d"), *(["quick"] if asked.quick else []), *([asked.only] if asked.only else [])]
+    parts = [time.strftime("%Y-%m-%d"), *(["quick"] if asked.quick else []), *([asked.only] if asked.only else []),
+             *([asked.format] if asked.format else [])]
     path = folder / f"{'-'.join(parts)}.json"
     path.write_text(json.dumps({
         "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]), "machine": machine(),
