@@ -1,6 +1,7 @@
 """A frozen model's last hidden states over the prompts of the data, and the values that a head reads off them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,8 +53,9 @@ def state_batches(
         DataError: a prompt has no tokens.
         ModelError: the model is no causal language model.
     """
-    if is_encoder(model) or getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"a {model.config.model_type} model gives no value estimate: it is no causal language model",
+    config: Any = model.config
+    if is_encoder(model) or getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"a {config.model_type} model gives no value estimate: it is no causal language model",
                          remedy="The reference must read and write with one stack of layers (Llama, Qwen, GPT-2, ...).")
     prompts = prompt_rows(rows)
     first = {tuple(prompt.ids): i for i, prompt in reversed(list(enumerate(prompts)))}

@@ -39,9 +39,9 @@ class ValueConfig(Config):
     samples: int = Field(4, ge=1, description="responses per prompt; the released code takes 1")
     held_out_fraction: float = Field(0.2, gt=0, lt=1, description="share of these prompts that choose the epoch, and "
                                      "that the head does not learn from")
-    epochs: int = Field(20, ge=1, description="passes of the head over its prompts, at most; released: 10")
+    epochs: int = Field(10, ge=1, description="passes of the head over its prompts; the best of them is kept")
     batch: int = Field(16, ge=1, description="prompts per step of the head")
-    lr: float = Field(1e-4, gt=0, description="learning rate of the head; released: 1e-5, slow with few prompts")
+    lr: float = Field(1e-4, gt=0, description="learning rate of the head; released: 1e-5, which hardly moves it")
     heads: int = Field(8, ge=1, description="attention heads; must divide the width of the hidden states")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the states and before the last layer, while it learns")
     mask_padding: bool = Field(True, description="padding takes no part; false: it does, as in the released code, and "
