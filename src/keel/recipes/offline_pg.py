@@ -6,7 +6,8 @@ response and in which responses are drawn. Left out: several processes in one ru
 way, and decoding with several beams, which the released scripts for dialogue use to select checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from keel.models.load import (
     load_tokenizer,
     save_model,
 )
+from keel.progress import Bar, bar
 from keel.rollout.evaluate import Found, headline, keep_best, without_each
 from keel.rollout.measure import same_tokens
 from keel.rollout.respond import respond, sample_rows, summary
@@ -43,7 +45,7 @@ from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.baseline import Reference, reference_values
 from keel.train.clock import Clock
-from keel.train.frozen import FrozenNumbers, reference_identity, row_digest, row_numbers
+from keel.train.frozen import FrozenNumbers, OnDone, reference_identity, row_digest, row_numbers
 from keel.train.inputs import DataConfig, load_split, prompt_room
 from keel.train.offline import OfflineLossConfig, SelectionConfig, aligned, offline_loss, ranked_loss
 from keel.train.order import n_steps
@@ -118,6 +120,11 @@ class OfflinePGConfig(Config):
         return self.selection.needs_value(self.loss.variant)
 
     @property
+    def samples_reference(self) -> bool:
+        """Whether the reference answers prompts, which are then scored."""
+        return self.needs_value and self.value.kind != "batch_mean"
+
+    @property
     def cached_in(self) -> Path:
         """Where what is computed before learning is kept."""
         return self.cache or self.out / "cache"
@@ -138,16 +145,23 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
 
         # What every response is worth, what the reference reaches on its prompt, and so what is learned from.
         rewards = SequenceRewards(cfg.rewards, cfg.cached_in / "rewards")
+        if cfg.samples_reference:
+            rewards.require_new_text()
         by_id = {one.id: one for one in told}
         told = [by_id[row.record_id] for row in rows]
-        known = rewards.of_data(told)
+        with shown(log, "rewards of the data") as on_done:
+            known = rewards.of_data(told, on_done)
+        for text in rewards.notes:
+            log.note(text)
         policy = causal_lm(cfg.policy, seed=cfg.seed)
         check_context(policy, max(len(row.ids) for part in (rows, held_rows, asked) for row in part))
         reference = reference_of(cfg, policy, words, rewards)
         values, estimate = None, dict[str, Any]()
-        if cfg.needs_value and cfg.value.kind != "batch_mean":
+        if cfg.samples_reference:
             begun = [PromptRow(row.ids[: row.n_prompt], one.prompt) for row, one in zip(rows, told, strict=True)]
-            values, estimate = reference_values(reference, begun, asked, cfg.value, cfg.cached_in / "values", cfg.seed)
+            with shown(log, "value of the reference") as on_done:
+                values, estimate = reference_values(reference, begun, asked, cfg.value, cfg.cached_in / "values",
+                                                    cfg.seed, on_done)
             tell_of_values(log, estimate)
         worth = Worth(known.total, values)
         kept = kept_of(worth, cfg.selection, cfg.loss.variant)
@@ -166,8 +180,10 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
         done, extra = checkpoint.restore(log, **state) if resume else (0, {})
         before, found, best = (extra.get(name) for name in ("before", "found", "best"))
+        progress = log.bar(total, done)
 
         def examined(step: int) -> tuple[Found, Found | None]:
+            progress.reach(step, "answers held-out prompts")
             told_now = sit(cfg, log, policy, words, rewards, asked, step)
             told_now |= drift(policy, words.pad_id, held_rows, held, cfg)
             log.log(step, {f"{name}/{key}": x for name, values in told_now.items() if not name.startswith("each/")
@@ -179,7 +195,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
             before, best = examined(0)
             found = before
         batches = drawn(by_weight, len(units), cfg.batch, cfg.seed, first_step=done + 1)
-        tally, clock, progress = Tally(), Clock(), log.bar(total, done)
+        tally, clock = Tally(), Clock()
         for step in range(done + 1, total + 1):
             picked = [units[u] for u in next(batches)]
             owed = step_credit(worth, cfg.loss.variant, [i for unit in picked for i in unit])
@@ -210,12 +226,13 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
                 checkpoint.save(log, step, **state, extra={"before": before, "found": found, "best": best})
             if log.stop_requested() and step < total:
                 log.stop(step)
-            progress.advance(f"loss {metrics['loss']:.3f}")
+            progress.reach(step, f"loss {metrics['loss']:.3f}")
         save_model(policy, tokenizer, cfg.out / "model")
         return log.finish({
             "steps": total, "n_responses": len(rows), "n_kept": len(kept), "n_validation": len(asked), "data": share,
             "value": estimate, "before": without_each(before), "evaluation": without_each(found), "best": best,
-            "skipped": {"records": n_bad} | vars(cut), "headline": headline(before, found, cfg.seed)})
+            "skipped": {"records": n_bad} | vars(cut), "scored": rewards.counts,
+            "headline": headline(before, found, cfg.seed)})
 
 
 def wanted(cfg: OfflinePGConfig, told: Sequence[Graded]) -> list[Graded]:
@@ -279,14 +296,34 @@ def reference_of(cfg: OfflinePGConfig, policy: nn.Module, words: Template, rewar
                              remedy="Name a reference of the policy's family.")
         model = causal_lm(spec, seed=cfg.seed)
 
-    def judged(asked: Sequence[PromptRow], n: int) -> Tensor:
-        # A stream of its own for each sample of each prompt.
-        said = [respond(model, words, asked, cfg.value_sampling, seed=cfg.seed, names=["value", i]) for i in range(n)]
-        return torch.stack([rewards(one.prompts, one.texts, one.rollout.ended.tolist()).total for one in said], 1)
+    def judged(asked: Sequence[PromptRow], n: int, on_done: OnDone | None = None) -> Tensor:
+        found = []
+        for i in range(n):  # a stream of its own for each sample of each prompt
+            said = respond(model, words, asked, cfg.value_sampling, seed=cfg.seed, names=["value", i],
+                           on_done=on_done and (lambda k, i=i: on_done(i * len(asked) + k, n * len(asked))))
+            found.append(rewards(said.prompts, said.texts, said.rollout.ended.tolist()).total)
+        return torch.stack(found, 1)
 
     return Reference(model, reference_identity(spec, model, cfg.seed), {
         "rewards": rewards.identity, "sampling": cfg.value_sampling.model_dump(mode="json")}, judged,
         (rewards.low, rewards.high), words.pad_id, 2 * cfg.micro_tokens)
+
+
+@contextmanager
+def shown(log: runs.Run, label: str) -> Iterator[OnDone]:
+    """A bar of its own for work before the first step; whoever asks the run to stop is heard there too."""
+    with ExitStack() as opened:
+        bars: dict[int, Bar] = {}
+
+        def on_done(done: int, total: int) -> None:
+            if total not in bars:
+                opened.close()
+                bars[total] = opened.enter_context(bar(label, total))
+            bars[total].reach(done)
+            if log.stop_requested():
+                log.stop(0)
+
+        yield on_done
 
 
 def tell_of_values(log: runs.Run, found: Mapping[str, Any]) -> None:
@@ -304,9 +341,10 @@ def ref_logprobs(cfg: OfflinePGConfig, log: runs.Run, reference: Reference, *par
     """What the reference says of each token of some responses, from the cache or computed; part by part."""
     rows, cache = [*chain(*parts)], FrozenNumbers(cfg.cached_in / "reference", reference.identity)
     began_empty = cache.is_empty()
-    found, n = cache.fill([row_digest(row) for row in rows], row_numbers(
-        reference.model, rows, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens),
-        [row.record_id for row in rows])
+    with shown(log, "what the reference says") as on_done:
+        found, n = cache.fill([row_digest(row) for row in rows], row_numbers(
+            reference.model, rows, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens),
+            [row.record_id for row in rows], on_done)
     if n and not began_empty:
         log.note(f"{cache.folder} lacked what this reference says of {n} of {len(rows)} responses; it is computed now. "
                  "The folder was filled by another model, from other data, or by a run that was killed")

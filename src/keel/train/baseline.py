@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from keel.data.render import PromptRow, Row
 from keel.models.load import device_of
 from keel.models.value_head import ValueHead, load_head, save_head
 from keel.runs import write_json
-from keel.train.frozen import FrozenNumbers, row_digest
+from keel.train.frozen import FrozenNumbers, OnDone, row_digest
 from keel.train.states import prompt_states, value_numbers
 from keel.train.value import ValueConfig, fit_value
 
@@ -30,6 +30,12 @@ __all__ = ["Reference", "reference_values"]
 
 AT_ONCE = 64
 """Prompts whose samples are drawn and judged between two writes to the disk."""
+
+
+class Judged(Protocol):
+    """Rewards of so many of the reference's responses to each of some prompts, [N K]."""
+
+    def __call__(self, asked: Sequence[PromptRow], n: int, on_done: OnDone | None = None) -> Float[Tensor, "N K"]: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Reference:
         model: in eval mode.
         identity: whatever can change a number that it gives, see `reference_identity`.
         judging: whatever else can change a reward of its responses: the rewards, how they are drawn.
-        judged: rewards of so many of its responses to each of some prompts, [N K].
+        judged: what its responses are worth.
         bounds: of the reward.
         pad_id: what stands in the padding.
         micro_tokens: token positions per forward pass.
@@ -49,14 +55,15 @@ class Reference:
     model: nn.Module
     identity: Mapping[str, Any]
     judging: Mapping[str, Any]
-    judged: Callable[[Sequence[PromptRow], int], Float[Tensor, "N K"]]
+    judged: Judged
     bounds: tuple[float, float]
     pad_id: int
     micro_tokens: int
 
 
 def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: Sequence[PromptRow], cfg: ValueConfig,
-                     folder: Path, seed: int) -> tuple[Float[Tensor, " N"], dict[str, Any]]:
+                     folder: Path, seed: int, on_done: OnDone | None = None,
+                     ) -> tuple[Float[Tensor, " N"], dict[str, Any]]:
     """V of every prompt, float64, and how it was found.
 
     Args:
@@ -66,6 +73,7 @@ def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: 
         cfg: how.
         folder: where all of it is kept.
         seed: of the fit.
+        on_done: told of samples drawn, then of values computed.
 
     Raises:
         DataError: too few prompts are held out.
@@ -80,24 +88,24 @@ def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: 
         kept.is_empty() or kept.file.exists() or _notes(kept).exists())}
     if cfg.kind == "constant":
         found = _remembered(_notes(kept), lambda: {
-            "mean": float(reference.judged(asked, cfg.samples).mean()), "samples": len(asked) * cfg.samples})
+            "mean": float(reference.judged(asked, cfg.samples, on_done).mean()), "samples": len(asked) * cfg.samples})
         return torch.full((len(prompts),), found["mean"], dtype=torch.float64), how | found
     if cfg.kind == "sampled":
         compute = _sampled(reference, prompts, names, cfg.samples)
     else:
-        head, report = _fitted(reference, asked, cfg, kept, seed)
+        head, report = _fitted(reference, asked, cfg, kept, seed, on_done)
         compute, how = value_numbers(reference.model, head, prompts, pad_id=reference.pad_id,
                                      micro_tokens=reference.micro_tokens), how | report
-    numbers, n_computed = kept.fill(names, compute, [row.record_id for row in prompts])
+    numbers, n_computed = kept.fill(names, compute, [row.record_id for row in prompts], on_done)
     return torch.tensor(np.array(numbers)[:, 0], dtype=torch.float64), how | {"computed": n_computed}
 
 
 def _fitted(reference: Reference, asked: Sequence[PromptRow], cfg: ValueConfig, kept: FrozenNumbers, seed: int,
-            ) -> tuple[ValueHead, dict[str, Any]]:
+            on_done: OnDone | None) -> tuple[ValueHead, dict[str, Any]]:
     """The head, fitted or found, and how its fit went."""
     file = kept.file.with_suffix(".safetensors")
     if not (file.exists() and _notes(kept).exists()):
-        rewards = reference.judged(asked, cfg.samples)
+        rewards = reference.judged(asked, cfg.samples, on_done)
         states = prompt_states(reference.model, asked, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens)
         owners = [i for i in range(len(asked)) for _ in range(cfg.samples)]
         low, high = reference.bounds

@@ -9,6 +9,7 @@ found again only where everything that it depends on is as it was: model, tokeni
 import fcntl
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,13 +31,15 @@ from keel.models.load import ModelConfig, device_of
 from keel.models.pairs import joining, pair_logprobs
 from keel.runs import explained_disk_errors
 
-__all__ = ["FrozenNumbers", "Numbers", "pair_logprobs_of", "pair_numbers", "reference_identity", "row_digest",
+__all__ = ["FrozenNumbers", "Numbers", "OnDone", "pair_logprobs_of", "pair_numbers", "reference_identity", "row_digest",
            "row_numbers"]
 
 Numbers = Sequence[float]
 """What the model says of one record: as many as it has things to say, in float32."""
 Computed = Iterator[tuple[list[int], Sequence[Numbers]]]
 Skip = Callable[[list[int]], bool]
+OnDone = Callable[[int, int], None]
+"""Called with how many are there, and how many there will be."""
 
 
 def reference_identity(spec: ModelConfig, model: nn.Module, seed: int) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class FrozenNumbers:
         return found
 
     def fill(self, names: Sequence[str], compute: Callable[[Skip], Computed], record_ids: Sequence[str],
-             ) -> tuple[list[np.ndarray], int]:
+             on_done: OnDone | None = None) -> tuple[list[np.ndarray], int]:
         """The numbers of every row, and how many of the rows had to be computed.
 
         Of several processes that ask for the same model one computes, and the others wait for it.
@@ -153,12 +156,15 @@ class FrozenNumbers:
             names: digest of each row.
             compute: gives the numbers batch by batch, but for the batches that it is told to skip.
             record_ids: of the rows, for errors.
+            on_done: told after every batch.
         Raises:
             NumericsError: a number is not finite.
         """
         with self._held():
             known = self.known()
-            missing = sum(name not in known for name in names)
+            owners = Counter(names)
+            missing = sum(n for name, n in owners.items() if name not in known)
+            done = len(names) - missing
             _cut_torn_row(self.file)
 
             def is_known(part: list[int]) -> bool:
@@ -170,6 +176,9 @@ class FrozenNumbers:
                 _require_finite([record_ids[i] for i in part if not np.isfinite(fresh.get(names[i], 0)).all()])
                 self._append(fresh)
                 known.update(fresh)
+                done += sum(owners[name] for name in fresh)
+                if on_done is not None:
+                    on_done(done, len(names))
         return [known[name] for name in names], missing
 
     @contextmanager

@@ -50,14 +50,15 @@ def kept_of(worth: Worth, cfg: SelectionConfig, variant: Variant) -> list[int]:
     """The responses that are learned from.
 
     Raises:
-        DataError: a reward is negative and the variant weighs by rewards.
+        DataError: a reward is negative, and responses are weighed or drawn by it.
         NumericsError: hardly any advantage is positive.
     """
     n, how, n_negative = len(worth.rewards), cfg.keeps(variant), int((worth.rewards < 0).sum())
-    if variant in BY_REWARD and n_negative:
+    by_reward = variant in BY_REWARD or (cfg.draws(variant) == "priority" and not cfg.needs_value(variant))
+    if by_reward and n_negative:
         raise DataError(f"{n_negative} responses have a negative reward, down to {float(worth.rewards.min()):.4g}",
-                        where=f"variant = {variant}", remedy="A negative weight unlearns without bound: shift the "
-                        "reward, or use a variant with advantages.")
+                        where=f"variant = {variant}", remedy="A negative weight unlearns without bound, and nothing "
+                        "is drawn by it: shift the reward, or use a variant with advantages.")
     if how == "top":
         assert cfg.top_fraction is not None
         best = worth.rewards.argsort(descending=True, stable=True)[: max(1, round(cfg.top_fraction * n))]
