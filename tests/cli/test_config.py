@@ -131,7 +131,7 @@ def test_help_explains_every_field(command, capsys):
         assert field.description and len(field.description) <= 130 and not field.description.endswith("."), field.name
     assert ("--resume RUN" in text) == (
         command in {"sft", "reward-model", "ranking-rm", "attribute-rm", "strength", "meta-rm", "meta-rm loop", "ppo",
-                    "preference", "generate", "evaluate", "bench-rm", "bench-rm select"}
+                    "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select"}
         or command.startswith("experiment "))
 
 
@@ -149,10 +149,11 @@ def test_help_shows_the_recipes_defaults_not_the_tables_own():
 def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
     config = config_of(command)
     required = {"out": "o", "policy": "p", "model": "m", "reward_model": "r", "prompts": "q", "data": "d", "paths": "f",
-                "output": "g.jsonl", "runs": "run", "opponent": "w", "pairs": "d", "models": '["m"]',
-                "attributes": '["a"]', "weights": "{a = 1.0}", "benchmark": "b", "scorer.function": "a:b",
-                "candidates": "c", "x": '["a"]', "y": '["b"]'}
+                "output": "g.jsonl", "runs": "run", "opponent": "w", "pairs": "d", "path": "i.jsonl", "test": "t.tsv",
+                "positive": "p.csv", "negative": "n.csv", "attributes": '["a"]', "weights": "{a = 1.0}",
+                "benchmark": "b", "scorer.function": "a:b", "candidates": "c", "x": '["a"]', "y": '["b"]'}
     given = {name: value for name, value in required.items() if name.split(".")[0] in config.model_fields}
+    given |= {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'}}.get(command, {})
     arguments = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main([*command.split(), *arguments, "--print-config"]) == 0
     printed = capsys.readouterr().out

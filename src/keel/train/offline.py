@@ -68,10 +68,10 @@ class SelectionConfig(Config):
     """Which responses are learned from, and how often."""
 
     keep: Literal["usual", "all", "positive", "top"] = Field("usual", description="all responses, those of positive "
-        "advantage, or those of the highest reward; usual: positive for a_lol and its forms, else all")
+        "advantage, or of the highest reward; usual: positive for a_lol and its forms, else all")
     top_fraction: float | None = Field(None, gt=0, le=1, description="keep = top: share of the responses")
-    draw: Literal["usual", "priority", "uniform"] = Field("usual", description="with replacement in proportion to "
-        "advantage or reward, or in shuffled passes; usual: uniform for nll and pro, else priority")
+    draw: Literal["usual", "priority", "uniform"] = Field("usual", description="in proportion to advantage or "
+        "reward, with replacement; or in shuffled passes; usual: uniform for nll and pro, else priority")
 
     @model_validator(mode="after")
     def _check(self) -> "SelectionConfig":
