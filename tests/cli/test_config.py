@@ -153,7 +153,8 @@ def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
                 "positive": "p.csv", "negative": "n.csv", "attributes": '["a"]', "weights": "{a = 1.0}",
                 "benchmark": "b", "scorer.function": "a:b", "candidates": "c", "x": '["a"]', "y": '["b"]'}
     given = {name: value for name, value in required.items() if name.split(".")[0] in config.model_fields}
-    given |= {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'}}.get(command, {})
+    own = {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'}}
+    given |= own.get(command, {})
     arguments = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main([*command.split(), *arguments, "--print-config"]) == 0
     printed = capsys.readouterr().out
