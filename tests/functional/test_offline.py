@@ -64,50 +64,13 @@ def data(mask: Tensor, seed: int, junk: float = NAN) -> tuple[Tensor, Tensor, Te
     return p.requires_grad_(), q, noise(seed + 2, len(mask)).clamp_min(0)
 
 
-@on_every
-@pytest.mark.parametrize("mean", [False, True])
-@given(response_masks(), seeds)
-def test_losses_and_gradients_agree_with_the_reference(name: str, mean: bool, mask: Tensor, seed: int) -> None:
-    ours, reference = EVERY[name]
-    p, q, w = data(mask, seed)
-    loss, _ = split(ours(p, q, w, mask, length_norm=mean))
-    rows = zip(rows_of(p, mask), rows_of(q, mask), w.tolist(), strict=True)
-    expected = [truth.of_means(reference, *row, by_sum=name in OF_SUMS) if mean else reference(*row) for row in rows]
-    assert_close(loss.detach(), float64([value for value, _ in expected]), **FLOAT64)
-    assert_close(slopes(loss, p), padded([by_token for _, by_token in expected], mask), **FLOAT64)
-
-
-@pytest.mark.parametrize("mean", [False, True])
-@given(response_masks(), seeds, CLIPS)
-def test_stats_of_the_ratios_agree_with_the_reference(mean: bool, mask: Tensor, seed: int, clip: float | None) -> None:
-    """What weighs nothing has ratio 1; a response without tokens has no ratios, its mean over them is 0."""
-    p, q, w = data(mask, seed)
-    rows = list(zip(rows_of(p, mask), rows_of(q, mask), w.tolist(), strict=True))
-    shift = [(truth.total(own) - truth.total(ref)) / (max(len(own), 1) if mean else 1) for own, ref, _ in rows]
-    whole = [[d if weight else 0.0] for d, (_, _, weight) in zip(shift, rows, strict=True)]
-    tokens = [[a - b if weight else 0.0 for a, b in zip(own, ref, strict=True)] for own, ref, weight in rows]
-    for function, log_ratios in ((a_lol, whole), (a_lol_seq, tokens)):
-        expected = {
-            "ratio": [[truth.held_in_band(d, clip) for d in row] for row in log_ratios],
-            "ratio/below": [[float(truth.outside(d, clip)[0]) for d in row] for row in log_ratios],
-            "ratio/above": [[float(truth.outside(d, clip)[1]) for d in row] for row in log_ratios]}
-        means = {name: float64([math.fsum(row) / max(len(row), 1) for row in x]) for name, x in expected.items()}
-        assert_close(function(p, q, w, mask, clip=clip, length_norm=mean)[1], means | {"shift": float64(shift)},
-                     **FLOAT64)
-
-
-@given(response_masks(), seeds, st.sampled_from(["difference", "quotient", "k3"]), st.booleans())
-def test_stats_of_the_kl_terms_agree_with_the_reference(mask: Tensor, seed: int, term: str, mean: bool) -> None:
-    """The term is what a weight of 0 and a coefficient of 1 leave of the loss."""
-    p, q, w = data(mask, seed)
-    reference = {"difference": truth.lol_difference, "quotient": truth.lol_quotient, "k3": truth.lol_k3}[term]
-    stats = a_lol_kl(p, q, w, mask, coef=0.7, term=term, length_norm=mean)[1]
-    rows = list(zip(rows_of(p, mask), rows_of(q, mask), strict=True))
-    n = [max(len(own), 1) if mean else 1 for own, _ in rows]
-    kl = [reference(own, ref, 0.0, 1.0)[0] / (1 if term == "quotient" else k)
-          for (own, ref), k in zip(rows, n, strict=True)]
-    shift = [(truth.total(own) - truth.total(ref)) / k for (own, ref), k in zip(rows, n, strict=True)]
-    assert_close(stats, {"kl": float64(kl), "shift": float64(shift)}, **FLOAT64)
+def ranked(s: list, rewards: list, best: list, present: Tensor | None = None, coef: float = 0.05) -> tuple:
+    """PRO with its gradients by s and by S of the best."""
+    mean, whole, worth = leaf(s), leaf(best), leaf(rewards)
+    loss, stats = pro(mean, whole, worth, all_true(mean) if present is None else present, sft_coef=coef)
+    loss.sum().backward()
+    assert worth.grad is None  # temperatures are data
+    return loss.detach(), stats, mean.grad, whole.grad
 
 
 def test_the_worked_example_of_the_spec() -> None:
@@ -197,16 +160,6 @@ def test_a_policy_that_is_its_reference_has_ratio_one_and_no_drift() -> None:
     assert_close(slopes(value, p) - slopes(plain, p), torch.full_like(p, 0.1), **FLOAT64)
     # k3 is at its least: nothing pulls.
     assert_close(slopes(a_lol_kl(p, q, w, mask, coef=0.1, term="k3"), p), slopes(plain, p), **FLOAT64)
-
-
-@given(seeds)
-def test_an_endless_band_is_none_and_a_term_that_counts_nothing_is_none(seed: int) -> None:
-    p, q, w = data(torch.ones(3, 4, dtype=torch.bool), seed)
-    mask = all_true(p)
-    for function in (a_lol, a_lol_seq):
-        assert_close(function(p, q, w, mask, clip=1e8), function(p, q, w, mask, clip=None), **FLOAT64)
-    for term in ("difference", "quotient", "k3"):
-        assert_close(a_lol_kl(p, q, w, mask, coef=0.0, term=term)[0], weighted_nll(p, w, mask), **FLOAT64)
 
 
 def test_from_one_on_the_band_has_no_lower_end_and_just_below_it_has() -> None:
@@ -301,15 +254,6 @@ def test_k3_pulls_back_from_both_sides() -> None:
     assert_close(slopes(loss, p), float64([[0.5, -1]]), **FLOAT64)
 
 
-def ranked(s: list, rewards: list, best: list, present: Tensor | None = None, coef: float = 0.05) -> tuple:
-    """PRO with its gradients by s and by S of the best."""
-    mean, whole, worth = leaf(s), leaf(best), leaf(rewards)
-    loss, stats = pro(mean, whole, worth, all_true(mean) if present is None else present, sft_coef=coef)
-    loss.sum().backward()
-    assert worth.grad is None  # temperatures are data
-    return loss.detach(), stats, mean.grad, whole.grad
-
-
 def test_pro_of_two_by_hand() -> None:
     # T = 1: log(e^-1 + e^-2) + 1 = log(1 + e^-1); the better one has the share 1 / (1 + e^-1). SFT: 0.05 * 1^2 * 4.
     loss, stats, slope, by_best = ranked([[-1, -2]], [[3, 2]], [-4])
@@ -330,6 +274,82 @@ def test_pro_of_four_by_hand() -> None:
     assert_close(by_best, float64([-0.45]), **FLOAT64)
 
 
+def test_pro_of_a_tie_ranks_nothing_and_costs_log_two() -> None:
+    loss, _, slope, _ = ranked([[-1, -2]], [[2, 2]], [-4], coef=0.0)
+    assert_close(loss, float64([math.log(2)]), **FLOAT64)
+    assert not slope.any()
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda p, w, m: reward_gold(p, w, m, floor=-0.1), "floor=-0.1 is no probability"),
+    (lambda p, w, m: reward_gold(p, w, m, floor=1.1), "is no probability: R-GOLD's usual value"),
+    (lambda p, w, m: a_lol(p, p, w, m, clip=0.0), "clip=0.0 leaves no band around a ratio of 1; none switches"),
+    (lambda p, w, m: a_lol_seq(p, p, w, m, clip=-1.0), "leaves no band around a ratio of 1; none switches clipping"),
+    (lambda p, w, m: a_lol_kl(p, p, w, m, coef=-0.1), "coef=-0.1 would pay the policy for leaving the reference"),
+    (lambda p, w, m: a_lol_kl(p, p, w, m, coef=0.1, term="kl"), "term='kl' is not one of difference, quotient, k3"),
+    (lambda p, w, m: pro(p, w, p, m, sft_coef=-0.1), "sft_coef=-0.1 would unlearn the best response"),
+])
+def test_what_means_nothing_is_refused(call: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(2, 3), torch.ones(2), torch.ones(2, 3, dtype=torch.bool))
+
+
+@on_every
+@pytest.mark.parametrize("mean", [False, True])
+@given(response_masks(), seeds)
+def test_losses_and_gradients_agree_with_the_reference(name: str, mean: bool, mask: Tensor, seed: int) -> None:
+    ours, reference = EVERY[name]
+    p, q, w = data(mask, seed)
+    loss, _ = split(ours(p, q, w, mask, length_norm=mean))
+    rows = zip(rows_of(p, mask), rows_of(q, mask), w.tolist(), strict=True)
+    expected = [truth.of_means(reference, *row, by_sum=name in OF_SUMS) if mean else reference(*row) for row in rows]
+    assert_close(loss.detach(), float64([value for value, _ in expected]), **FLOAT64)
+    assert_close(slopes(loss, p), padded([by_token for _, by_token in expected], mask), **FLOAT64)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@given(response_masks(), seeds, CLIPS)
+def test_stats_of_the_ratios_agree_with_the_reference(mean: bool, mask: Tensor, seed: int, clip: float | None) -> None:
+    """What weighs nothing has ratio 1; a response without tokens has no ratios, its mean over them is 0."""
+    p, q, w = data(mask, seed)
+    rows = list(zip(rows_of(p, mask), rows_of(q, mask), w.tolist(), strict=True))
+    shift = [(truth.total(own) - truth.total(ref)) / (max(len(own), 1) if mean else 1) for own, ref, _ in rows]
+    whole = [[d if weight else 0.0] for d, (_, _, weight) in zip(shift, rows, strict=True)]
+    tokens = [[a - b if weight else 0.0 for a, b in zip(own, ref, strict=True)] for own, ref, weight in rows]
+    for function, log_ratios in ((a_lol, whole), (a_lol_seq, tokens)):
+        expected = {
+            "ratio": [[truth.held_in_band(d, clip) for d in row] for row in log_ratios],
+            "ratio/below": [[float(truth.outside(d, clip)[0]) for d in row] for row in log_ratios],
+            "ratio/above": [[float(truth.outside(d, clip)[1]) for d in row] for row in log_ratios]}
+        means = {name: float64([math.fsum(row) / max(len(row), 1) for row in x]) for name, x in expected.items()}
+        assert_close(function(p, q, w, mask, clip=clip, length_norm=mean)[1], means | {"shift": float64(shift)},
+                     **FLOAT64)
+
+
+@given(response_masks(), seeds, st.sampled_from(["difference", "quotient", "k3"]), st.booleans())
+def test_stats_of_the_kl_terms_agree_with_the_reference(mask: Tensor, seed: int, term: str, mean: bool) -> None:
+    """The term is what a weight of 0 and a coefficient of 1 leave of the loss."""
+    p, q, w = data(mask, seed)
+    reference = {"difference": truth.lol_difference, "quotient": truth.lol_quotient, "k3": truth.lol_k3}[term]
+    stats = a_lol_kl(p, q, w, mask, coef=0.7, term=term, length_norm=mean)[1]
+    rows = list(zip(rows_of(p, mask), rows_of(q, mask), strict=True))
+    n = [max(len(own), 1) if mean else 1 for own, _ in rows]
+    kl = [reference(own, ref, 0.0, 1.0)[0] / (1 if term == "quotient" else k)
+          for (own, ref), k in zip(rows, n, strict=True)]
+    shift = [(truth.total(own) - truth.total(ref)) / k for (own, ref), k in zip(rows, n, strict=True)]
+    assert_close(stats, {"kl": float64(kl), "shift": float64(shift)}, **FLOAT64)
+
+
+@given(seeds)
+def test_an_endless_band_is_none_and_a_term_that_counts_nothing_is_none(seed: int) -> None:
+    p, q, w = data(torch.ones(3, 4, dtype=torch.bool), seed)
+    mask = all_true(p)
+    for function in (a_lol, a_lol_seq):
+        assert_close(function(p, q, w, mask, clip=1e8), function(p, q, w, mask, clip=None), **FLOAT64)
+    for term in ("difference", "quotient", "k3"):
+        assert_close(a_lol_kl(p, q, w, mask, coef=0.0, term=term)[0], weighted_nll(p, w, mask), **FLOAT64)
+
+
 @given(response_masks(), seeds)
 def test_pro_of_ragged_rankings_agrees_with_the_reference(mask: Tensor, seed: int) -> None:
     """Absent candidates hold junk; one candidate has nothing to be ranked against, and is not learnt either."""
@@ -345,12 +365,6 @@ def test_pro_of_ragged_rankings_agrees_with_the_reference(mask: Tensor, seed: in
     assert_close(loss, stats["rank"] + float64(count) * float64(sft), **FLOAT64)
     assert_close(slope, padded([by_place for _, by_place in expected], present), **FLOAT64)
     assert_close(by_best, -float64(count), **FLOAT64)
-
-
-def test_pro_of_a_tie_ranks_nothing_and_costs_log_two() -> None:
-    loss, _, slope, _ = ranked([[-1, -2]], [[2, 2]], [-4], coef=0.0)
-    assert_close(loss, float64([math.log(2)]), **FLOAT64)
-    assert not slope.any()
 
 
 LAWS = [
@@ -381,17 +395,3 @@ def test_padding_on_either_side_changes_nothing_and_gets_no_gradient(row: Row, m
     for left in (0, 3 * (row.mask_name != "present")):
         wider = laws.outcome(row, widened(inputs, NAN, left))
         assert_close(wider, (result, stats, widened(gradients, 0.0, left)), **FLOAT64)
-
-
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda p, w, m: reward_gold(p, w, m, floor=-0.1), "floor=-0.1 is no probability"),
-    (lambda p, w, m: reward_gold(p, w, m, floor=1.1), "is no probability: R-GOLD's usual value"),
-    (lambda p, w, m: a_lol(p, p, w, m, clip=0.0), "clip=0.0 leaves no band around a ratio of 1; none switches"),
-    (lambda p, w, m: a_lol_seq(p, p, w, m, clip=-1.0), "leaves no band around a ratio of 1; none switches clipping"),
-    (lambda p, w, m: a_lol_kl(p, p, w, m, coef=-0.1), "coef=-0.1 would pay the policy for leaving the reference"),
-    (lambda p, w, m: a_lol_kl(p, p, w, m, coef=0.1, term="kl"), "term='kl' is not one of difference, quotient, k3"),
-    (lambda p, w, m: pro(p, w, p, m, sft_coef=-0.1), "sft_coef=-0.1 would unlearn the best response"),
-])
-def test_what_means_nothing_is_refused(call: Callable, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(torch.zeros(2, 3), torch.ones(2), torch.ones(2, 3, dtype=torch.bool))

@@ -106,7 +106,7 @@ def a_lol_seq(
     """
     found = _masked(logprobs, response_mask)
     shift = found.detach() - _masked(ref_logprobs.detach(), response_mask)
-    ratio, stats = _ratio(shift, weight[:, None].expand_as(shift), clip)
+    ratio, stats = _ratio(shift, weight[:, None], clip)
     loss = -weight.detach() * _of_responses(ratio * found, response_mask, length_norm)
     stats = {name: _of_responses(x, response_mask, True) for name, x in stats.items()}
     return loss, stats | {"shift": _of_responses(shift, response_mask, length_norm)}
@@ -186,16 +186,15 @@ def pro(
     s = torch.where(present, wide(mean_logprobs), 0.0)
     r = torch.where(present, wide(rewards.detach()), 0.0)
     gaps = r[:, :, None] - r[:, None, :]
-    later = present[:, None, :] & present[:, :, None] & _above_diagonal(present)
+    later = present[:, None, :] & _above_diagonal(present)
     own = s * torch.where(later, gaps, -math.inf).amax(2).where(later.any(2), 0.0)
     # Places without a later one keep a finite row of zeros; where() drops them before they reach the sum.
     others = torch.where(later, s[:, None, :] * torch.where(later, gaps, 0.0), -math.inf)
     whole = torch.logsumexp(torch.cat([own[:, :, None], others], 2), 2)
     rank = torch.where(later.any(2), whole - own, 0.0).sum(1)
-    n_later = (present.sum(1) - 1).clamp_min(0)
     sft = torch.where(present[:, 0], -wide(best_logprobs), 0.0)
     # The coefficient times the counts alone would be rounded to float32.
-    return rank + sft_coef * (n_later**2 * sft), {"rank": rank.detach(), "sft": sft.detach()}
+    return rank + sft_coef * ((present.sum(1) - 1) ** 2 * sft), {"rank": rank.detach(), "sft": sft.detach()}
 
 
 def _above_diagonal(present: Tensor) -> Tensor:
@@ -217,7 +216,7 @@ def _ratio(shift: Tensor, weight: Tensor, clip: float | None) -> tuple[Tensor, S
     """The clipped ratio, bounded before exp() so that nothing overflows; what weighs nothing has ratio 1."""
     if clip is not None and clip <= 0:
         raise ValueError(f"clip={clip} leaves no band around a ratio of 1; none switches clipping off")
-    shift = torch.where(weight.detach() != 0, shift, 0.0)
+    shift = torch.where(weight != 0, shift, 0.0)
     low = -math.inf if clip is None or clip >= 1 else math.log1p(-clip)
     high = 20.0 if clip is None else math.log1p(clip)
     ratio = shift.clamp(low, high).exp()
