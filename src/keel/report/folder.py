@@ -17,7 +17,8 @@ __all__ = ["WITHOUT_STEPS", "Demo", "RunFolder", "column", "find", "part", "read
 Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
 MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
-WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_select", "generate", "probe", "win_rate")
+WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_select", "evaluate", "generate", "probe",
+                 "win_rate")
 """Recipes that train nothing and log no metrics."""
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)

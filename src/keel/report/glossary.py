@@ -32,6 +32,7 @@ RECIPES = {
     "bench_correlate": "Correlation of benchmark and use",
     "axis": "Assistant axis",
     "generate": "Generation",
+    "evaluate": "Evaluation",
     "win_rate": "Comparison",
     "probe": "Probing",
 }

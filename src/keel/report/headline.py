@@ -10,6 +10,7 @@ from keel.report.bench_words import bench_evidence, bench_subject, bench_title
 from keel.report.comparison import comparison_evidence, comparison_subject, comparison_title
 from keel.report.concerns import Concern, concerns
 from keel.report.contest import contest_evidence, contest_title
+from keel.report.evaluation import evaluation_evidence, evaluation_subject, evaluation_title
 from keel.report.folder import Row, RunFolder
 from keel.report.glossary import recipe_title
 from keel.report.probes import probe_evidence, probe_title
@@ -47,7 +48,7 @@ def headline(run: RunFolder, series: Collected) -> Headline:
         judged = "overoptimised"
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
-    told = (contest_evidence, audit_evidence, probe_evidence, bench_evidence, comparison_evidence)
+    told = (contest_evidence, audit_evidence, probe_evidence, bench_evidence, comparison_evidence, evaluation_evidence)
     evidence = next((words for one in told if (words := one(run))), "") or _evidence(shown, intervals)
     title = _title(run, shown, judged, fall)
     return Headline(title, evidence, _subject(run), judged, tuple(concerns(run, series, shown, judged)))
@@ -108,7 +109,7 @@ def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> 
     if judged == "overoptimised":
         when = f"after about step {fall.step:,} " if fall else ""
         return f"Over-optimisation: {when}the proxy score rose while the gold score fell."
-    if own := probe_title(run) or bench_title(run) or comparison_title(run):
+    if own := probe_title(run) or bench_title(run) or comparison_title(run) or evaluation_title(run):
         return own
     if not shown:
         return f"{what} was stopped{at}." if run.status == "stopped" else f"{what} finished without a headline number."
@@ -165,7 +166,7 @@ def _article(word: str) -> str:
 
 def _subject(run: RunFolder) -> str:
     """What was trained on what, for how long: only what the run itself recorded."""
-    if own := bench_subject(run) or comparison_subject(run):
+    if own := bench_subject(run) or comparison_subject(run) or evaluation_subject(run):
         return own
     model = next((name for key in MODELS if (name := _named(run.config.get(key)))), "")
     model += f" against {other}" if (other := _named(run.config.get("opponent"))) else ""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from keel.report.folder import Row, RunFolder
+from keel.report.folder import Row, RunFolder, part
 from keel.report.words import finite
 
 __all__ = ["browser"]
@@ -38,6 +38,10 @@ def _columns(run: RunFolder) -> list[tuple[str, dict[str, Row]]]:
     if run.recipe == "probe":  # each example holds a response as it was and as it became
         return [(label, {key: both[end] for key, both in run.samples.items()})
                 for end, label in ((0, "as it was"), (1, "changed"))]
+    if run.recipe == "evaluate":  # a column a model; `total` is what it is ranked by
+        names = dict.fromkeys(name for both in run.samples.values() for name in part(both[1], "models"))
+        return [(name, {key: _of_model(both[1], name) for key, both in run.samples.items()
+                        if part(part(both[1], "models"), name)}) for name in names]
     if run.recipe == "generate":  # nothing was trained: there is no before and after
         return [("response", {key: both[1] for key, both in run.samples.items()})]
     return [(label, {key: both[end] for key, both in run.samples.items() if _belongs(both, end)})
@@ -50,6 +54,13 @@ def _of_side(row: Row, side: str) -> Row:
     named = verdicts if side == "policy" and isinstance(verdicts, dict) else {}
     said = ", ".join(f"{verdict} by {str(name).replace('_', ' ')}" for name, verdict in named.items())
     return {**row, **row[side], "verdict": said}
+
+
+def _of_model(row: Row, name: str) -> Row:
+    """What one of several models said, with its total and its verdicts."""
+    own = part(part(row, "models"), name)
+    said = ", ".join(f"{question}: {verdict}" for question, verdict in part(own, "verdicts").items())
+    return {**row, **own, "score": part(own, "rewards").get("total"), "verdict": said}
 
 
 def _belongs(both: list[Row], end: int) -> bool:
