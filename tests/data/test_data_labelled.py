@@ -42,15 +42,16 @@ def test_a_text_only_file_spells_the_label(tmp_path, text, label):
     assert record.label is label and record.response == "b"
 
 
-@pytest.mark.parametrize(("label", "said"), [(1, "(1)"), (0, "(0)"), ("true", "('true')"), ("good", "('good')"),
-                                             ([True], "([True])"), (0.5, "(0.5)")])
+@pytest.mark.parametrize(("label", "said"), [(1, "(1"), (0, "(0"), ("true", "('true'"), ("good", "('good'"),
+                                             ([True], "([True]"), (0.5, "(0.5")])
 def test_a_label_is_true_or_false_and_nothing_else(jsonl, label, said):
     path = jsonl(ROW | {"label": label})
-    with pytest.raises(DataError, match=r"label is .* not true or false") as caught:
+    with pytest.raises(DataError, match="label is ") as caught:
         read_labelled(path)
-    assert said in str(caught.value)
+    assert f"{said}), not true or false" in str(caught.value)
     assert kind_of_files(path) == "demonstrations"
-    assert len(read_labelled(jsonl(ROW, ROW | {"label": label}), on_bad_record="skip")[0]) == 1
+    kept, report = read_labelled(jsonl(ROW, ROW | {"label": label}), on_bad_record="skip")
+    assert len(kept) == 1 and [problem.kind for problem in report.problems] == ["bad label"]
 
 
 @pytest.mark.parametrize("row", [{"prompt": "why?", "completion": "b"}, {"prompt": "why?", "label": True},

@@ -287,7 +287,7 @@ def test_mismatched_rows_take_the_responses_of_another_prompt(tmp_path):
     marked = [replace(row, chosen_ids=[10 + k % 2], rejected_ids=[10 + k % 2]) for k, row in enumerate(one)]
     for k, row in enumerate(mismatched(marked, max_length=64, seed=0)):
         assert row.chosen_ids == [10 + (k + 1) % 2] == row.rejected_ids
-    with pytest.raises(DataError, match="all of 3 pairs have the same prompt"):
+    with pytest.raises(DataError, match="all of 3 records have the same prompt"):
         mismatched(rows[:1] * 3, max_length=64, seed=0)
 
 
@@ -297,7 +297,7 @@ def test_kto_of_a_step_is_over_all_its_responses(tmp_path):
     cfg = brief(tmp_path, loss="kto", steps=1, batch=24, micro_tokens=40, reference=FrozenModelConfig(path=other),
                 undesirable_weight=1.3)
     notes = preference.run(cfg).values["notes"]
-    assert len(notes) == 1 and "desirable_weight / undesirable_weight = 0.77" in notes[0]
+    assert len(notes) == 1 and "24 good responses" in notes[0] and "= 0.77; KTO" in notes[0]
     (row,), rows = logged(cfg.out), rendered(cfg)
     models = [causal_lm(ModelConfig(path=path)) for path in (cfg.policy.path, other)]
 
