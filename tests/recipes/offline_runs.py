@@ -1,5 +1,6 @@
 """Small runs of `keel offline-pg`: their data, their reward, their settings, and how to kill them anywhere."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -34,6 +35,23 @@ def nice(prompt, text: str, ended: bool = True) -> float:
 def brief_words(prompt, text: str) -> float:
     """Another one: 1 for a response of up to three words, else 0."""
     return float(len(text.split()) <= 3)
+
+
+def hopeless(prompt, text: str) -> float:
+    """Nothing for what the data say, something for anything else."""
+    return float(text not in ANSWERS)
+
+
+def broken(prompt, text: str) -> float:
+    return math.nan
+
+
+def logit(prompt, text: str) -> float:
+    return 2.5
+
+
+def negative(prompt, text: str) -> float:
+    return -1.0
 
 
 def reward(function: str = "nice", **more: Any) -> SequenceRewardConfig:

@@ -14,7 +14,7 @@ from keel.data.records import Graded, Message, Prompt
 from keel.data.render import Row
 from keel.errors import DataError, NumericsError
 from keel.train.offline import BY_ADVANTAGE, BY_REWARD, SelectionConfig
-from keel.train.worth import Worth, drawn, filter_quality, kept_of, ranked_units, step_credit, write_worth
+from keel.train.worth import Worth, drawn, filter_quality, kept_of, ranked_units, require_positive, step_credit, write_worth
 
 
 def doubles(*numbers: float) -> torch.Tensor:
@@ -55,11 +55,16 @@ def test_fewer_than_one_positive_advantage_in_a_hundred_is_refused():
     values = [0.5] * 300
     for n_positive in (0, 2):
         with pytest.raises(NumericsError, match=f"only {n_positive} of 300 advantages are positive") as caught:
-            kept_of(worth([0.9] * n_positive + [0.1] * (300 - n_positive), values), SelectionConfig(), "a_lol")
+            require_positive(worth([0.9] * n_positive + [0.1] * (300 - n_positive), values), SelectionConfig(), "a_lol")
     assert "rewards have mean 0.1053, values 0.5" in str(caught.value)
-    assert kept_of(worth([0.9] * 3 + [0.1] * 297, values), SelectionConfig(), "a_lol") == [0, 1, 2]
+    enough = worth([0.9] * 3 + [0.1] * 297, values)
+    require_positive(enough, SelectionConfig(), "a_lol")
+    assert kept_of(enough, SelectionConfig(), "a_lol") == [0, 1, 2]
+    none = worth([0.5], [0.5])
     with pytest.raises(NumericsError, match="only 0 of 1 advantages are positive"):
-        kept_of(worth([0.5], [0.5]), SelectionConfig(keep="all"), "a_lol")
+        require_positive(none, SelectionConfig(keep="all"), "a_lol")
+    require_positive(none, SelectionConfig(keep="top", top_fraction=0.5), "a_lol")
+    require_positive(worth([0.5]), SelectionConfig(), "wbc")
 
 
 def test_negative_rewards_weigh_nothing_and_draw_nothing():

@@ -52,7 +52,7 @@ from keel.train.order import n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
 from keel.train.value import ValueConfig
-from keel.train.worth import Worth, drawn, kept_of, ranked_units, step_credit, write_worth
+from keel.train.worth import Worth, drawn, kept_of, ranked_units, require_positive, step_credit, write_worth
 
 __all__ = ["OfflinePGConfig", "run"]
 
@@ -167,6 +167,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         kept = kept_of(worth, cfg.selection, cfg.loss.variant)
         share = write_worth(cfg.out / "advantages.jsonl", told, rows, known.parts, worth, kept,
                             known_bad=cfg.known_bad, seed=cfg.seed)
+        require_positive(worth, cfg.selection, cfg.loss.variant)
         units = ranked_units(told, known.total) if cfg.loss.variant == "pro" else [[i] for i in kept]
         priorities = worth.rewards if worth.advantages is None else worth.advantages.clamp_min(0)
         by_weight = None if cfg.draws == "uniform" else priorities[torch.tensor(kept)].tolist()
@@ -360,8 +361,8 @@ def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template,
         return {}
     said = respond(policy, words, asked, cfg.sampling, seed=cfg.seed, names=["evaluate"])
     worth = rewards(said.prompts, said.texts, said.rollout.ended.tolist())
-    columns = {"score": worth.total.float()} | ({name: x.float() for name, x in worth.parts.items()}
-                                                if len(worth.parts) > 1 else {})
+    columns = {"score": worth.total.float()} | ({f"reward/{name}": x.float() for name, x in
+                                                 worth.parts.items()} if len(worth.parts) > 1 else {})
     log.sample(sample_rows(step, said, columns, cfg.n_samples))
     numbers = columns | {"length": said.rollout.tokens.response_mask.sum(1).float().cpu(),
                          "ended": said.rollout.ended.float().cpu()}

@@ -21,7 +21,8 @@ from keel.runs import explained_disk_errors
 from keel.train.offline import BY_ADVANTAGE, BY_REWARD, SelectionConfig, Variant
 from keel.train.order import batch_indices
 
-__all__ = ["Worth", "drawn", "filter_quality", "kept_of", "ranked_units", "step_credit", "write_worth"]
+__all__ = ["Worth", "drawn", "filter_quality", "kept_of", "ranked_units", "require_positive", "step_credit",
+           "write_worth"]
 
 LEAST_POSITIVE = 0.01
 """Share of positive advantages below which a run is refused: its reward or its value estimate is wrong."""
@@ -51,7 +52,6 @@ def kept_of(worth: Worth, cfg: SelectionConfig, variant: Variant) -> list[int]:
 
     Raises:
         DataError: a reward is negative, and responses are weighed or drawn by it.
-        NumericsError: hardly any advantage is positive.
     """
     n, how, n_negative = len(worth.rewards), cfg.keeps(variant), int((worth.rewards < 0).sum())
     by_reward = variant in BY_REWARD or (cfg.draws(variant) == "priority" and not cfg.needs_value(variant))
@@ -63,17 +63,27 @@ def kept_of(worth: Worth, cfg: SelectionConfig, variant: Variant) -> list[int]:
         assert cfg.top_fraction is not None
         best = worth.rewards.argsort(descending=True, stable=True)[: max(1, round(cfg.top_fraction * n))]
         return sorted(best.tolist())
-    if worth.advantages is not None:
-        positive = (worth.advantages > 0).nonzero()[:, 0].tolist()
-        if len(positive) < LEAST_POSITIVE * n or not positive:
-            raise NumericsError(f"only {len(positive)} of {n} advantages are positive",
-                                where=f"rewards have mean {float(worth.rewards.mean()):.4g}, values "
-                                      f"{float((worth.rewards - worth.advantages).mean()):.4g}",
-                                remedy="The data are worse than what the reference writes, or the rewards of the two "
-                                       "are not the same thing: look at advantages.jsonl and at value in result.json.")
-        if how == "positive":
-            return positive
+    if how == "positive":
+        assert worth.advantages is not None, "what is kept by advantages asks for a value"
+        return (worth.advantages > 0).nonzero()[:, 0].tolist()
     return list(range(n))
+
+
+def require_positive(worth: Worth, cfg: SelectionConfig, variant: Variant) -> None:
+    """Go no further where advantages are used and hardly any is positive; after they were written, for a look at them.
+
+    Raises:
+        NumericsError: hardly any is.
+    """
+    if worth.advantages is None or cfg.keeps(variant) == "top":
+        return
+    n, n_positive = len(worth.rewards), int((worth.advantages > 0).sum())
+    if n_positive < LEAST_POSITIVE * n or not n_positive:
+        raise NumericsError(f"only {n_positive} of {n} advantages are positive",
+                            where=f"rewards have mean {float(worth.rewards.mean()):.4g}, values "
+                                  f"{float((worth.rewards - worth.advantages).mean()):.4g}",
+                            remedy="The data are worse than what the reference writes, or the rewards of the two are "
+                                   "not the same thing: look at advantages.jsonl in the run folder.")
 
 
 def drawn(weights: Sequence[float] | None, n: int, size: int, seed: int, *, first_step: int) -> Iterator[list[int]]:
