@@ -170,6 +170,47 @@ def test_answers_of_other_weights_are_not_taken_for_the_models(tmp_path, monkeyp
     assert after["models"]["c"]["rewards"] == before["models"]["c"]["rewards"]
 
 
+def test_answers_of_another_run_are_taken_over_where_they_are_of_the_same_origin(tmp_path, monkeypatch):
+    before = run(config(tmp_path, "first", baseline="b")).values
+    calls = asked(monkeypatch)
+    tiny.llama(tmp_path / "c" / "model", seed=9)
+    models = [{"name": "moved", "path": str(tmp_path / "a/model")}, str(tmp_path / "c/model")]
+    after = run(config(tmp_path, "second", models=models, reuse=[str(tmp_path / "first")])).values
+    assert calls == [24] and after["models"]["moved"]["rewards"] == before["models"]["a"]["rewards"]
+    assert len((tmp_path / "second/answers/moved.jsonl").read_text().splitlines()) == 25, "and kept here too"
+    run(config(tmp_path, "third", models=models[:1], seed=1, reuse=[str(tmp_path / "first")]))
+    assert calls == [24, 24], "another seed, other answers"
+
+
+def test_responses_from_a_file_stand_beside_the_models(tmp_path):
+    rows = [{"id": f"w{i}", "prompt": prompt, "completion": tiny.said(f"yes yes {'no ' * (i % 3)}.")}
+            for i, prompt in enumerate(tiny.conversations(24))]
+    human = {"name": "people", "path": str(tiny.write_rows(tmp_path / "people.jsonl", rows))}
+    result = run(config(tmp_path, written=[human], judge={"function": "recipes.test_evaluate:longer"})).values
+    told = result["models"]["people"]
+    assert list(result["models"]) == ["a", "b", "c", "people"] and told["rewards"]["yes"]["mean"] == 2
+    assert (told["seen"], told["shift"], told["path"]) == (None, None, human["path"])
+    words = [3 + i % 3 for i in range(24)]
+    assert told["words"]["mean"] == pytest.approx(mean(words)) and told["not_ended"]["mean"] == 0
+    assert told["tokens"]["mean"] == pytest.approx(mean(words) + 1) and told["judge"]["helpful"]["n"] == 24
+    only = [str(tmp_path / "a/model")]
+    based = run(config(tmp_path, "based", written=[human], baseline="people", models=only)).values
+    assert based["models"]["people"]["difference"] is None and "p_holm" in based["models"]["a"]["difference"]["total"]
+    tiny.write_rows(tmp_path / "people.jsonl", rows[:20])
+    with pytest.raises(DataError, match=r"people\.jsonl: 4 of 24 prompts have no response in this file, such as q20"):
+        run(config(tmp_path, "lacking", written=[human]))
+
+
+def test_two_responses_to_one_prompt_are_taken_in_turn(tmp_path):
+    twice = [{"id": f"q{i}", "prompt": tiny.conversations(1)[0]} for i in range(3)]
+    told = [{"id": f"r{i}", "prompt": tiny.conversations(1)[0], "completion": tiny.said(text)}
+            for i, text in enumerate(("yes", "no"))]
+    run(config(tmp_path, prompts={"path": str(tiny.write_rows(tmp_path / "twice.jsonl", twice)), "max_length": 64},
+               written=[{"name": "w", "path": str(tiny.write_rows(tmp_path / "told.jsonl", told))}]))
+    rows = logged(tmp_path / "out", "samples.jsonl", None)
+    assert [row["models"]["w"]["response"] for row in rows] == ["yes", "no", "yes"]
+
+
 def test_damaged_answers_are_named(tmp_path):
     cfg = config(tmp_path, limit=4)
     run(cfg)
@@ -337,6 +378,10 @@ def test_subsets_by_a_column_of_the_file(tmp_path):
     ({"rewards": [YES | {"name": "words"}]}, "a reward cannot be called 'words': that is the name of another number"),
     ({"reference": "m"}, "reference does nothing without data"),
     ({"models": ["x"], "judge": {"function": "a:b"}}, "judge does nothing with one model"),
+    ({"written": [{"name": "a", "path": "f"}]}, "more than one model is called 'a'"),
+    ({"written": [{"name": "w", "path": "f"}], "baseline": "w", "data": {"path": "d"}},
+     "data is compared with a model, and the baseline 'w' is a file: give reference"),
+    ({"judge": {"function": "a:b", "template": "t.j2"}}, "template does nothing with a function, which writes no text"),
     ({"judge": {}}, "who judges is exactly one of function, model and endpoint; given: none"),
     ({"models": [{"name": "../x", "path": "x"}]}, "name = '../x': string should match pattern"),
 ])

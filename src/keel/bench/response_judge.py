@@ -34,6 +34,8 @@ TEMPLATE = Path(__file__).parent / "judge_templates" / "helpful_safe.j2"
 QUESTIONS = ("helpful", "safe")
 CHOICES = ("A", "B", "equal", "neither")
 SOURCES = ("function", "model", "endpoint")
+OF_TEXT = ("template", "temperature", "max_new_tokens", "failed_fraction")
+"""Settings of a judge that writes text; a function reads none of them."""
 OUTCOMES = ("win", "tie", "lose", "neither")
 Outcome = Literal["win", "tie", "lose", "neither", "unread"]
 Choices = dict[str, str | None]
@@ -63,6 +65,9 @@ class ResponseJudgeConfig(Config):
         if len(given) != 1:
             raise ValueError(f"who judges is exactly one of function, model and endpoint; given: "
                              f"{', '.join(given) or 'none'}")
+        idle = [name for name in OF_TEXT if getattr(self, name) != type(self).model_fields[name].default]
+        if idle and self.function is not None:
+            raise ValueError(f"{idle[0]} does nothing with a function, which writes no text")
         return self
 
 

@@ -19,9 +19,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel import runs
-from keel.bench.answers import Answer, keep_answers, kept_answers, made_by, prompts_seen
+from keel.bench.answers import Answer, answers_given, keep_answers, kept_answers, made_by, seen_counts
 from keel.bench.intervals import intervals
-from keel.bench.items import keyed_prompt
 from keel.bench.judge_calls import Watch
 from keel.bench.response_judge import Bout, ResponseJudgeConfig, judged_bouts
 from keel.bench.rewards import SequenceRewardConfig, SequenceRewards
@@ -35,23 +34,27 @@ from keel.errors import ConfigError, DataError, ModelError
 from keel.models.identity import model_identity, tokenizer_identity
 from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer
 from keel.models.lora import quiet_peft
+from keel.named import named_function
 from keel.rollout.respond import respond
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Run, Stopped
 from keel.train.frozen import FrozenNumbers, row_digest, row_numbers
 from keel.train.inputs import prompt_room
 
-__all__ = ["EvaluateConfig", "NamedModel", "run"]
+__all__ = ["EvaluateConfig", "NamedModel", "NamedResponses", "run"]
 
 REFERENCE = ""
 """The reference's name among those of the models, none of which is empty."""
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$"
+
+
 class NamedModel(FrozenModelConfig):
     """A model to evaluate."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$", description="what tables call it; none: "
-                             "its folder, or for RUN/model that of the run")
+    name: str | None = Field(None, pattern=NAME, description="what tables call it; none: its folder, or for RUN/model "
+                             "that of the run")
     adapter: str | None = Field(None, description="LoRA adapter (PEFT folder) on the model that path names")
 
     @property
@@ -62,6 +65,13 @@ class NamedModel(FrozenModelConfig):
         return self.name or "".join(c if c.isascii() and (c.isalnum() or c in "_.+ -") else "-" for c in told[-1])
 
 
+class NamedResponses(Config):
+    """Responses that somebody else wrote."""
+
+    name: str = Field(pattern=NAME, description="what tables call them")
+    path: str = Field(description="file of responses, or of pairs with the chosen one; found by their prompts")
+
+
 class EvaluateConfig(Config):
     """Everything `keel evaluate` reads."""
 
@@ -69,6 +79,10 @@ class EvaluateConfig(Config):
     models: tuple[NamedModel, ...] = Field(description="models that answer, each a path, or a table with name and path")
     prompts: FileConfig = Field(description="prompts that all answer; responses in the file are ignored")
     limit: int | None = Field(None, ge=1, description="answer this many prompts; none: all")
+    written: tuple[NamedResponses, ...] = Field((), description="responses from files beside the models', such as "
+                                                "people's: tables with name and path")
+    reuse: tuple[Path, ...] = Field((), description="other runs of evaluate: what the same model said to the same "
+                                    "prompts, sampled alike, is taken over")
     sampling: SamplingConfig = SamplingConfig()
     seed: int = Field(0, ge=0, description="fixes every response and every interval")
     baseline: str | None = Field(None, description="name of the model that differences are taken to; none: the first")
@@ -90,9 +104,9 @@ class EvaluateConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":
-        names = [model.shown for model in self.models]
+        names = self.names
         twice = sorted({name for name in names if names.count(name) > 1})
-        if not names:
+        if not self.models:
             raise ValueError("models is empty: there is nothing to evaluate")
         if twice:
             raise ValueError(f"more than one model is called {twice[0]!r}: give each a name")
@@ -104,9 +118,16 @@ class EvaluateConfig(Config):
         if self.reference is not None and self.data is None:
             raise ValueError("reference does nothing without data: it is what the log-probability of data is compared "
                              "with")
+        if self.data is not None and self.reference is None and self.base not in self.names[: len(self.models)]:
+            raise ValueError(f"data is compared with a model, and the baseline {self.base!r} is a file: give reference")
         if self.judge is not None and len(names) < 2:
             raise ValueError("judge does nothing with one model: each of the others is compared with the baseline")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """Of everything that is compared, the models first."""
+        return [model.shown for model in self.models] + [one.name for one in self.written]
 
     @property
     def base(self) -> str:
@@ -124,20 +145,25 @@ class _Court:
 
 def run(cfg: EvaluateConfig, *, resume: bool = False) -> runs.RunResult:
     """Write samples.jsonl and, in result.json, everything that is known of each model."""
-    files = [Path(file.path) for file in (cfg.prompts, cfg.data) if file is not None]
+    files = [Path(file.path) for file in (cfg.prompts, cfg.data, *cfg.written) if file is not None]
     with runs.start("evaluate", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         log.rewind({})
-        rewards = _rewards(cfg)  # first: a wrong reward should not show after hours of answers
+        # What can be wrong should not show after hours of answers.
+        rewards = _rewards(cfg)
+        if cfg.judge is not None and cfg.judge.function is not None:
+            named_function(cfg.judge.function, "judge.function")
         # Ask: the prompts that fit all models, of which it is said who was trained on them.
         words = {model.shown: _template(model) for model in cfg.models}
         records, report = read_prompts(cfg.prompts.path, on_bad_record=cfg.prompts.on_bad_record,
                                        as_text=cfg.prompts.as_text)
         records, seen = _overlap(cfg, log, records[: cfg.limit])
         rows, skipped = _rows_of_all(cfg, words, records)
-        prompts = [row.record for row in rows[cfg.base]]
+        prompts = [row.record for row in rows[cfg.names[0]]]
+        subsets = subsets_of(prompts, cfg.subset)
+        given = {one.name: _given(cfg, one, prompts, words[cfg.names[0]]) for one in cfg.written}
         data = {} if cfg.data is None else _data_rows(cfg, cfg.data, words)
         progress = log.bar(len(cfg.models) * len(prompts), 0)
-        answers, logprobs = {}, {}
+        answers, logprobs = dict[str, list[Answer]](), dict[str, Tensor]()
         for i, spec in enumerate(cfg.models):
             model, identity = _loaded(spec)
             answers[spec.shown] = _answers(cfg, spec.shown, (model, identity, words[spec.shown]), rows[spec.shown],
@@ -148,16 +174,15 @@ def run(cfg: EvaluateConfig, *, resume: bool = False) -> runs.RunResult:
         if cfg.reference is not None:
             logprobs[REFERENCE] = _logprobs(cfg, *_loaded(_as_named(cfg.reference)), data[REFERENCE])
         # Measure: what every answer is worth, then which is better, then everything side by side.
+        answers |= given
         parts = _rewarded(log, rewards, prompts, answers)
-        subsets = subsets_of(prompts, cfg.subset)
         court = _Court(None, {}) if cfg.judge is None else _judged(cfg, cfg.judge, log, (prompts, subsets), answers)
         told = [Contestant(name, tuple(own), parts[name], court.outcomes.get(name, ()))
                 for name, own in answers.items()]
         found = side_by_side(told, prompts, subsets, baseline=cfg.base, seed=cfg.seed,
                              most_self_bleu=cfg.self_bleu_responses)
-        for spec in cfg.models:
-            found[spec.shown] |= {"path": spec.adapter or spec.path, "seen": seen[spec.shown],
-                                  "shift": _shift(cfg, data, logprobs, spec.shown)}
+        for name, path in _paths(cfg).items():
+            found[name] |= {"path": path, "seen": seen.get(name), "shift": _shift(cfg, data, logprobs, name)}
         log.sample(sample_rows(told, prompts, subsets))
         print(table(found))
         return log.finish({
@@ -213,23 +238,18 @@ def _overlap(cfg: EvaluateConfig, log: Run, records: list[Prompt]) -> tuple[list
     Raises:
         DataError: there are such prompts and they are refused, or there are no others.
     """
-    keys, known = [keyed_prompt(one.messages, one.text).id for one in records], {}
-    for spec in cfg.models:
-        told = [seen for path in (spec.path, spec.adapter) if path and (seen := prompts_seen(Path(path))) is not None]
-        known[spec.shown] = frozenset().union(*told) if told else None
-    counts = {name: None if seen is None else sum(key in seen for key in keys) for name, seen in known.items()}
-    trained = [name for name, count in counts.items() if count]
-    if not trained:
+    counts, fresh = seen_counts(records, {spec.shown: [Path(path) for path in (spec.path, spec.adapter) if path]
+                                          for spec in cfg.models})
+    if len(fresh) == len(records):
         return records, counts
-    said = ", ".join(f"{name} was trained on {counts[name]} of the {len(keys)} prompts" for name in trained)
+    said = ", ".join(f"{name} was trained on {count} of the {len(records)} prompts" for name, count in counts.items()
+                     if count)
     if cfg.overlap == "refuse":
         raise DataError(f"these prompts are no test: {said}", where=cfg.prompts.path,
                         remedy="Give prompts that no model was trained on, or overlap = drop to leave these out.")
     if cfg.overlap == "note":
         log.note(f"{said}: rewards and verdicts on them are no measure of new prompts; overlap = drop leaves them out")
         return records, counts
-    fresh = [one for one, key in zip(records, keys, strict=True) if not any(key in seen for seen in known.values() if
-                                                                            seen is not None)]
     if not fresh:
         raise DataError(f"no prompt is left without those that models were trained on: {said}",
                         where=cfg.prompts.path, remedy="Give prompts that no model was trained on.")
@@ -249,7 +269,7 @@ def _rows_of_all(cfg: EvaluateConfig, words: Mapping[str, Template], records: li
     fits = [frozenset(row.record.id for row in rows) for rows, _ in made.values()]
     shared = {name: [row for row in rows if all(row.record.id in ids for ids in fits)] for name, (rows, _) in
               made.items()}
-    n, cuts = len(shared[cfg.base]), [cut for _, cut in made.values()]
+    n, cuts = min(map(len, shared.values())), [cut for _, cut in made.values()]
     if not n:
         raise DataError("no prompt fits all models", where=cfg.prompts.path,
                         remedy="Raise prompts.max_length, choose another prompts.too_long, or evaluate fewer models.")
@@ -261,18 +281,33 @@ def _answers(cfg: EvaluateConfig, name: str, who: tuple[nn.Module, Mapping[str, 
              rows: Sequence[PromptRow], on_done: Callable[[int], None]) -> list[Answer]:
     """What a model says to every prompt: as it is kept, or sampled and kept."""
     model, identity, words = who
-    file = cfg.out / "answers" / f"{name}.jsonl"
     origin = made_by(dict(identity), tokenizer_identity(words.tokenizer), cfg.sampling.model_dump(mode="json"),
                      cfg.seed, [[row.record.id, row.ids] for row in rows])
-    if (known := kept_answers(file, origin)) is not None:
-        on_done(len(known))
-        return known
+    found = kept_answers([folder / "answers" for folder in (cfg.out, *cfg.reuse)], origin)
+    if found is not None:
+        on_done(len(found))
+        keep_answers(cfg.out / "answers" / f"{name}.jsonl", origin, found)
+        return found
     said = respond(model, words, rows, cfg.sampling, seed=cfg.seed, names=["evaluate"], on_done=on_done)
     lengths, ended = said.rollout.tokens.response_mask.sum(1).tolist(), said.rollout.ended.tolist()
     found = [Answer(prompt.id, text, whole, n) for prompt, text, whole, n in
              zip(said.prompts, said.texts, ended, lengths, strict=True)]
-    keep_answers(file, origin, found)
+    keep_answers(cfg.out / "answers" / f"{name}.jsonl", origin, found)
     return found
+
+
+def _given(cfg: EvaluateConfig, file: NamedResponses, prompts: Sequence[Prompt], words: Template) -> list[Answer]:
+    """What a file holds as answers; tokens are counted as those of the first model."""
+    told, _ = read_responses(file.path, which="chosen", on_bad_record=cfg.prompts.on_bad_record,
+                             as_text=cfg.prompts.as_text)
+    return answers_given(told, prompts, lambda prompt, text: len(words.response_ids(text, after=prompt.text)),
+                         file.path)
+
+
+def _paths(cfg: EvaluateConfig) -> dict[str, str]:
+    """Where everything that is compared comes from."""
+    return {model.shown: model.adapter or model.path for model in cfg.models} | {
+        one.name: one.path for one in cfg.written}
 
 
 def _heed(log: Run, reach: Callable[[int], None], before: int, done: int) -> None:
@@ -295,10 +330,10 @@ def _data_rows(cfg: EvaluateConfig, file: FileConfig, words: Mapping[str, Templa
     several = dict(words) if cfg.reference is None else words | {REFERENCE: _template(cfg.reference)}
     found = {name: render_demonstrations(own, demonstrations, file.max_length, file.too_long)[0]
              for name, own in several.items()}
-    first = found[cfg.base]
+    one = cfg.names[0]
     for name, rows in found.items():
-        if [row_digest(row) for row in rows] != [row_digest(row) for row in first]:
-            raise ConfigError(f"{name or 'the reference'} reads the data as other tokens than {cfg.base}", where="data",
+        if [row_digest(row) for row in rows] != [row_digest(row) for row in found[one]]:
+            raise ConfigError(f"{name or 'the reference'} reads the data as other tokens than {one}", where="data",
                               remedy="S - Q compares models of one tokenizer and template; leave data out, or evaluate "
                                      "the others by themselves.")
     return {name: [(prompts[row.record_id], row) for row in rows] for name, rows in found.items()}
@@ -317,7 +352,7 @@ def _logprobs(cfg: EvaluateConfig, model: nn.Module, identity: Mapping[str, Any]
 def _shift(cfg: EvaluateConfig, data: Mapping[str, list[tuple[Prompt, Row]]], logprobs: Mapping[str, Tensor],
            name: str) -> dict[str, Any] | None:
     """S - Q on the data: by how many nats the model finds a response more probable than the reference does."""
-    if not data:
+    if name not in logprobs:
         return None
     gap = logprobs[name] - logprobs[cfg.base if cfg.reference is None else REFERENCE]
     n_tokens = torch.tensor([row.n_tokens - row.n_prompt for _, row in data[name]], dtype=torch.float64)
