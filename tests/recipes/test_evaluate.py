@@ -10,13 +10,13 @@ from recipes.running import logged
 from tolerances import FLOAT32, RELATIVE64
 
 from keel.bench.diversity import distinct_ratio
-from keel.bench.items import keyed_prompt
 from keel.data.load import read_prompts
+from keel.data.records import Graded, Message, Prompt
 from keel.errors import ConfigError, DataError, ModelError, NumericsError, RunError
 from keel.functional.statistics import sign_test
 from keel.models.load import LoraSettings, causal_lm
 from keel.models.lora import with_adapter
-from keel.recipes import evaluate
+from keel.recipes import evaluate, offline_pg
 from keel.recipes.evaluate import EvaluateConfig, NamedModel, run
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Run, Stopped
@@ -301,8 +301,8 @@ def test_an_adapter_is_in_the_weights_that_answer(tmp_path):
 def test_prompts_that_a_model_was_trained_on_are_counted_and_left_out_where_asked(tmp_path, capsys, place):
     cfg = config(tmp_path, limit=10)
     prompts = read_prompts(tmp_path / "q.jsonl")[0][:10]
-    keys = [keyed_prompt(one.messages, one.text).id for one in prompts]
-    (tmp_path / place / "prompts_seen.json").write_text(json.dumps([*keys[:3], "0" * 16]))
+    others = [Prompt("x", (Message("user", "something else"),))]
+    offline_pg.write_seen(tmp_path / place, [Graded(one, "yes", {}) for one in [*prompts[:3], *others]])
     result = run(cfg).values
     assert {name: row["seen"] for name, row in result["models"].items()} == {"a": None, "b": 3, "c": None}
     assert result["n"] == 10 and "b was trained on 3 of the 10 prompts" in capsys.readouterr().err
@@ -314,9 +314,10 @@ def test_prompts_that_a_model_was_trained_on_are_counted_and_left_out_where_aske
         run(config(tmp_path, "refuse", limit=10, overlap="refuse"))
     with pytest.raises(DataError, match="no prompt is left without those that models were trained on: b was trained"):
         run(config(tmp_path, "none", limit=3, overlap="drop"))
-    (tmp_path / place / "prompts_seen.json").write_text("{}")
-    with pytest.raises(RunError, match="list of prompts that a run was trained on is damaged: no list of keys"):
-        run(config(tmp_path, "damaged"))
+    for i, (text, why) in enumerate((('{"keys": 3}', "no list of keys"), ("[]", "list indices"), ("{", "Expecting"))):
+        (tmp_path / place / "prompts_seen.json").write_text(text)
+        with pytest.raises(RunError, match=f"list of prompts that a run was trained on is damaged: {why}"):
+            run(config(tmp_path, f"damaged{i}"))
 
 
 def test_a_prompt_has_to_fit_all_models(tmp_path):

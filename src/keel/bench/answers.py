@@ -147,10 +147,10 @@ def _prompts_seen(folder: Path) -> frozenset[str] | None:
     if file is None:
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))["keys"]
         if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
             raise ValueError("no list of keys")
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"the list of prompts that a run was trained on is damaged: {error}", where=str(file),
                        remedy="Put back a copy of it, or remove it: then nobody knows which prompts were seen.",
                        ) from error
