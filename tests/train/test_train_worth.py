@@ -14,7 +14,16 @@ from keel.data.records import Graded, Message, Prompt
 from keel.data.render import Row
 from keel.errors import DataError, NumericsError
 from keel.train.offline import BY_ADVANTAGE, BY_REWARD, SelectionConfig
-from keel.train.worth import Worth, drawn, filter_quality, kept_of, ranked_units, require_positive, step_credit, write_worth
+from keel.train.worth import (
+    Worth,
+    drawn,
+    filter_quality,
+    kept_of,
+    ranked_units,
+    require_positive,
+    step_credit,
+    write_worth,
+)
 
 
 def doubles(*numbers: float) -> torch.Tensor:

@@ -153,6 +153,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
             known = rewards.of_data(told, on_done)
         for text in rewards.notes:
             log.note(text)
+        # DEVIATION(offline_pg-6): without dropout, released with 0.05 in the adapter: the ratio begins at 1.
         policy = causal_lm(cfg.policy, seed=cfg.seed)
         check_context(policy, max(len(row.ids) for part in (rows, held_rows, asked) for row in part))
         reference = reference_of(cfg, policy, words, rewards)
@@ -213,6 +214,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
                     own = aligned([ref[i] for i in index], [rows[i] for i in index], batch) if (
                         cfg.loss.has_reference) else None
                     loss, stats = offline_loss(cfg.loss, logprobs, own, worths, batch.response_mask)
+                # DEVIATION(offline_pg-3): a mean over the step; released, the means of its micro-batches are added up.
                 objective = loss.sum() / len(picked)
                 require_finite(objective.detach(), "loss", step, [rows[i].record_id for i in index])
                 objective.backward()
@@ -359,6 +361,7 @@ def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template,
     asked = asked[: cfg.eval_prompts]
     if not asked or not all(spec.scores_new_text for spec in cfg.rewards):
         return {}
+    # DEVIATION(offline_pg-8): no beams; the released scripts search with two but for HHA.
     said = respond(policy, words, asked, cfg.sampling, seed=cfg.seed, names=["evaluate"])
     worth = rewards(said.prompts, said.texts, said.rollout.ended.tolist())
     columns = {"score": worth.total.float()} | ({f"reward/{name}": x.float() for name, x in

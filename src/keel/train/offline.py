@@ -138,6 +138,8 @@ def ranked_loss(cfg: OfflineLossConfig, sums: Float[Tensor, " B"], n_tokens: Flo
         rewards: of each response.
         sizes: responses to each prompt.
     """
+    # DEVIATION(offline_pg-7): s and S are over exactly the response's tokens; released, the first is left out and one
+    # behind the end is counted.
     present = torch.zeros(len(sizes), max(sizes), dtype=torch.bool, device=sums.device)
     for k, size in enumerate(sizes):
         present[k, :size] = True

@@ -101,6 +101,7 @@ def drawn(weights: Sequence[float] | None, n: int, size: int, seed: int, *, firs
     if weights is None:
         yield from batch_indices(n, size, seed, "offline", first_step=first_step)
         return
+    # DEVIATION(offline_pg-4): drawn from a stream of each step; released, by a generator that no seed reaches.
     whole = list(accumulate(weights))
     if not whole or not whole[-1] > 0:
         raise NumericsError("no response has a positive weight to be drawn by", where=f"{n} responses",
@@ -194,6 +195,7 @@ def step_credit(worth: Worth, variant: Variant, picked: Sequence[int]) -> dict[i
     """
     rewards = worth.rewards[torch.tensor(picked)]
     if variant in BY_ADVANTAGE:
+        # DEVIATION(offline_pg-5): cut at 0 for every variant; released, not for the one without a reference.
         values = rewards.mean() if worth.values is None else worth.values[torch.tensor(picked)]
         weights = (rewards - values).clamp_min(0)
     else:
