@@ -103,7 +103,7 @@ def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: 
 def _fitted(reference: Reference, asked: Sequence[PromptRow], cfg: ValueConfig, kept: FrozenNumbers, seed: int,
             on_done: OnDone | None) -> tuple[ValueHead, dict[str, Any]]:
     """The head, fitted or found, and how its fit went."""
-    # DEVIATION(offline_pg-2): released, padding takes part in the attention and dropout is never switched off, one sample
+    # DEVIATION(offline_pg-2): released, padding takes part in the attention, dropout is never switched off, one sample
     # stands for a prompt, and the epoch with the lowest error on the very samples that were learned from is taken.
     file = kept.file.with_suffix(".safetensors")
     if not (file.exists() and _notes(kept).exists()):
