@@ -75,6 +75,10 @@ METRICS = {
     "kl/reference_k1": Metric(DRIFT, "Drift from the reference, unbiased; can dip below zero.", "nats per token"),
     "kl/reference_k3": Metric(DRIFT, "Drift from the reference, as the estimate never below zero.", "nats per token"),
     "kl/mean": Metric(DRIFT, "Drift from the reference on held-out answers.", "nats per token"),
+    "shift/mean": Metric(DRIFT, "What held-out responses gain in log-probability over the reference.",
+                         "nats per response"),
+    "shift": Metric(DRIFT, "The same for the responses that the step learned from.", "nats per response"),
+    "kl": Metric(DRIFT, "The term that shall hold the policy near the reference, before its coefficient.", "nats"),
     "kl/charged": Metric(DRIFT, "Drift by the estimator that the run charges for.", "nats per token"),
     "kl/coef": Metric(DRIFT, "Price of drift; moves where it is adapted or after a rollback.", "per nat"),
     "policy/perplexity": Metric(DRIFT, "How surprised the policy is by its own responses; falling: narrowing.", ""),
@@ -83,16 +87,24 @@ METRICS = {
     "response/cut": Metric(RESPONSES, "Responses that hit the length limit instead of ending by themselves.", "share"),
     "response/repetition": Metric(RESPONSES, "How much of a response repeats itself.", "share"),
     "length/mean": Metric(RESPONSES, "Mean length on held-out prompts.", "tokens"),
+    "ended/mean": Metric(RESPONSES, "Answers to held-out prompts that ended by themselves.", "share"),
+    "length": Metric(RESPONSES, "Mean length of the responses that the step learned from.", "tokens"),
     "response/tokens": Metric(RESPONSES, "Tokens written in the step, over all responses.", "tokens"),
     "score/n": Metric(SIZES, "Responses that the held-out scores stand on.", ""),
     "gold/n": Metric(SIZES, "Responses that the held-out gold scores stand on.", ""),
     "win_rate/gold/n": Metric(SIZES, "Prompts that the held-out win rate stands on.", ""),
     "win_rate/score/n": Metric(SIZES, "Prompts that the held-out win rate stands on.", ""),
+    "ended/n": Metric(SIZES, "Answers that the held-out share of ended ones stands on.", ""),
+    "shift/n": Metric(SIZES, "Responses that the held-out drift stands on.", ""),
+    "nll/n": Metric(SIZES, "Responses that the held-out cross-entropy stands on.", ""),
     "length/n": Metric(SIZES, "Responses that the held-out length stands on.", ""),
     "policy/ratio": Metric(POLICY, "Mean probability ratio of a token, new policy over old; 1 is no change.", "ratio"),
     "policy/sampler_gap": Metric(POLICY, "How far the sampler's log-probabilities lie from the trainer's.", "nats"),
     "policy/kl_old": Metric(POLICY, "Distance moved within one step, from the policy that sampled.", "nats per token"),
     "policy/clipped": Metric(POLICY, "Tokens whose probability ratio left the trust region.", "share"),
+    "ratio": Metric(POLICY, "Importance weight of a response, policy over reference, cut to its band.", "ratio"),
+    "ratio/above": Metric(POLICY, "Ratios cut at the upper end. Near 1: the ratio says nothing any more.", "share"),
+    "ratio/below": Metric(POLICY, "Ratios cut at the lower end.", "share"),
     "update/steps": Metric(POLICY, "Optimiser steps taken; fewer where the policy moved too far.", "count"),
     "value/explained_variance": Metric(CRITIC, "Part of the returns the critic foresees; at 0 it is blind.", "share"),
     "value/clipped": Metric(CRITIC, "Tokens whose value moved further than its limit.", "share"),
@@ -103,9 +115,14 @@ METRICS = {
     "return/mean": Metric(CREDIT, "Discounted reward still to come, per token.", "reward"),
     "advantage/mean": Metric(CREDIT, "How much better than expected a token did, before whitening.", "reward"),
     "advantage/std": Metric(CREDIT, "Spread of the advantages.", "reward"),
+    "credit": Metric(CREDIT, "What a response weighs: its advantage, its reward, or one.", "reward"),
     "moments/mean": Metric(CREDIT, "Running mean of the scores, used to scale them.", "score"),
     "moments/std": Metric(CREDIT, "Running spread of the scores, used to scale them.", "score"),
     "loss": Metric(LOSSES, "What is being minimised.", "nats"),
+    "nll/mean": Metric(LOSSES, "Cross-entropy of held-out responses of the data.", "nats per token"),
+    "logprob": Metric(LOSSES, "Log-probability of the responses that the step learned from.", "nats per response"),
+    "rank": Metric(LOSSES, "The ranking part of the loss, per prompt.", "nats"),
+    "sft": Metric(LOSSES, "Cross-entropy of the best response of each prompt, before its coefficient.", "nats"),
     "center": Metric(LOSSES, "Penalty on scores that drift away from zero.", ""),
     "lm/loss": Metric(LOSSES, "Language-model loss on the chosen responses.", "nats per token"),
     "member": Metric(OPTIMISER, "Which voter the step trains; the curves begin anew with each.", ""),
@@ -134,14 +151,26 @@ def describe(name: str) -> Metric:
     if prefix == "score" and rest.endswith("/disagreement"):
         return Metric(OUTCOME, "How far the models of this ensemble lie apart. Rising: no model knows these responses.",
                       "score")
-    if prefix == "time" and rest.endswith("_per_s"):
-        return Metric(TIME, f"{rest.removesuffix('_per_s').capitalize()} processed per second.", "per second")
+    if prefix == "reward" and rest.endswith(("/mean", "/n")):
+        return _reward(*rest.rsplit("/", 1))
     if prefix == "time":
-        return Metric(TIME, f"Time spent on {rest.removesuffix('_s').replace('_', ' ')}.", "seconds")
+        return _time(rest)
     related = Counter(metric.group for known, metric in METRICS.items() if slash and known.startswith(prefix + "/"))
     if related:
         return Metric(related.most_common(1)[0][0], "")
     return Metric(prefix.replace("_", " ").capitalize() if slash else "Other", "")
+
+
+def _reward(name: str, what: str) -> Metric:
+    if what == "mean":
+        return Metric(OUTCOME, f"The reward {name} on held-out prompts.", "reward")
+    return Metric(SIZES, f"Answers that the held-out reward {name} stands on.", "")
+
+
+def _time(rest: str) -> Metric:
+    if rest.endswith("_per_s"):
+        return Metric(TIME, f"{rest.removesuffix('_per_s').capitalize()} processed per second.", "per second")
+    return Metric(TIME, f"Time spent on {rest.removesuffix('_s').replace('_', ' ')}.", "seconds")
 
 
 def position(name: str) -> tuple[int, str, int]:

@@ -12,7 +12,7 @@ import tomli_w
 
 from keel import __version__
 from keel.errors import RunError
-from keel.report import audit, bench, charts, comparison, contest, evaluation, exams, probes, samples, tables
+from keel.report import audit, bench, charts, comparison, contest, evaluation, exams, learned, probes, samples, tables
 from keel.report.folder import Demo, RunFolder, find
 from keel.report.glossary import recipe_title
 from keel.report.headline import Headline, between, headline, stages
@@ -59,6 +59,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "beside": exams.beside(folders),
         "compared": comparison.compared(folders),
         "evaluated": evaluation.evaluated(folders),
+        "learned": learned.learned(folders),
         "boards": bench.boards(folders),
         "benched": bench.benched(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
