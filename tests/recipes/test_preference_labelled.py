@@ -211,6 +211,16 @@ def test_a_held_out_file_of_another_kind_is_refused(tmp_path):
         preference.run(cfg.model_copy(update={"data": data}))
 
 
+@pytest.mark.parametrize(("label", "said"), [(1, "(1), not true or false"), (None, "no columns for a labelled")])
+def test_single_responses_without_a_truth_value_are_told_so(tmp_path, label, said):
+    cfg = kto(tmp_path)
+    rows = [json.loads(line) | {"label": label} for line in Path(cfg.data.path).read_text().splitlines()]
+    tiny.write_rows(Path(cfg.data.path), rows)
+    with pytest.raises(DataError) as caught:
+        preference.run(cfg)
+    assert said in str(caught.value)
+
+
 def labels(n_good: int, n_bad: int) -> list[LabelledRow]:
     record = Labelled(Prompt("x", (Message("user", "why"),)), "yes", True)
     good = LabelledRow(Row([1, 2], 1, "x"), record)

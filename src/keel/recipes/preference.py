@@ -208,8 +208,8 @@ def loaded(cfg: PreferenceConfig, words: Template) -> tuple[Rows, Rows, dict[str
     Raises:
         ConfigError: the file holds labelled responses, or margins of pairs, and the loss has no place for them.
     """
-    data = cfg.data
-    if kind_of_files(data.path) == "labelled":
+    data, kind = cfg.data, kind_of_files(cfg.data.path)
+    if kind == "labelled" or (kind == "demonstrations" and cfg.loss == "kto"):
         if cfg.loss != "kto":
             raise ConfigError(f"loss = {cfg.loss} compares two responses, and the data hold single ones with a label",
                               where=data.path, remedy="Use loss = kto, or pairs: prompt, chosen, rejected.")
