@@ -1,0 +1,269 @@
+"""The runs of `keel experiment offline`, many in one process: loading the libraries takes as long as one of them.
+
+A row of work is a list of runs that is done from front to back. What is finished is not done again, what was cut short
+resumes.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keel.bench.rewards import SequenceRewards
+from keel.data.load import read_demonstrations, read_prompts
+from keel.data.render import Template, render_demonstrations, render_prompts, template
+from keel.errors import KeelError, RunError
+from keel.experiments.offline_methods import (
+    ABLATIONS,
+    GREEDY,
+    LRS,
+    MAX_LENGTH,
+    METHODS,
+    MICRO_TOKENS,
+    MIDDLE,
+    NOISES,
+    QUARTERED,
+    SAMPLED,
+    TUNING_SEED,
+    Cell,
+    OfflineTrialConfig,
+    partial_dpo,
+    sft_config,
+    trial,
+)
+from keel.experiments.offline_world import rewards, write_world
+from keel.experiments.stages import begun, is_done
+from keel.experiments.trial import seeds_of
+from keel.models.load import ModelConfig, causal_lm, load_tokenizer
+from keel.progress import bar
+from keel.recipes.preference import PreferenceConfig
+from keel.rollout.respond import respond
+from keel.runs import write_json
+from keel.train.frozen import row_numbers
+
+__all__ = ["do_rows", "first_rows", "main", "second_rows", "work"]
+
+TUNING = "tuning"
+FAILED, SHOWN = 3, 300
+
+
+# --- what there is to do ---------------------------------------------------------------------------------------------
+
+
+def first_rows(cfg: OfflineTrialConfig) -> list[str]:
+    """References, and the choice of learning rates."""
+    return [TUNING, *(f"reference {seed}" for seed in seeds_of(cfg))]
+
+
+def second_rows(cfg: OfflineTrialConfig) -> list[str]:
+    """Everything else, the longest rows first."""
+    noises = sorted(NOISES, key=lambda noise: noise != MIDDLE)
+    return [f"{seed} {noise}" for noise in noises for seed in seeds_of(cfg)]
+
+
+def work(cfg: OfflineTrialConfig, row: str) -> None:
+    """Do a row."""
+    words = row.split()
+    if row == TUNING:
+        tune(Cell(cfg, TUNING_SEED, MIDDLE))
+    elif words[0] == "reference":
+        for noise in NOISES:
+            reference(Cell(cfg, int(words[1]), noise))
+    else:
+        compare(Cell(cfg, int(words[0]), float(words[1])))
+
+
+def is_ablated(cell: Cell) -> bool:
+    """Whether the ablations are run here."""
+    cfg = cell.cfg
+    return cfg.ablations and cell.noise == MIDDLE and cell.seed in seeds_of(cfg)[: cfg.ablation_seeds]
+
+
+def reference(cell: Cell) -> None:
+    """The world, and a model that imitates its responses."""
+    cfg = cell.cfg
+    write_world(cell.world, {"train": cfg.n_train, "validation": cfg.n_validation, "test": cfg.n_test}, cell.noise,
+                cell.seed)
+    do(sft_config(cell))
+
+
+def tune(cell: Cell) -> None:
+    """Every method with every learning rate; the best of each by its validation total goes to learning_rates.json."""
+    reference(cell)
+    found: dict[str, dict[str, float]] = {}
+    for name, method in METHODS.items():
+        if method.lr_of is None:
+            totals = found[name] = {}
+            # A-LoL's first run says what others are told of advantages, and lies where they look for it.
+            for lr in LRS:
+                suffix = "" if name == "a_lol" and lr == LRS[0] else f"-{lr:g}"
+                config = trial(cell, name, method, lr, suffix)
+                do(config)
+                totals[f"{lr:g}"] = fmean_of(examine(cell, config.out, ["validation"]), "validation")
+    write_json(cell.cfg.out / "learning_rates.json", {"totals": found, "chosen": {
+        name: float(max(totals, key=totals.__getitem__)) for name, totals in found.items()}})
+
+
+def compare(cell: Cell) -> None:
+    """All methods, and where it is asked for the ablations; each is examined on the test prompts."""
+    rates = json.loads((cell.cfg.out / "learning_rates.json").read_text())["chosen"]
+    examine(cell, cell.home / "sft", ["greedy", "sampled", "data"])
+    for name, method in METHODS.items():
+        attempt(cell, name, trial(cell, name, method, rates[method.lr_of or name]))
+    if cell.noise == MIDDLE:
+        for config in partial_dpo(cell, rates["dpo"]).values():
+            do(config)
+            examine(cell, config.out, ["validation"])
+    if is_ablated(cell):
+        for name, method in ABLATIONS.items():
+            attempt(cell, name, trial(cell, name, method, rates[method.lr_of or name]))
+        part = Cell(cell.cfg, cell.seed, cell.noise, quarter=True)
+        do(sft_config(part))
+        examine(part, part.home / "sft", ["greedy", "sampled", "data"])
+        for name in QUARTERED:
+            attempt(part, name, trial(part, name, METHODS[name], rates[name]))
+
+
+def attempt(cell: Cell, name: str, config: Any) -> None:
+    """A run and its examination."""
+    do(config)
+    validation = ["validation"] if isinstance(config, PreferenceConfig) else []
+    examine(cell, config.out, [*validation, "greedy", "sampled", "data"])
+
+
+def do(config: Any) -> None:
+    """A run, unless it is finished; nothing is kept of it that only a later step would need."""
+    if not is_done(config):
+        importlib.import_module(type(config).__module__).run(config, resume=begun(config.out))
+    for name in ("checkpoints", "best"):
+        shutil.rmtree(config.out / name, ignore_errors=True)
+
+
+# --- the examination -------------------------------------------------------------------------------------------------
+
+
+def examine(cell: Cell, out: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """What a model says, what it is worth, and its log-probability of the test data; kept in exam.json.
+
+    Args:
+        cell: whose data and seed.
+        out: a finished run.
+        parts: `validation` (sampled), `greedy` and `sampled` (test prompts), `data` (test responses).
+    """
+    file = out / "exam.json"
+    if not file.exists():
+        spec = ModelConfig(path=str(out / "model"))
+        words, model = template(load_tokenizer(spec.path)), causal_lm(spec)
+        write_json(file, {part: logprobs(cell, model, words) if part == "data" else answers(cell, model, words, part)
+                          for part in parts})
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def answers(cell: Cell, model: torch.nn.Module, words: Template, part: str) -> dict[str, list[Any]]:
+    """Answers to the prompts of a split, on the same random streams for every model, with their rewards."""
+    split, names = ("validation", ["evaluate"]) if part == "validation" else ("test", ["test"])
+    asked, _ = read_prompts(str(cell.world / f"{split}-pairs.jsonl"))
+    rows, _ = render_prompts(words, asked, MAX_LENGTH - SAMPLED.max_new_tokens, "error")
+    said = respond(model, words, rows, GREEDY if part == "greedy" else SAMPLED, seed=cell.seed, names=names)
+    worth = SequenceRewards(rewards(), cell.home / "cache/rewards")(said.prompts, said.texts)
+    return {"total": worth.total.tolist(), **{name: x.tolist() for name, x in worth.parts.items()},
+            "words": [len(text.split()) for text in said.texts], "ended": said.rollout.ended.tolist(),
+            "texts": list(said.texts)}
+
+
+def logprobs(cell: Cell, model: torch.nn.Module, words: Template) -> list[float]:
+    """Of each response of the test data, in nats."""
+    told, _ = read_demonstrations(str(cell.world / "test-responses.jsonl"))
+    rows, _ = render_demonstrations(words, told, MAX_LENGTH, "error")
+    found = [0.0] * len(rows)
+    compute = row_numbers(model, rows, pad_id=words.pad_id, micro_tokens=2 * MICRO_TOKENS)
+    for part, numbers in compute(lambda _: False):
+        for i, each in zip(part, numbers, strict=True):
+            found[i] = float(sum(each))
+    return found
+
+
+def fmean_of(exam: dict[str, Any], part: str) -> float:
+    """Mean total."""
+    return float(torch.tensor(exam[part]["total"], dtype=torch.float64).mean())
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def do_rows(cfg: OfflineTrialConfig, title: str, rows: Sequence[str]) -> None:
+    """Do rows side by side, each in a process of one thread.
+
+    Raises:
+        RunError: a row failed; its log says why.
+    """
+    print(title, file=sys.stderr, flush=True)
+    waiting, running = list(rows), dict[str, subprocess.Popen[bytes]]()
+    # A signal interrupts this process, so that `finally` ends the others; each keeps what it has done.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    with bar("rows", len(rows), 0) as progress:
+        try:
+            while waiting or running:
+                while waiting and len(running) < cfg.jobs:
+                    row = waiting.pop(0)
+                    running[row] = started(cfg, row)
+                time.sleep(0.2)
+                for row in [row for row, worker in running.items() if worker.poll() is not None]:
+                    require_success(cfg, row, running.pop(row).returncode)
+                progress.reach(len(rows) - len(waiting) - len(running))
+        finally:
+            for worker in running.values():
+                worker.terminate()
+            for worker in running.values():
+                worker.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def started(cfg: OfflineTrialConfig, row: str) -> "subprocess.Popen[bytes]":
+    """A process that does a row."""
+    with log_of(cfg, row).open("a") as log:
+        return subprocess.Popen([sys.executable, "-m", "keel.experiments.offline_work", str(cfg.out), row], stdout=log,
+                                stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def log_of(cfg: OfflineTrialConfig, row: str) -> Path:
+    """Where a row's process writes."""
+    folder = cfg.out / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{row.replace(' ', '-')}.log"
+
+
+def require_success(cfg: OfflineTrialConfig, row: str, code: int) -> None:
+    """Pass on what went wrong in a row."""
+    if code:
+        log = log_of(cfg, row)
+        raise RunError(f"the runs of {row!r} ended with exit code {code}: {log.read_text().strip()[-SHOWN:]}",
+                       where=str(log), remedy="Mend what it says, then give the same command again: it goes on where "
+                       "it was.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do one row of the experiment in a folder; the exit code."""
+    folder, row = arguments
+    cfg = OfflineTrialConfig.resolve(Path(folder) / "config.toml")
+    try:
+        work(cfg, row)
+    except KeelError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
