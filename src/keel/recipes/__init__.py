@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "experiment contrastive": ("keel.experiments.contrastive", "ContrastiveTrialConfig", "do such terms sharpen?"),
     "experiment meta-rm": ("keel.experiments.meta_rm", "MetaRMTrialConfig", "does MetaRM see as the policy moves?"),
     "experiment rm-bench": ("keel.experiments.rm_bench", "RMBenchTrialConfig", "does a benchmark foretell use?"),
+    "experiment offline": ("keel.experiments.offline", "OfflineTrialConfig", "does A-LoL learn from noisy data?"),
     "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
 }
 """Command -> module, config class, one line of help. Modules are imported only when their command is called."""
