@@ -64,10 +64,10 @@ def data(mask: Tensor, seed: int, junk: float = NAN) -> tuple[Tensor, Tensor, Te
     return p.requires_grad_(), q, noise(seed + 2, len(mask)).clamp_min(0)
 
 
-def ranked(s: list, rewards: list, best: list, present: Tensor | None = None, coef: float = 0.05) -> tuple:
+def ranked(s: list, rewards: list, best: list, present: Tensor | None = None, **how: float) -> tuple:
     """PRO with its gradients by s and by S of the best."""
     mean, whole, worth = leaf(s), leaf(best), leaf(rewards)
-    loss, stats = pro(mean, whole, worth, all_true(mean) if present is None else present, sft_coef=coef)
+    loss, stats = pro(mean, whole, worth, all_true(mean) if present is None else present, **how)
     loss.sum().backward()
     assert worth.grad is None  # temperatures are data
     return loss.detach(), stats, mean.grad, whole.grad
@@ -110,7 +110,7 @@ def test_clipping_the_product_is_not_the_product_of_clips() -> None:
 def test_the_gradient_does_not_vanish_outside_the_band(function: Callable) -> None:
     """PPO's clipping would give 0 for one of the two; here it is minus weight times the end of the band."""
     p, q = leaf([[-1], [-4]]), float64([[-4], [-1]])
-    loss, _ = function(p, q, float64([2, 2]), all_true(p), clip=0.9)
+    loss, _ = function(p, q, float64([2, 2]), all_true(p))
     assert_close(slopes(loss, p), float64([[-2 * 1.9], [-2 * 0.1]]), **FLOAT64)
 
 
@@ -275,7 +275,7 @@ def test_pro_of_four_by_hand() -> None:
 
 
 def test_pro_of_a_tie_ranks_nothing_and_costs_log_two() -> None:
-    loss, _, slope, _ = ranked([[-1, -2]], [[2, 2]], [-4], coef=0.0)
+    loss, _, slope, _ = ranked([[-1, -2]], [[2, 2]], [-4], sft_coef=0.0)
     assert_close(loss, float64([math.log(2)]), **FLOAT64)
     assert not slope.any()
 

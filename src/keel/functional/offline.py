@@ -184,14 +184,14 @@ def pro(
     if sft_coef < 0:
         raise ValueError(f"sft_coef={sft_coef} would unlearn the best response; give 0 or more")
     s = torch.where(present, wide(mean_logprobs), 0.0)
-    r = torch.where(present, wide(rewards.detach()), 0.0)
+    r = wide(rewards.detach())  # has no gradient: what is absent is in no gap that counts
     gaps = r[:, :, None] - r[:, None, :]
     later = present[:, None, :] & _above_diagonal(present)
     own = s * torch.where(later, gaps, -math.inf).amax(2).where(later.any(2), 0.0)
-    # Places without a later one keep a finite row of zeros; where() drops them before they reach the sum.
+    # A place without a later one is left with log e^0 - 0: nothing, and no gradient.
     others = torch.where(later, s[:, None, :] * torch.where(later, gaps, 0.0), -math.inf)
     whole = torch.logsumexp(torch.cat([own[:, :, None], others], 2), 2)
-    rank = torch.where(later.any(2), whole - own, 0.0).sum(1)
+    rank = (whole - own).sum(1)
     sft = torch.where(present[:, 0], -wide(best_logprobs), 0.0)
     # The coefficient times the counts alone would be rounded to float32.
     return rank + sft_coef * ((present.sum(1) - 1) ** 2 * sft), {"rank": rank.detach(), "sft": sft.detach()}
