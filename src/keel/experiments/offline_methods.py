@@ -103,27 +103,24 @@ METHODS: Mapping[str, Method] = {
     "ipo": Method("IPO, beta 0.1", "ipo_sum"),
     "kto": Method("KTO, beta 0.1", "kto"),
 }
-
-
-def ablated(says: str, **changes: Any) -> Method:
-    """A-LoL with a change."""
-    return replace(A_LOL, says=says, lr_of="a_lol", **changes)
-
-
-UNIFORM_POSITIVE = {"keep": "positive", "draw": "uniform"}
+AGAIN = replace(A_LOL, lr_of="a_lol")
+POSITIVE = {"keep": "positive", "draw": "uniform"}
+UNWEIGHTED = {"variant": "a_lol", "weight": "one"}
 UNIFORM = {"keep": "all", "draw": "uniform"}
 ABLATIONS: Mapping[str, Method] = {
-    "clip_02": ablated("ratio within [0.8, 1.2]", loss={"variant": "a_lol", "clip": 0.2}),
-    "clip_none": ablated("ratio without bounds", loss={"variant": "a_lol", "clip": None}),
-    "uniform_positive": ablated("positive advantages drawn uniformly: weight A", selection=UNIFORM_POSITIVE),
-    "uniform_all": ablated("all responses drawn uniformly: weight A+", selection=UNIFORM),
-    "draw_only": ablated("drawn by A, all weights 1: weight A", loss={"variant": "a_lol", "weight": "one"}),
-    "neither": ablated("positive advantages drawn uniformly, all weights 1", selection=UNIFORM_POSITIVE,
-                       loss={"variant": "a_lol", "weight": "one"}),
-    "value_constant": ablated("V: one number for all prompts", value="constant"),
-    "value_batch": ablated("V: mean of the batch, all drawn uniformly", value="batch_mean", selection=UNIFORM),
-    "value_sampled": ablated("V: samples of the reference on the very prompt", value="sampled"),
-    "length_norm": ablated("sums divided by the number of tokens", loss={"variant": "a_lol", "length_norm": True}),
+    "clip_02": replace(AGAIN, says="ratio within [0.8, 1.2]", loss={"variant": "a_lol", "clip": 0.2}),
+    "clip_none": replace(AGAIN, says="ratio without bounds", loss={"variant": "a_lol", "clip": None}),
+    "uniform_positive": replace(AGAIN, says="positive advantages drawn uniformly: weight A", selection=POSITIVE),
+    "uniform_all": replace(AGAIN, says="all responses drawn uniformly: weight A+", selection=UNIFORM),
+    "draw_only": replace(AGAIN, says="drawn by A, all weights 1: weight A", loss=UNWEIGHTED),
+    "neither": replace(AGAIN, says="positive advantages drawn uniformly, all weights 1", selection=POSITIVE,
+                       loss=UNWEIGHTED),
+    "value_constant": replace(AGAIN, says="V: one number for all prompts", value="constant"),
+    "value_batch": replace(AGAIN, says="V: mean of the batch, all drawn uniformly", value="batch_mean",
+                           selection=UNIFORM),
+    "value_sampled": replace(AGAIN, says="V: samples of the reference on the very prompt", value="sampled"),
+    "length_norm": replace(AGAIN, says="sums divided by the number of tokens",
+                           loss={"variant": "a_lol", "length_norm": True}),
     "kl_0": replace(KL, says="A-LoL KL, beta 0", kl_share=0.0, lr_of="a_lol_kl"),
     "kl_005": replace(KL, says="A-LoL KL, beta 0.05 of mean A+", kl_share=0.05, lr_of="a_lol_kl"),
     "kl_03": replace(KL, says="A-LoL KL, beta 0.3 of mean A+", kl_share=0.3, lr_of="a_lol_kl"),
