@@ -42,6 +42,11 @@ def hopeless(prompt, text: str) -> float:
     return float(text not in ANSWERS)
 
 
+def whole(prompt, text: str, ended: bool) -> float:
+    """1 for what ended by itself."""
+    return float(ended)
+
+
 def broken(prompt, text: str) -> float:
     return math.nan
 

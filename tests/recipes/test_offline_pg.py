@@ -14,6 +14,7 @@ from keel.models.lora import LoraSettings
 from keel.recipes import offline_pg
 from keel.train.offline import offline_loss
 from keel.train.step import Learner
+from keel.train.worth import drawn
 
 VARIANTS = {
     "nll": {}, "wbc": {}, "r_gold": {"gold_floor": 0.05}, "r_lol": {"clip": 0.5}, "a_lol": {"clip": 0.9},
@@ -180,13 +181,16 @@ def test_full_training_and_an_adapter_learn_what_is_worth_more(tmp_path):
     from transformers import AutoModelForCausalLM
 
     for name, rank, lr in (("full", None, 5e-3), ("lora", 4, 2e-2)):
-        cfg = offline_config(tmp_path, out=tmp_path / name, steps=24, eval_every=24, batch=12,
+        cfg = offline_config(tmp_path, out=tmp_path / name, steps=24, eval_every=8, batch=12,
                              optimizer=FAST.model_copy(update={"lr": lr}))
         spec = cfg.policy.model_copy(update={"lora": LoraSettings(rank=rank)})
         found = offline_pg.run(cfg.model_copy(update={"policy": spec})).values
         assert found["evaluation"]["score"]["mean"] > found["before"]["score"]["mean"]
         assert found["headline"]["change"]["low"] > 0 and found["headline"]["metric"] == "score"
         assert found["evaluation"]["score"] == found["headline"]["after"]
+        means = {row["step"]: row["score/mean"] for row in logged(cfg.out, phase="eval")}
+        assert [*means] == [0, 8, 16, 24] and found["best"]["step"] == max(means, key=means.get) > 0
+        assert found["best"]["score"]["mean"] == max(means.values())
         assert (cfg.out / "model/adapter").exists() == (rank is not None)
         AutoModelForCausalLM.from_pretrained(cfg.out / "model")
         AutoModelForCausalLM.from_pretrained(cfg.out / "best")
@@ -210,6 +214,11 @@ def test_filter_priority_and_weight_are_switched_one_by_one(tmp_path, monkeypatc
             seen["pulled"][kind] += x
         return loss, stats
 
+    def watch_draws(weights, *rest, **named):
+        seen["weights"] = weights
+        return drawn(weights, *rest, **named)
+
+    monkeypatch.setattr(offline_pg, "drawn", watch_draws)
     monkeypatch.setattr(offline_pg, "collate", watch_rows)
     monkeypatch.setattr(offline_pg, "offline_loss", watch_loss)
     for keep in ("all", "positive"):
@@ -226,6 +235,8 @@ def test_filter_priority_and_weight_are_switched_one_by_one(tmp_path, monkeypatc
                 gains = {int(line["id"][1:]) % 4: max(0.0, line["advantage"]) for line in lines}
                 assert sorted(x > 0 for x in gains.values()) == [False, True, True, True]
                 assert all(line["kept"] == (keep == "all" or line["advantage"] > 0) for line in lines)
+                assert seen["weights"] == (None if draw == "uniform" else [
+                    max(0.0, line["advantage"]) for line in lines if line["kept"]])
                 power = (draw == "priority") + (weight == "credit")
                 expected = {kind: gain**power if power else float(gain > 0 or keep == "all")
                             for kind, gain in gains.items()}

@@ -14,6 +14,7 @@ from recipes.offline_runs import by_hand, offline_config, reward, rows_of, told,
 from recipes.running import FAST, logged
 
 from keel.bench.items import keyed_prompt
+from keel.bench.scorers import ScorerConfig
 from keel.cli import main
 from keel.data.load import read_responses
 from keel.errors import ConfigError, DataError, KeelError, ModelError, NumericsError
@@ -85,6 +86,7 @@ def test_a_value_of_a_sample_of_the_prompt_needs_no_held_out_prompts(tmp_path):
     values = {line["value"] for line in worths(cfg).values()}
     # Means of three rewards, each of which is a multiple of a quarter.
     assert len(values) > 1 and all(abs(12 * x - round(12 * x)) < tol.SIX_DECIMALS for x in values)
+    assert any(4 * x != round(4 * x) for x in values), "three samples of a prompt are not one and the same"
     assert found["value"]["kind"] == "sampled" and found["n_validation"] == 0 and found["headline"] is None
     assert found["best"] is None and not (cfg.out / "best").exists() and found["before"] == {}
 
@@ -94,6 +96,15 @@ def test_a_constant_value_is_the_same_for_all_and_is_told(tmp_path):
     found = offline_pg.run(cfg).values
     assert {line["value"] for line in worths(cfg).values()} == {found["value"]["mean"]}
     assert found["value"]["samples"] == 2 * found["n_validation"]
+
+
+def test_a_reward_is_told_whether_an_answer_ended(tmp_path):
+    """Of samples and of held-out answers; a response of the data has its end."""
+    ending = reward("whole", scorer=ScorerConfig(function="recipes.offline_runs:whole", prompt_as="record"))
+    cfg = offline_config(tmp_path, steps=1, rewards=(ending,), value={"kind": "constant", "samples": 3})
+    found = offline_pg.run(cfg).values
+    assert 0 < found["before"]["score"]["mean"] == found["before"]["ended"]["mean"] < 1
+    assert 0 < found["value"]["mean"] < 1 and {line["total"] for line in worths(cfg).values()} == {1.0}
 
 
 def test_a_file_of_held_out_records_is_used_whole(tmp_path):
