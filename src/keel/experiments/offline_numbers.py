@@ -15,10 +15,10 @@ from keel.experiments.offline_methods import ABLATIONS, METHODS, MIDDLE, NOISES,
 from keel.experiments.offline_work import is_ablated
 from keel.experiments.offline_world import REWARDS
 from keel.experiments.trial import Claim, markdown, with_interval
-from keel.functional.resampling import holm, percentile_interval, two_sided_p
+from keel.functional.resampling import holm, percentile_interval, sign_flip_p
 from keel.rng import stream
 
-__all__ = ["PLANNED", "SAYS", "Measured", "claims", "column", "cut_to", "minus", "nested", "planned", "read_cell",
+__all__ = ["PLANNED", "SAYS", "Measured", "claims", "column", "cut_alike", "minus", "nested", "planned", "read_cell",
            "slopes", "steps_to", "table", "worst_drop"]
 
 REFERENCE, QUARTER = "reference", "quarter_"
@@ -31,11 +31,10 @@ Measured = Sequence[Mapping[str, Mapping[str, Mapping[str, Any]]]]
 DROP_MARGIN = 0.05
 """Of a total, by which a drop or a spread may be larger and still count as not larger."""
 DISTINCT_MARGIN = 0.01
-SHARE_OF_BEST = 0.95
 N_DRAWS = 10_000
 AT_ONCE = 500
 EVEN = ("a_lol", "dpo", "r_gold")
-"""Compared in how varied they are, cut to the same number of words."""
+"""Compared in how varied they are: of their answers to a prompt each is cut to the length of the shortest."""
 PLANNED = (*(("a_lol", other) for other in ("nll", "nll_positive", "nll_top", "wbc", "r_gold", "r_lol",
                                             "a_lol_ref_free", "dpo", "dpo_flipped", "ipo", "kto")),
            ("a_lol_seq", "a_lol_ref_free"), ("a_lol_kl", "a_lol_ref_free"))
@@ -56,11 +55,10 @@ def read_cell(cell: Cell) -> dict[str, dict[str, Any]]:
     share = json.loads((cell.home / "a_lol/result.json").read_text())
     found["a_lol"] |= {"filter": share["data"]["filter"], "beats_mean": share["value"]["beats_mean"]}
     texts = {name: exam_of(cell.home / name)["sampled"]["texts"] for name in EVEN}
-    n_words = min(sum(len(text.split()) for text in said) for said in texts.values())
-    for name, said in texts.items():
-        found[name] |= {f"even_{n}": distinct_ratio(cut_to(said, n_words), n) for n in SIZES}
+    for name, said in zip(texts, cut_alike(list(texts.values())), strict=True):
+        found[name] |= {f"even_{n}": distinct_ratio(said, n) for n in SIZES}
     if cell.noise == MIDDLE:
-        told = {0: found["a_lol"]["curve"][0], **{steps: validation(config.out) for steps, config in partial_dpo(
+        told = {0: validation(cell.home / "sft"), **{steps: validation(config.out) for steps, config in partial_dpo(
             cell, 1.0).items()}, cell.cfg.steps: validation(cell.home / "dpo")}
         found["dpo"] |= {"curve": told, "drop": worst_drop(told)}
     if is_ablated(cell):
@@ -112,14 +110,11 @@ def steps_to(totals: Mapping[int, float], level: float) -> int:
     return next((step for step in steps if totals[step] >= level), 2 * steps[-1] - steps[-2])
 
 
-def cut_to(texts: Sequence[str], n_words: int) -> list[str]:
-    """The first so many words of some responses, the last of which may be cut."""
-    found = []
-    for text in texts:
-        words = text.split()[:n_words]
-        n_words -= len(words)
-        found.append(" ".join(words))
-    return found
+def cut_alike(answers: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The answers of several models, each cut to as many words as the shortest answer to its prompt has."""
+    words = [[text.split() for text in said] for said in answers]
+    shortest = [min(map(len, several)) for several in zip(*words, strict=True)]
+    return [[" ".join(text[:n]) for text, n in zip(said, shortest, strict=True)] for said in words]
 
 
 # --- what follows ----------------------------------------------------------------------------------------------------
@@ -158,7 +153,8 @@ def claims(measured: Measured) -> list[Claim]:
            for other in ("nll", "wbc", "r_gold")}})]
     found.append(Claim("Noise is found by the value estimate: advantages below zero mark bad responses.", {
         f"precision of the filter minus share of bad responses, noise {noise}": [
-            told["precision"] - told["bad"] for told in column(measured, "a_lol", "filter", noise)]
+            # A filter that leaves nothing out finds nothing.
+            (told["precision"] or 0.0) - told["bad"] for told in column(measured, "a_lol", "filter", noise)]
         for noise in NOISES[1:]}))
     best = [max(totals.values()) for totals in column(measured, "nll", "curve")]
     efficient = {"steps to NLL's best validation total, NLL minus A-LoL": more(*(
@@ -202,14 +198,17 @@ def nested(differences: Tensor, *names: str) -> Tensor:
 
 
 def planned(measured: Measured) -> list[dict[str, Any]]:
-    """The planned comparisons: differences of totals with intervals over seeds and prompts, p adjusted by Holm."""
+    """The planned comparisons: differences of totals with intervals over seeds and prompts; p of turning the signs of
+    the seeds' means, which with five seeds is never below 1/16, adjusted by Holm."""
     rows: list[dict[str, Any]] = []
     for one, other in PLANNED:
         each = [torch.tensor(column(measured, name, "each"), dtype=torch.float64) for name in (one, other)]
         draws = nested(each[0] - each[1], one, other)
         low, high = percentile_interval(draws)
         rows.append({"one": one, "other": other, "mean": float((each[0] - each[1]).mean()), "low": float(low),
-                     "high": float(high), "p": two_sided_p(draws), "seeds": minus(measured, one, other)})
+                     "high": float(high), "seeds": minus(measured, one, other)})
+        rows[-1]["p"] = sign_flip_p(torch.tensor(rows[-1]["seeds"], dtype=torch.float64), n_flips=N_DRAWS,
+                                    generator=stream(0, "flips", one, other))
     adjusted = holm(torch.tensor([row["p"] for row in rows], dtype=torch.float64)).tolist()
     return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
@@ -235,7 +234,9 @@ def parts(measured: Measured, compared: Sequence[Mapping[str, Any]], chosen: Map
             REFERENCE, *METHODS)])
     yield "### The filter (advantages below zero, of A-LoL)\n\n" + markdown([filter_row(measured, noise)
                                                                             for noise in NOISES])
-    yield ("### Planned comparisons at noise 0.5: totals, intervals over seeds and prompts, p by Holm\n\n"
+    yield ("### Planned comparisons at noise 0.5: totals, intervals over seeds and prompts\n\np turns the signs of "
+           f"the seeds' means: with {len(measured)} seeds it is {2 / 2 ** len(measured):.4f} at least, before Holm's "
+           f"correction over {len(PLANNED)} comparisons.\n\n"
            + markdown([{"": f"{SAYS[row['one']]} minus {SAYS[row['other']]}",
                         "difference": f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
                         "p": f"{row['p']:.4f}", "p, Holm": f"{row['p_holm']:.4f}"} for row in compared]))

@@ -116,7 +116,7 @@ def tune(cell: Cell) -> None:
 def compare(cell: Cell) -> None:
     """All methods, and where it is asked for the ablations; each is examined on the test prompts."""
     rates = json.loads((cell.cfg.out / "learning_rates.json").read_text())["chosen"]
-    examine(cell, cell.home / "sft", ["greedy", "sampled", "data"])
+    examine(cell, cell.home / "sft", ["validation", "greedy", "sampled", "data"])
     for name, method in METHODS.items():
         attempt(cell, name, trial(cell, name, method, rates[method.lr_of or name]))
     if cell.noise == MIDDLE:
@@ -160,12 +160,13 @@ def examine(cell: Cell, out: Path, parts: Sequence[str]) -> dict[str, Any]:
         parts: `validation` (sampled), `greedy` and `sampled` (test prompts), `data` (test responses).
     """
     file = out / "exam.json"
-    if not file.exists():
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if not found.keys() >= {*parts}:
         spec = ModelConfig(path=str(out / "model"))
         words, model = template(load_tokenizer(spec.path)), causal_lm(spec)
-        write_json(file, {part: logprobs(cell, model, words) if part == "data" else answers(cell, model, words, part)
-                          for part in parts})
-    found: dict[str, Any] = json.loads(file.read_text())
+        found |= {part: logprobs(cell, model, words) if part == "data" else answers(cell, model, words, part)
+                  for part in parts if part not in found}
+        write_json(file, found)
     return found
 
 
