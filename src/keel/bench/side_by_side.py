@@ -79,25 +79,27 @@ def side_by_side(contestants: Sequence[Contestant], prompts: Sequence[Prompt], s
 
 def _block(contestants: Sequence[Contestant], prompts: Sequence[Prompt], places: Sequence[int],
            how: tuple[str, int, int], name: str) -> dict[str, Row]:
-    """Everything over the prompts at some places."""
+    """Everything over the prompts at some places. All means of a block stand on one set of draws."""
     (baseline, seed, most), at = how, torch.tensor(list(places))
-    here = [prompts[i] for i in places]
-    columns = {one.name: {key: x[at] for key, x in one.columns().items()} for one in contestants}
-    means = intervals({(who, key): x for who, own in columns.items() for key, x in own.items()}, here,
-                      seed=seed, names=[name])
-    gaps = intervals({(who, key): x - columns[baseline][key] for who, own in columns.items() if who != baseline
-                      for key, x in own.items()}, here, seed=seed, names=[name])
+    own = {one.name: {key: x[at] for key, x in one.columns().items()} for one in contestants}
+    gaps = {who: {key: x - own[baseline][key] for key, x in columns.items()} for who, columns in own.items()
+            if who != baseline}
+    outcomes = {(one.name, question): [None if (said := one.verdicts[i]) is None else said[question] for i in places]
+                for one in contestants if one.verdicts for question in QUESTIONS}
+    columns = ({("mean", who, key): x for who, told in own.items() for key, x in told.items()}
+               | {("gap", who, key): x for who, told in gaps.items() for key, x in told.items()}
+               | {(*names, kind): x for names, told in outcomes.items() for kind, x in _shares(told).items()})
+    found = intervals(columns, [prompts[i] for i in places], seed=seed, names=[name])
     varied = diversities({one.name: [one.answers[i].text for i in places] for one in contestants}, seed=seed,
                          most_self_bleu=most)
-    found = {}
-    for one in contestants:
-        rewards, lengths = list(one.rewards), list(LENGTHS)
-        found[one.name] = {
-            "n": len(places), "rewards": {key: means[one.name, key] for key in rewards},
-            **{key: means[one.name, key] for key in lengths}, "diversity": varied[one.name],
-            "difference": None if one.name == baseline else {key: gaps[one.name, key] for key in rewards + lengths},
-            "judge": _verdicts([one.verdicts[i] for i in places], here, seed, name) if one.verdicts else None}
-    return found
+    return {one.name: {
+        "n": len(places), "rewards": {key: found["mean", one.name, key] for key in one.rewards},
+        **{key: found["mean", one.name, key] for key in LENGTHS}, "diversity": varied[one.name],
+        "difference": {key: found["gap", one.name, key] for key in (*one.rewards, *LENGTHS)} if one.name in gaps
+        else None,
+        "judge": {question: _verdict(outcomes[one.name, question], {kind: found[one.name, question, kind] for kind in
+                  (*OUTCOMES, "win_rate")}) for question in QUESTIONS} if one.verdicts else None,
+    } for one in contestants}
 
 
 def _test(found: dict[str, Row], contestants: Sequence[Contestant], prompts: Sequence[Prompt],
@@ -112,18 +114,15 @@ def _test(found: dict[str, Row], contestants: Sequence[Contestant], prompts: Seq
         found[one.name]["difference"][TOTAL] |= {"p": own, "p_holm": corrected}
 
 
-def _verdicts(verdicts: Sequence[Mapping[str, Outcome] | None], prompts: Sequence[Prompt], seed: int, name: str) -> Row:
-    """By question, shares in percent of the prompts whose verdict could be read, with intervals."""
-    return {question: _of_question([None if one is None else one[question] for one in verdicts], prompts, seed, name)
-            for question in QUESTIONS}
+def _shares(outcomes: Sequence[Outcome | None]) -> dict[str, Float[Tensor, " N"]]:
+    """100 where a verdict is of a kind, and the points of the win rate; NaN where there is none that could be read."""
+    told = {kind: [100.0 * (one == kind) if one in OUTCOMES else torch.nan for one in outcomes] for kind in OUTCOMES}
+    told["win_rate"] = [100 * POINTS.get(str(one), torch.nan) for one in outcomes]
+    return {kind: torch.tensor(x, dtype=torch.float64) for kind, x in told.items()}
 
 
-def _of_question(outcomes: Sequence[Outcome | None], prompts: Sequence[Prompt], seed: int, name: str) -> Row:
-    """Verdicts that were asked for and could not be read count for no side, and in no share."""
-    read = {kind: torch.tensor([100.0 * (one == kind) if one in OUTCOMES else torch.nan for one in outcomes],
-                               dtype=torch.float64) for kind in OUTCOMES}
-    points = torch.tensor([100 * POINTS.get(str(one), torch.nan) for one in outcomes], dtype=torch.float64)
-    told = intervals(read | {"win_rate": points}, prompts, seed=seed, names=["judge", name])
+def _verdict(outcomes: Sequence[Outcome | None], told: Mapping[str, Row]) -> Row:
+    """Verdicts that were asked for and could not be read count for no side, and are in no share."""
     n_win, n_lose = (sum(one == kind for one in outcomes) for kind in ("win", "lose"))
     return {**{kind: told[kind]["mean"] for kind in OUTCOMES}, "win_rate": told["win_rate"],
             "intervals": {kind: told[kind] for kind in OUTCOMES}, "n": told["win_rate"]["n"],
