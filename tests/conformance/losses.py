@@ -29,7 +29,7 @@ class Row:
         per_member: the inputs with one row per ensemble member, [K B].
         tables: the inputs with two rows of their own, [2 T].
         local: whether row i of the result depends on row i of the inputs alone.
-        reduced: whether its mask is [B T] and its result has one number per row.
+        reduced: whether its mask is [B T] and its result and stats have one number per row.
         least_columns: fewer mean nothing to it.
     """
 
@@ -166,6 +166,26 @@ LOSSES = {
     "orpo": Row(partial(direct.orpo, beta=0.3), SIDES, learns=SIDES, per_row=SIDES),
     "kto": Row(partial(direct.kto, beta=0.3, undesirable_weight=1.2), (*JUDGED, "baseline"), learns=JUDGED[:1],
                per_row=JUDGED, scalars=("baseline",)),
+    "weighted_nll": Row(offline.weighted_nll, WEIGHED, learns=WEIGHED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "weighted_mean": Row(
+        partial(offline.weighted_nll, length_norm=True), WEIGHED, learns=WEIGHED[:1], per_row=WEIGHED[1:2],
+        reduced=True),
+    "reward_gold": Row(offline.reward_gold, WEIGHED, learns=WEIGHED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "a_lol": Row(offline.a_lol, SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "a_lol_unclipped": Row(
+        partial(offline.a_lol, clip=None), SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "a_lol_seq": Row(offline.a_lol_seq, SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "a_lol_seq_unclipped": Row(
+        partial(offline.a_lol_seq, clip=None), SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "a_lol_kl": Row(
+        partial(offline.a_lol_kl, coef=0.3), SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2], reduced=True),
+    "a_lol_quotient": Row(
+        partial(offline.a_lol_kl, coef=0.3, term="quotient"), SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2],
+        reduced=True),
+    "a_lol_k3": Row(
+        partial(offline.a_lol_kl, coef=0.3, term="k3"), SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2],
+        reduced=True),
+    "pro": Row(offline.pro, ORDERED, learns=ORDERED[:2], per_row=("best_logprobs",), reduced=True),
     "difference_objective": Row(meta.difference_objective, ("scores",), learns=("scores",), least_columns=2),
     "simcse": Row(contrastive.simcse, VIEWS, learns=VIEWS, local=False, least_columns=2),
     "swav": Row(contrastive.swav, (*VIEWS, "prototypes"), learns=(*VIEWS, "prototypes"), tables=("prototypes",),
@@ -219,24 +239,5 @@ TARGETS = {
     "whiten_off_center": Row(partial(masked.whiten, center=False), ("x", "mask"), local=False),
 }
 """What losses are fed with: nothing here may carry gradient."""
-
-of_responses = partial(Row, per_row=("weight", "best_logprobs"), reduced=True)
-
-RESPONSES = {
-    "weighted_nll": of_responses(offline.weighted_nll, WEIGHED, learns=WEIGHED[:1]),
-    "weighted_mean": of_responses(partial(offline.weighted_nll, length_norm=True), WEIGHED, learns=WEIGHED[:1]),
-    "reward_gold": of_responses(offline.reward_gold, WEIGHED, learns=WEIGHED[:1]),
-    "a_lol": of_responses(offline.a_lol, SHIFTED, learns=SHIFTED[:1]),
-    "a_lol_unclipped": of_responses(partial(offline.a_lol, clip=None), SHIFTED, learns=SHIFTED[:1]),
-    "a_lol_seq": of_responses(offline.a_lol_seq, SHIFTED, learns=SHIFTED[:1]),
-    "a_lol_seq_unclipped": of_responses(partial(offline.a_lol_seq, clip=None), SHIFTED, learns=SHIFTED[:1]),
-    "a_lol_kl": of_responses(partial(offline.a_lol_kl, coef=0.3), SHIFTED, learns=SHIFTED[:1]),
-    "a_lol_quotient": of_responses(
-        partial(offline.a_lol_kl, coef=0.3, term="quotient"), SHIFTED, learns=SHIFTED[:1]),
-    "a_lol_k3": of_responses(partial(offline.a_lol_kl, coef=0.3, term="k3"), SHIFTED, learns=SHIFTED[:1]),
-    "pro": of_responses(offline.pro, ORDERED, learns=ORDERED[:2]),
-}
-"""Losses over whole responses whose stats have one number per row too; the laws run on them in
-`functional/test_offline.py`."""
 
 ALL = LOSSES | TARGETS
