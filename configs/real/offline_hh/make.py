@@ -69,6 +69,7 @@ def main(source: Path, out: Path) -> None:
     validation = read([source / "hh_dev.sampled_dev.jsonl.gz"])
     for name, pairs in (("train", train), ("validation", validation), ("test", held_out)):
         write(out / f"{name}.jsonl", rows(pairs, name))
+    write(out / "questions.jsonl", rows(held_out, "test")[::2])
 
 
 if __name__ == "__main__":
