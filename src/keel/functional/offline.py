@@ -82,7 +82,7 @@ def a_lol(
     """
     sums = _of_responses(logprobs, response_mask, length_norm)
     shift = sums.detach() - _of_responses(ref_logprobs.detach(), response_mask, length_norm)
-    ratio, stats = _ratio(shift, weight, clip)
+    ratio, stats = _ratio(shift, clip)
     return -weight.detach() * ratio * sums, stats | {"shift": shift}
 
 
@@ -106,7 +106,7 @@ def a_lol_seq(
     """
     found = _masked(logprobs, response_mask)
     shift = found.detach() - _masked(ref_logprobs.detach(), response_mask)
-    ratio, stats = _ratio(shift, weight[:, None], clip)
+    ratio, stats = _ratio(shift, clip)
     loss = -weight.detach() * _of_responses(ratio * found, response_mask, length_norm)
     stats = {name: _of_responses(x, response_mask, True) for name, x in stats.items()}
     return loss, stats | {"shift": _of_responses(shift, response_mask, length_norm)}
@@ -212,11 +212,10 @@ def _of_responses(x: Tensor, response_mask: Tensor, length_norm: bool) -> Tensor
     return sums / response_mask.sum(1).clamp_min(1) if length_norm else sums
 
 
-def _ratio(shift: Tensor, weight: Tensor, clip: float | None) -> tuple[Tensor, Stats]:
-    """The clipped ratio, bounded before exp() so that nothing overflows; what weighs nothing has ratio 1."""
+def _ratio(shift: Tensor, clip: float | None) -> tuple[Tensor, Stats]:
+    """The clipped ratio, bounded before exp() so that nothing overflows, and 0 times it is 0."""
     if clip is not None and clip <= 0:
         raise ValueError(f"clip={clip} leaves no band around a ratio of 1; none switches clipping off")
-    shift = torch.where(weight != 0, shift, 0.0)
     low = -math.inf if clip is None or clip >= 1 else math.log1p(-clip)
     high = 20.0 if clip is None else math.log1p(clip)
     ratio = shift.clamp(low, high).exp()
