@@ -57,7 +57,17 @@ def test_rewards_beside_other_columns_and_in_meta_are_the_same(tmp_path):
         assert dict(found[0].grades) == {"n": 1.0}
 
 
+def test_what_a_pair_says_of_itself_goes_with_its_responses_where_it_is_not_usual(tmp_path):
+    """A weight, a soft label, a margin; of one response such a column is what any column is."""
+    for own in ({"weight": 0.0}, {"label_prob": 0.7, "margin": -1.5}):
+        assert [dict(one.prompt.meta) for one in read(tmp_path, PAIR | own)] == [own, own]
+    assert [dict(one.prompt.meta) for one in read(tmp_path, PAIR | {"weight": 1, "label_prob": 1.0, "margin": 0},
+                                                  which="chosen")] == [{}]
+    assert read(tmp_path, {"id": "d", "prompt": "why", "completion": "so", "weight": 0})[0].prompt.meta == {"weight": 0}
+
+
 @pytest.mark.parametrize(("row", "message"), [
+    (PAIR | {"weight": "high"}, "not a number"),
     ({"id": "q", "prompt": "why"}, "a response"),
     (PAIR | {"rewards": 0.5}, "2 responses and rewards that are"),
     (PAIR | {"rewards": [1, 2, 3]}, "2 responses and rewards that are"),

@@ -150,7 +150,8 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
     """The layout's name and the row's responses with the rewards that the file holds for them, the best first.
 
     `rewards` is a column of the row or of its meta: {name: number}, or one number, which is then called `reward`; of
-    several responses {"chosen": those, "rejected": those} or a list, in the order of the responses.
+    several responses {"chosen": those, "rejected": those} or a list, in the order of the responses. What a pair says of
+    itself (its weight, a soft label, a margin) is in the meta of both responses where it is not what is usual.
 
     Raises:
         RowError: the row is wrong, holds no response, or rewards that do not fit them.
@@ -164,6 +165,9 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
     names = [""] if len(order) == 1 else [f"/{i}" for i in range(1, len(order) + 1)]
     if len(order) == 2 and found.layout != "ranking":
         names = ["/chosen", "/rejected"]
+        own = {name: _number(row, value, name, usual) for name, usual in PAIR_NUMBERS.items()}
+        unusual = {name: number for name, number in own.items() if number != PAIR_NUMBERS[name]}
+        prompt = replace(prompt, meta={**prompt.meta, **unusual})
     made = [Graded(replace(prompt, id=prompt.id + name), found.responses[i], _rewards(row, prompt, i, len(order)),
                    prompt.id if name else "") for name, i in zip(names, order, strict=True)]
     for one in made:
