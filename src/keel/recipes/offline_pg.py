@@ -28,6 +28,7 @@ from keel.data.render import PromptRow, Row, Template, Truncation, render_demons
 from keel.errors import ConfigError, DataError, ModelError
 from keel.functional.direct import response_logprobs
 from keel.models.forward import token_logprobs
+from keel.models.identity import tokenizer_identity
 from keel.models.load import (
     FrozenModelConfig,
     ModelConfig,
@@ -308,8 +309,8 @@ def reference_of(cfg: OfflinePGConfig, policy: nn.Module, words: Template, rewar
         return torch.stack(found, 1)
 
     return Reference(model, reference_identity(spec, model, cfg.seed), {
-        "rewards": rewards.identity, "sampling": cfg.value_sampling.model_dump(mode="json")}, judged,
-        (rewards.low, rewards.high), words.pad_id, 2 * cfg.micro_tokens)
+        "rewards": rewards.identity, "sampling": cfg.value_sampling.model_dump(mode="json"),
+        "stop_ids": list(words.stop_ids), **tokenizer_identity(words.tokenizer)}, judged, (rewards.low, rewards.high), words.pad_id, 2 * cfg.micro_tokens)
 
 
 @contextmanager
