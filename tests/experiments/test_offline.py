@@ -242,15 +242,14 @@ def test_the_whole_experiment_in_miniature(tmp_path, few, monkeypatch, capsys) -
     cfg = config(tmp_path / "x")
 
     def filled(cell: Cell) -> dict:
-        """The methods that are not run here have the numbers of NLL."""
-        found = read_cell(cell)
+        """One noise level is run; the methods that are not run at all have the numbers of NLL."""
+        found = read_cell(Cell(cell.cfg, cell.seed, 0.5))
         return found | {name: found["nll"] for name in METHODS if name not in found}
 
     monkeypatch.setattr(offline, "read_cell", filled)
-    monkeypatch.setattr(offline, "NOISES", (0.25, 0.5))
+    monkeypatch.setattr(offline_work, "NOISES", (0.5,))
     result = offline.run(cfg)
     [found] = result.values["measured"]
-    assert {*found["0.25"]} == {*METHODS, REFERENCE}
     assert {*found["0.5"]} - {*METHODS} == {REFERENCE, "clip_none", "quarter_reference", "quarter_a_lol", "quarter_nll"}
     home = cfg.out / "seed-0/noise-50"
     asked = [pair.prompt for pair in read_pairs(str(home / "world/test-pairs.jsonl"))[0]]
