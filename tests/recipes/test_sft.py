@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import tiny
 import tolerances as tol
@@ -5,6 +7,7 @@ from recipes.running import killed_and_resumed, logged, same_results, scratch, s
 
 from keel.errors import DataError, ModelError, RunError
 from keel.recipes import sft
+from keel.train.inputs import DataConfig
 
 
 def test_three_steps_lower_the_held_out_loss_and_leave_a_model(tmp_path):
@@ -40,6 +43,15 @@ def test_same_seed_same_bytes_and_other_seed_other_order(tmp_path):
         sft.run(sft_config(tmp_path, out=tmp_path / name, seed=seed))
     same_results(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a/metrics.jsonl").read_bytes() != (tmp_path / "c/metrics.jsonl").read_bytes()
+
+
+def test_responses_labelled_as_bad_are_not_imitated_in_silence(tmp_path):
+    rows = [{"prompt": f"{word} cat", "completion": "yes please", "label": i % 3 > 0} for i, word in enumerate(
+        ("red", "blue", "the", "one", "two", "why"))]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(path=str(tmp_path / "labelled.jsonl"), validation_fraction=0)
+    told = sft.run(sft_config(tmp_path, data=data, steps=1))
+    assert [note for note in told.values["notes"] if note.startswith("2 of 6 demonstrations have label = false")]
 
 
 def test_scratch_model_is_drawn_from_the_seed(tmp_path):

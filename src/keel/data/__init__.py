@@ -4,21 +4,26 @@ from keel.data.collate import budget_batches, collate, collate_pairs
 from keel.data.load import (
     OnBadRecord,
     Turns,
+    Which,
     iter_demonstrations,
+    iter_labelled,
     iter_pairs,
     iter_prompts,
     iter_rankings,
     read_demonstrations,
     read_graded,
+    read_labelled,
     read_pairs,
     read_prompts,
     read_rankings,
+    read_responses,
 )
 from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import read_rows, scan_rows
 from keel.data.records import (
     Demonstration,
     Graded,
+    Labelled,
     Message,
     PreferencePair,
     Prompt,
@@ -47,10 +52,11 @@ from keel.data.render import (
 )
 
 __all__ = [
-    "Demonstration", "Fitted", "Graded", "Message", "OnBadRecord", "PairRow", "PreferencePair", "Problem", "Prompt",
-    "PromptRow", "Ranking", "RankingRow", "ReadReport", "Row", "RowError", "Tally", "Template", "TooLong",
-    "Truncation", "Turns", "budget_batches", "check_demonstration", "check_graded", "check_pair", "check_prompt",
-    "check_ranking", "collate", "collate_pairs", "fit", "iter_demonstrations", "iter_pairs", "iter_prompts",
-    "iter_rankings", "read_demonstrations", "read_graded", "read_pairs", "read_prompts", "read_rankings", "read_rows",
-    "render_demonstrations", "render_pairs", "render_prompts", "render_rankings", "scan_rows", "template",
+    "Demonstration", "Fitted", "Graded", "Labelled", "Message", "OnBadRecord", "PairRow", "PreferencePair", "Problem",
+    "Prompt", "PromptRow", "Ranking", "RankingRow", "ReadReport", "Row", "RowError", "Tally", "Template", "TooLong",
+    "Truncation", "Turns", "Which", "budget_batches", "check_demonstration", "check_graded", "check_pair",
+    "check_prompt", "check_ranking", "collate", "collate_pairs", "fit", "iter_demonstrations", "iter_labelled",
+    "iter_pairs", "iter_prompts", "iter_rankings", "read_demonstrations", "read_graded", "read_labelled", "read_pairs",
+    "read_prompts", "read_rankings", "read_responses", "read_rows", "render_demonstrations", "render_pairs",
+    "render_prompts", "render_rankings", "scan_rows", "template",
 ]

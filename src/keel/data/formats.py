@@ -21,8 +21,8 @@ _COLUMNS = ("prompt", "chosen", "rejected", "completion", "response", "messages"
             "input", "output", "text", "question")
 _CLOSE = 0.7
 _COMPARED = 50  # columns, and letters of a name: nobody misspells more
-_LAYOUTS_READ = ("keel reads prompt, chosen, rejected; prompt, responses, ranks or scores; prompt, completion; "
-                 "messages; conversations; instruction, output; text; prompt")
+_LAYOUTS_READ = ("keel reads prompt, chosen, rejected; prompt, responses, ranks or scores; prompt, completion, "
+                 "perhaps with label; messages; conversations; instruction, output; text; prompt")
 
 
 @dataclass(frozen=True)

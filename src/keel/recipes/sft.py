@@ -59,6 +59,10 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(tokenizer)
         how: dict = {"turns": cfg.turns, "on_bad_record": cfg.data.on_bad_record, "as_text": cfg.data.as_text}
         train, report = read_demonstrations(cfg.data.path, **how)
+        n_bad = sum(shown.prompt.meta.get("label") is False for shown in train)
+        if n_bad:
+            log.note(f"{n_bad} of {len(train)} demonstrations have label = false and are imitated like the others; "
+                     "`keel preference --loss kto` tells good from bad")
         if cfg.data.validation:
             held_out = read_demonstrations(cfg.data.validation, **how)[0]
         else:
