@@ -6,26 +6,26 @@ response and in which responses are drawn. Left out: several processes in one ru
 way, and decoding with several beams, which the released scripts for dialogue use to select checkpoints.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel import runs
-from keel.bench.items import keyed_prompt
+from keel.bench.diversity import SIZES, distinct_ratio
 from keel.bench.rewards import SequenceRewardConfig, SequenceRewards
 from keel.config import Config
 from keel.data.collate import budget_batches, collate
 from keel.data.load import Which, read_responses
 from keel.data.records import Demonstration, Graded, prompt_numbers
 from keel.data.render import PromptRow, Row, Template, Truncation, render_demonstrations, render_prompts, template
-from keel.errors import ConfigError, DataError, ModelError
+from keel.data.seen import write_seen
+from keel.errors import ConfigError, ModelError, RunError
 from keel.functional.direct import response_logprobs
 from keel.models.forward import token_logprobs
 from keel.models.identity import tokenizer_identity
@@ -39,6 +39,7 @@ from keel.models.load import (
     save_model,
 )
 from keel.progress import Bar, bar
+from keel.rng import shuffled
 from keel.rollout.evaluate import Found, headline, keep_best, without_each
 from keel.rollout.measure import same_tokens
 from keel.rollout.respond import respond, sample_rows, summary
@@ -46,14 +47,33 @@ from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.baseline import Reference, reference_values
 from keel.train.clock import Clock
-from keel.train.frozen import FrozenNumbers, OnDone, reference_identity, row_digest, row_numbers
-from keel.train.inputs import DataConfig, load_split, prompt_room
-from keel.train.offline import OfflineLossConfig, SelectionConfig, aligned, offline_loss, ranked_loss
+from keel.train.frozen import OnDone, reference_identity
+from keel.train.inputs import DataConfig, load_split
+from keel.train.offline import (
+    OfflineLossConfig,
+    SelectionConfig,
+    aligned,
+    drift,
+    offline_loss,
+    ranked_loss,
+    reference_logprobs,
+)
 from keel.train.order import n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
 from keel.train.value import ValueConfig
-from keel.train.worth import Worth, drawn, kept_of, ranked_units, require_positive, step_credit, write_worth
+from keel.train.worth import (
+    Worth,
+    chosen,
+    drawn,
+    lower_first,
+    require_positive,
+    responses_of_rows,
+    step_credit,
+    wanted,
+    weighty,
+    write_worth,
+)
 
 __all__ = ["OfflinePGConfig", "run"]
 
@@ -87,7 +107,8 @@ class OfflinePGConfig(Config):
     micro_tokens: int = Field(2048, ge=1, description="token positions per forward pass; changes memory, not results")
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5)
     eval_every: int = Field(100, ge=1, description="steps between examinations on held-out prompts")
-    eval_prompts: int = Field(200, ge=1, description="held-out prompts answered at most; the value has its own")
+    eval_prompts: int = Field(200, ge=1, description="held-out prompts answered at most, drawn by the seed; the value "
+                              "has its own")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=64)
     n_samples: int = Field(16, ge=0, description="held-out answers kept for the report, before and after")
@@ -139,42 +160,48 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(tokenizer)
         told, held_told, n_bad = load_split(cfg.data, cfg.seed, lambda path: read_responses(
             path, which="all", on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text))
-        told, held_told = wanted(cfg, told), wanted(cfg, held_told)
+        (told, n_weightless), (held_told, _) = weighty(told, cfg.data.path), weighty(held_told, "held-out records")
+        disorder = lower_first(told)
+        told, held_told = (wanted(part, cfg.responses, cfg.drop_ending, cfg.data.path) for part in (told, held_told))
         (rows, cut), (held_rows, _) = rendered(cfg, words, told), rendered(cfg, words, held_told)
         asked = asked_prompts(cfg, words, held_told)
-        write_seen(cfg.out, [*told, *held_told])
+        write_seen(cfg.out, [one.prompt for one in told], [one.prompt for one in held_told])
 
         # What every response is worth, what the reference reaches on its prompt, and so what is learned from.
         rewards = SequenceRewards(cfg.rewards, cfg.cached_in / "rewards")
         if cfg.samples_reference:
             rewards.require_new_text()
-        by_id = {one.id: one for one in told}
-        told = [by_id[row.record_id] for row in rows]
+        told, held_told = responses_of_rows(told, rows), responses_of_rows(held_told, held_rows)
+        groups = prompt_numbers([one.prompt for one in held_told])
         with shown(log, "rewards of the data") as on_done:
             known = rewards.of_data(told, on_done)
         for text in rewards.notes:
             log.note(text)
         # DEVIATION(offline_pg-6): without dropout, released with 0.05 in the adapter: the ratio begins at 1.
         policy = causal_lm(cfg.policy, seed=cfg.seed)
-        check_context(policy, max(len(row.ids) for part in (rows, held_rows, asked) for row in part))
         reference = reference_of(cfg, policy, words, rewards)
+        for model in (policy, reference.model):
+            check_context(model, max(len(row.ids) for part in (rows, held_rows, asked) for row in part))
+        origin = origins(cfg, policy, words, reference, rewards)
         values, estimate = None, dict[str, Any]()
         if cfg.samples_reference:
             begun = [PromptRow(row.ids[: row.n_prompt], one.prompt) for row, one in zip(rows, told, strict=True)]
             with shown(log, "value of the reference") as on_done:
-                values, estimate = reference_values(reference, begun, asked, cfg.value, cfg.cached_in / "values",
-                                                    cfg.seed, on_done)
+                values, estimate = reference_values(reference, begun, some(asked, cfg.value.prompts, cfg.seed),
+                                                    cfg.value, cfg.cached_in / "values", cfg.seed, on_done)
             tell_of_values(log, estimate)
         worth = Worth(known.total, values)
-        kept = kept_of(worth, cfg.selection, cfg.loss.variant)
+        choice = chosen(told, worth, cfg.selection, cfg.loss)
+        units, kept = choice.units, choice.kept
         share = write_worth(cfg.out / "advantages.jsonl", told, rows, known.parts, worth, kept,
                             known_bad=cfg.known_bad, seed=cfg.seed)
-        require_positive(worth, cfg.selection, cfg.loss.variant)
-        units = ranked_units(told, known.total) if cfg.loss.variant == "pro" else [[i] for i in kept]
-        priorities = worth.rewards if worth.advantages is None else worth.advantages.clamp_min(0)
-        by_weight = None if cfg.draws == "uniform" else priorities[torch.tensor(kept)].tolist()
+        require_positive(worth, kept)
+        for text in choice.notes:
+            log.note(text)
         compared = kept if cfg.loss.has_reference else []
-        said, held = ref_logprobs(cfg, log, reference, [rows[i] for i in compared], held_rows)
+        with shown(log, "what the reference says") as on_done:
+            said, held = reference_logprobs(log, reference, [[rows[i] for i in compared], held_rows],
+                                            cfg.cached_in / "reference", on_done)
         ref = dict(zip(compared, said, strict=True))
         del reference  # where it is not the policy itself, it is in memory for nothing from here on
 
@@ -182,13 +209,15 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         learner = Learner.of([policy], cfg.optimizer, total)
         state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
         done, extra = checkpoint.restore(log, **state) if resume else (0, {})
+        require_same(extra.get("origin", origin), origin, cfg.out)
         before, found, best = (extra.get(name) for name in ("before", "found", "best"))
         progress = log.bar(total, done)
 
         def examined(step: int) -> tuple[Found, Found | None]:
             progress.reach(step, "answers held-out prompts")
             told_now = sit(cfg, log, policy, words, rewards, asked, step)
-            told_now |= drift(policy, words.pad_id, held_rows, held, cfg)
+            told_now |= drift(policy, held_rows, held, groups, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens,
+                              seed=cfg.seed)
             log.log(step, {f"{name}/{key}": x for name, values in told_now.items() if not name.startswith("each/")
                            for key, x in values.items()}, "eval")
             return told_now, keep_best(best, told_now, step, policy, tokenizer, cfg.out / "best",
@@ -197,7 +226,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         if done == 0:
             before, best = examined(0)
             found = before
-        batches = drawn(by_weight, len(units), cfg.batch, cfg.seed, first_step=done + 1)
+        batches = drawn(choice.weights, len(units), cfg.batch, cfg.seed, first_step=done + 1)
         tally, clock = Tally(), Clock()
         for step in range(done + 1, total + 1):
             picked = [units[u] for u in next(batches)]
@@ -227,32 +256,18 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
             if step % cfg.eval_every == 0 or step == total:
                 found, best = examined(step)
             if step % cfg.save_every == 0 or step == total or log.stop_requested():
-                checkpoint.save(log, step, **state, extra={"before": before, "found": found, "best": best})
+                checkpoint.save(log, step, **state, extra={"before": before, "found": found, "best": best,
+                                                              "origin": origin})
             if log.stop_requested() and step < total:
                 log.stop(step)
             progress.reach(step, f"loss {metrics['loss']:.3f}")
         save_model(policy, tokenizer, cfg.out / "model")
         return log.finish({
-            "steps": total, "n_responses": len(rows), "n_kept": len(kept), "n_validation": len(asked), "data": share,
+            "steps": total, "n_responses": len(rows), "n_kept": len(kept), "n_validation": len(asked),
+            "data": share | ({"chosen_has_lower_reward": disorder} if disorder else {}),
             "value": estimate, "before": without_each(before), "evaluation": without_each(found), "best": best,
-            "skipped": {"records": n_bad} | vars(cut), "scored": rewards.counts,
+            "skipped": {"records": n_bad + n_weightless} | choice.skipped | vars(cut), "scored": rewards.counts,
             "headline": headline(before, found, cfg.seed)})
-
-
-def wanted(cfg: OfflinePGConfig, told: Sequence[Graded]) -> list[Graded]:
-    """The responses that the settings ask for.
-
-    Raises:
-        DataError: none are left.
-    """
-    bad = {one.record or one.id for one in told if cfg.drop_ending and one.response.endswith(cfg.drop_ending)}
-    first = {one.record or one.id: one.id for one in reversed(told)}
-    found = [one for one in told if (one.record or one.id) not in bad
-             and (cfg.responses == "all" or first[one.record or one.id] == one.id)]
-    if told and not found:
-        raise DataError(f"every one of {len(first)} records has a response that ends with {cfg.drop_ending!r}",
-                        where=cfg.data.path, remedy="Leave drop_ending out, or mend the data.")
-    return found
 
 
 def rendered(cfg: OfflinePGConfig, words: Template, told: Sequence[Graded]) -> tuple[list[Row], Truncation]:
@@ -265,7 +280,7 @@ def asked_prompts(cfg: OfflinePGConfig, words: Template, told: Sequence[Graded])
     """Different held-out prompts that leave room for an answer: the reference's samples and the examinations.
 
     Raises:
-        ConfigError: a value is to be estimated, and no prompt is held out.
+        ConfigError: a value is to be estimated, and no prompt is held out; or an answer leaves no room for a prompt.
     """
     numbers = prompt_numbers([one.prompt for one in told])
     first = {number: one.prompt for number, one in reversed(list(zip(numbers, told, strict=True)))}
@@ -274,15 +289,18 @@ def asked_prompts(cfg: OfflinePGConfig, words: Template, told: Sequence[Graded])
             raise ConfigError("no prompt is held out, so there is nothing to estimate the reference's value on",
                               where="data", remedy="Give data.validation or raise data.validation_fraction.")
         return []
-    most = max(cfg.sampling.max_new_tokens, cfg.value_sampling.max_new_tokens)
-    return render_prompts(words, [first[number] for number in sorted(first)], prompt_room(cfg.data, most),
+    writers = {"sampling": cfg.sampling} | ({"value_sampling": cfg.value_sampling} if cfg.samples_reference else {})
+    most, name = max((own.max_new_tokens, name) for name, own in writers.items())
+    if cfg.data.max_length <= most:
+        raise ConfigError(f"data.max_length={cfg.data.max_length} leaves no room for a prompt beside "
+                          f"{name}.max_new_tokens={most}", remedy="Raise the first or lower the second.")
+    return render_prompts(words, [first[number] for number in sorted(first)], cfg.data.max_length - most,
                           cfg.data.too_long)[0]
 
 
-def write_seen(folder: Path, told: Sequence[Graded]) -> None:
-    """Keys of all prompts that this run learns from or is selected by; results on them are no test."""
-    keys = sorted({keyed_prompt(one.prompt.messages, one.prompt.text).id for one in told})
-    runs.write_json(folder / "prompts_seen.json", {"keys": keys})
+def some(asked: Sequence[PromptRow], n: int, seed: int) -> list[PromptRow]:
+    """At most n of them, drawn by the seed: a file may be in any order, of topics for one. In the order of the file."""
+    return [asked[i] for i in sorted(shuffled(len(asked), seed, "held-out prompts")[:n])]
 
 
 def reference_of(cfg: OfflinePGConfig, policy: nn.Module, words: Template, rewards: SequenceRewards) -> Reference:
@@ -310,7 +328,30 @@ def reference_of(cfg: OfflinePGConfig, policy: nn.Module, words: Template, rewar
 
     return Reference(model, reference_identity(spec, model, cfg.seed), {
         "rewards": rewards.identity, "sampling": cfg.value_sampling.model_dump(mode="json"),
-        "stop_ids": list(words.stop_ids), **tokenizer_identity(words.tokenizer)}, judged, (rewards.low, rewards.high), words.pad_id, 2 * cfg.micro_tokens)
+        "stop_ids": list(words.stop_ids), **tokenizer_identity(words.tokenizer)}, judged, (rewards.low, rewards.high),
+        words.pad_id, 2 * cfg.micro_tokens)
+
+
+def origins(cfg: OfflinePGConfig, policy: nn.Module, words: Template, reference: Reference, rewards: SequenceRewards,
+            ) -> dict[str, str]:
+    """Whatever else than settings and data the steps of a run depend on, as JSON."""
+    own = reference.identity if cfg.reference is None else reference_identity(cfg.policy, policy, cfg.seed)
+    found = {"policy": own, "reference": reference.identity, "rewards": rewards.identity,
+             "tokenizer": {"stop_ids": list(words.stop_ids), **tokenizer_identity(words.tokenizer)}}
+    return {name: json.dumps(identity, sort_keys=True) for name, identity in found.items()}
+
+
+def require_same(begun: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
+    """Go on only with what the first steps were made with.
+
+    Raises:
+        RunError: something is another one now.
+    """
+    changed = [name for name in now if begun[name] != now[name]]
+    if changed:
+        raise RunError(f"{', '.join(changed)}: not what this run began with", where=str(folder),
+                       remedy="Steps with one and the other would be mixed. Put back what it began with, or start a "
+                              "new run in another folder.")
 
 
 @contextmanager
@@ -340,26 +381,10 @@ def tell_of_values(log: runs.Run, found: Mapping[str, Any]) -> None:
                  "rewards less that number")
 
 
-def ref_logprobs(cfg: OfflinePGConfig, log: runs.Run, reference: Reference, *parts: Sequence[Row],
-                 ) -> list[list[np.ndarray]]:
-    """What the reference says of each token of some responses, from the cache or computed; part by part."""
-    rows, cache = [*chain(*parts)], FrozenNumbers(cfg.cached_in / "reference", reference.identity)
-    began_empty = cache.is_empty()
-    with shown(log, "what the reference says") as on_done:
-        found, n = cache.fill([row_digest(row) for row in rows], row_numbers(
-            reference.model, rows, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens),
-            [row.record_id for row in rows], on_done)
-    if n and not began_empty:
-        log.note(f"{cache.folder} lacked what this reference says of {n} of {len(rows)} responses; it is computed now. "
-                 "The folder was filled by another model, from other data, or by a run that was killed")
-    ends = [0, *accumulate(map(len, parts))]
-    return [found[start:end] for start, end in pairwise(ends)]
-
-
 def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template, rewards: SequenceRewards,
         asked: Sequence[PromptRow], step: int) -> Found:
     """Held-out prompts answered with the same random streams every time: each reward, their total, length."""
-    asked = asked[: cfg.eval_prompts]
+    asked = some(asked, cfg.eval_prompts, cfg.seed)
     if not asked or not all(spec.scores_new_text for spec in cfg.rewards):
         return {}
     # DEVIATION(offline_pg-8): no beams; the released scripts search with two but for HHA.
@@ -370,18 +395,6 @@ def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template,
     log.sample(sample_rows(step, said, columns, cfg.n_samples))
     numbers = columns | {"length": said.rollout.tokens.response_mask.sum(1).float().cpu(),
                          "ended": said.rollout.ended.float().cpu()}
-    return {name: summary(x, cfg.seed, name) for name, x in numbers.items()} | {"each/score": columns["score"].tolist()}
-
-
-@torch.no_grad()
-def drift(policy: nn.Module, pad_id: int, rows: Sequence[Row], said: Sequence[np.ndarray], cfg: OfflinePGConfig,
-          ) -> Found:
-    """S - Q on held-out responses, in nats; with the cross-entropy per token."""
-    if not rows:
-        return {}
-    sums, n = torch.zeros(len(rows)), torch.tensor([float(row.n_tokens - row.n_prompt) for row in rows])
-    for part in budget_batches([row.n_tokens for row in rows], 2 * cfg.micro_tokens):
-        batch = collate([rows[i] for i in part], pad_id).to(device_of(policy))
-        sums[torch.tensor(part)] = response_logprobs(token_logprobs(policy, batch)[0], batch.response_mask).cpu()
-    shift = sums - torch.tensor([float(x.sum()) for x in said])
-    return {"shift": summary(shift, cfg.seed, "shift"), "nll": {"mean": float(-sums.sum() / n.sum()), "n": len(rows)}}
+    varied = {f"distinct_{k}": {"mean": distinct_ratio(said.texts, k), "n": len(said.texts)} for k in SIZES}
+    return {name: summary(x, cfg.seed, name) for name, x in numbers.items()} | varied | {
+        "each/score": columns["score"].tolist()}
