@@ -13,10 +13,10 @@ import torch
 from recipes.offline_runs import by_hand, offline_config, reward, rows_of, told, whole_batch
 from recipes.running import FAST, logged
 
-from keel.bench.items import keyed_prompt
 from keel.bench.scorers import ScorerConfig
 from keel.cli import main
 from keel.data.load import read_responses
+from keel.data.seen import prompt_key, read_seen
 from keel.errors import ConfigError, DataError, KeelError, ModelError, NumericsError
 from keel.models.load import FrozenModelConfig, ModelConfig, causal_lm, load_tokenizer
 from keel.recipes import offline_pg
@@ -179,9 +179,10 @@ def test_every_prompt_that_was_used_is_written_down(tmp_path):
     held = str(tiny.write_rows(tmp_path / "held.jsonl", rows[45:]))
     cfg = cfg.model_copy(update={"data": over(cfg, validation=held)})
     offline_pg.run(cfg)
-    seen = json.loads((cfg.out / "prompts_seen.json").read_text())["keys"]
-    used = [one for path in (cfg.data.path, cfg.data.validation) for one in read_responses(path)[0]]
-    assert seen == sorted({keyed_prompt(one.prompt.messages, one.prompt.text).id for one in used}) and len(seen) == 55
+    seen = read_seen(cfg.out / "model")
+    for path, keys in ((cfg.data.path, seen.learned_from), (held, seen.held_out)):
+        assert keys == {prompt_key(one.prompt) for one in read_responses(path)[0]}
+    assert len(seen.learned_from | seen.held_out) == 55
 
 
 def test_held_out_prompts_are_never_learned_from(tmp_path):

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from keel.data.records import Message, Prompt
+from keel.data.seen import said_key
 
 __all__ = ["GOALLESS", "Asked", "Benchmark", "Item", "SetName", "keyed_prompt", "response_key", "unique_responses"]
 
@@ -106,19 +107,12 @@ class Asked:
 
 def keyed_prompt(messages: Sequence[Message], text: str | None = None) -> Prompt:
     """A prompt whose id is the key of what it says: 16 hex digits of SHA-256, as RMB's converted files have it."""
-    return Prompt(_key(messages, text), tuple(messages), text)
+    return Prompt(said_key(messages, text), tuple(messages), text)
 
 
 def response_key(prompt: Prompt, response: str) -> str:
     """Key of a prompt with a response to it; equal for equal texts, whoever wrote them."""
-    return _key(prompt.messages, prompt.text, response)
-
-
-def _key(messages: Sequence[Message], text: str | None, response: str = "") -> str:
-    """SHA-256 over role U+001E content U+001F of each message, then the response. A bare text has no role."""
-    turns = messages if text is None else (Message("", text),)
-    whole = "".join(f"{turn.role}\x1e{turn.content}\x1f" for turn in turns) + response
-    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return said_key(prompt.messages, prompt.text, response)
 
 
 def unique_responses(items: Iterable[Item]) -> list[Asked]:
