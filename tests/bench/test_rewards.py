@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 
 import pytest
 import rewards_by_hand
@@ -145,6 +146,36 @@ def test_a_model_with_other_weights_scores_again(tmp_path):
     assert not torch.equal(*totals)
     new = rewards(tmp_path / "scores", spec)([one.prompt for one in TOLD], [one.response for one in TOLD])
     torch.testing.assert_close(new.total, totals[1], **tol.FLOAT32)
+
+
+def test_a_reward_that_changed_under_its_name_is_noted(tmp_path, monkeypatch):
+    """Its scores are computed anew; whoever thought that they were there must know."""
+    module, notes = tmp_path / "scoring_of_x.py", []
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"name": "own", "scorer": {"function": "scoring_of_x:score"}}
+    for body in ("0.5", "0.5", "0.25", "0.5"):
+        module.write_text(f"def score(prompt, text):\n    return {body}\n")
+        sys.modules.pop("scoring_of_x", None)
+        found = rewards(tmp_path / "kept", own, function("counted"))
+        found.of_data(TOLD)
+        found.of_data(TOLD)
+        notes.append(found.notes)
+    sys.modules.pop("scoring_of_x", None)
+    assert [len(said) for said in notes] == [0, 0, 1, 0]
+    assert "holds scores of other scorers and none of reward 'own' as it is now; all 3 are computed" in notes[2][0]
+
+
+def test_a_reward_is_not_noted_as_changed_where_the_folder_was_filled_by_this_run(tmp_path):
+    """A run of two rewards that was killed in the first; the second has no scores yet."""
+    told, specs = [graded(f"r{i}", "x" * i) for i in range(100)], [function("counted"), function("vowels", high=9)]
+    rewards_by_hand.BROKEN.add(told[50].response)
+    with pytest.raises(NumericsError, match="the scoring function failed"):
+        rewards(tmp_path, *specs).of_data(told)
+    assert (tmp_path / "scores.jsonl").stat().st_size
+    rewards_by_hand.BROKEN.clear()
+    found = rewards(tmp_path, *specs)
+    found.of_data(told)
+    assert found.notes == []
 
 
 def test_the_identity_holds_all_that_can_change_a_reward(tmp_path):
@@ -331,6 +362,17 @@ def test_a_text_that_was_cut_is_told_from_one_that_ended(tmp_path):
     prompts = [Prompt("q", (Message("user", "why"),))] * 2
     assert SequenceRewards([spec], tmp_path)(prompts, ["yes", "yes"], [True, False]).total.tolist() == [1.0, 0.0]
     assert SequenceRewards([spec], tmp_path)(prompts, ["yes", "yes"]).total.tolist() == [1.0, 1.0]
+
+
+def test_answers_that_were_cut_are_scored_as_such_and_kept_apart_from_whole_ones(tmp_path):
+    told, spec = [graded("a", "red"), graded("b", "red"), graded("c", "blue")], of_record_end()
+    assert rewards(tmp_path, spec).of_data(told, ended=[True, False, True]).total.tolist() == [1, 0, 1]
+    assert rewards(tmp_path, spec).of_data(told, ended=[False, True, True]).total.tolist() == [0, 1, 1]
+    assert rewards(tmp_path, spec).of_data(told).total.tolist() == [1, 1, 1]
+
+
+def of_record_end():
+    return {"name": "end", "scorer": {"function": f"{__name__}:has_ended", "prompt_as": "record"}}
 
 
 def has_ended(prompt, text, ended):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from keel.errors import ModelError
-from keel.models.value_head import EDGE, ValueHead, load_head, padded, save_head
+from keel.models.value_head import EDGE, ROUNDING, ValueHead, load_head, outside, padded, save_head
 
 RANGE = {"low": -1.0, "high": 3.0}
 
@@ -52,14 +52,13 @@ def torch_layer(made):
 
 
 @pytest.mark.parametrize("heads", [1, 4, 16])
-@pytest.mark.parametrize("masked", [True, False])
-def test_it_is_torchs_attention_with_one_query(heads, masked):
-    made = head(heads=heads, mask_padding=masked).double().eval()
+def test_it_is_torchs_attention_with_one_query(heads):
+    made = head(heads=heads).double().eval()
     with torch.no_grad():
         for layer in (made.asked, made.read, made.joined):
             layer.bias.normal_(generator=torch.Generator().manual_seed(1))
     x, mask = padded([one.double() for one in states(3, 1, 7)], torch.device("cpu"))
-    found, _ = torch_layer(made)(made.query.expand(3, 1, -1), x, x, key_padding_mask=~mask if masked else None)
+    found, _ = torch_layer(made)(made.query.expand(3, 1, -1), x, x, key_padding_mask=~mask)
     expected = -1.0 + 4.0 * torch.sigmoid(made.value(found[:, 0])[:, 0])
     torch.testing.assert_close(made(x, mask), expected, **tol.FLOAT64)
 
@@ -86,17 +85,6 @@ def test_padding_on_either_side_and_what_lies_there_change_nothing():
         torch.testing.assert_close(found, alone, **tol.FLOAT64)
         found.sum().backward()
         assert torch.isfinite(x.grad).all() and not x.grad[~mask].any() and x.grad[mask].any(1).all()
-
-
-def test_unmasked_padding_takes_part_as_in_the_released_code():
-    short, long = states(3, 9)
-    made, loose = head(), head(mask_padding=False)
-    torch.testing.assert_close(made.of([short, long])[:1], made.of([short]), **tol.FLOAT32)
-    assert abs(float(loose.of([short, long])[0] - loose.of([short])[0])) > 0.01
-    torch.testing.assert_close(loose.of([short]), made.of([short]), **tol.FLOAT32)
-    # Six zeros beside three states: what the other prompt's length made of it.
-    torch.testing.assert_close(loose.of([short, long])[:1], made.of([torch.cat([torch.zeros(6, 16), short])]),
-                               **tol.FLOAT32)
 
 
 def test_dropout_acts_only_while_it_learns_and_never_on_a_value_that_is_asked_for():
@@ -167,15 +155,24 @@ def test_a_shape_that_cannot_be_is_refused():
             head(low=low, high=high)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 0.1), (-7.0, 93.0), (1000.0, 1000.1)])
+def test_a_reward_may_miss_its_range_by_rounding_and_no_more(low, high):
+    step = ROUNDING * (high - low)
+    fine = [low, high, (low + high) / 2, low - 0.9 * step, high + 0.9 * step]
+    missed = [low - 1.1 * step, high + 1.1 * step, math.nan, math.inf, -math.inf]
+    assert outside(torch.tensor(fine + missed, dtype=torch.float64), low, high).tolist() == [False] * 5 + [True] * 5
+    assert outside(torch.tensor([0.1, 0.2]), 0.0, 0.1).tolist() == [False, True]
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_head_is_the_same_head(tmp_path):
-    made = head(dropout=0.3, mask_padding=False, seed=5).train()
+    made = head(dropout=0.3, seed=5).train()
     save_head(made, tmp_path / "new folder" / "head.safetensors")
     found = load_head(tmp_path / "new folder" / "head.safetensors", width=16)
     assert not found.training and [p.name for p in (tmp_path / "new folder").iterdir()] == ["head.safetensors"]
-    for name in ("width", "heads", "dropout", "low", "high", "mask_padding"):
+    for name in ("width", "heads", "dropout", "low", "high"):
         assert getattr(found, name) == getattr(made, name)
     assert torch.equal(found.of(states(3, 5)), made.of(states(3, 5)))
 

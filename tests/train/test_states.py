@@ -10,7 +10,7 @@ from keel.errors import DataError, ModelError, NumericsError
 from keel.models.load import ModelConfig, causal_lm, scalar_model
 from keel.models.value_head import ValueHead, padded
 from keel.train.frozen import FrozenNumbers, row_digest
-from keel.train.states import prompt_rows, prompt_states, prompt_values, state_batches, value_numbers
+from keel.train.states import prompt_rows, prompt_states, state_batches, value_numbers
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,14 @@ def head(**how):
     return ValueHead(**{"width": 16, "heads": 4, "low": -1.0, "high": 3.0} | how)
 
 
+def values(model, made, several, *, pad_id=0, micro_tokens=50):
+    """Of every row's prompt; those of one prompt come once, at the first of them."""
+    found = {}
+    for part, numbers in value_numbers(model, made, several, pad_id=pad_id, micro_tokens=micro_tokens)(lambda _: False):
+        found |= {tuple(several[i].ids[: several[i].n_prompt]): one for i, (one,) in zip(part, numbers, strict=True)}
+    return torch.tensor([found[tuple(row.ids[: row.n_prompt])] for row in several])
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("micro_tokens", [1, 20, 1000])
 def test_states_are_those_of_the_prompt_alone(folders, kind, micro_tokens):
@@ -49,9 +57,9 @@ def test_states_are_those_of_the_prompt_alone(folders, kind, micro_tokens):
 
 
 def test_the_response_and_the_padding_token_are_not_looked_at(model):
-    found = prompt_values(model, head(), rows(), pad_id=0, micro_tokens=30)
+    found = values(model, head(), rows(), micro_tokens=30)
     other = [Row([*row.ids[: row.n_prompt], 5], row.n_prompt, row.record_id) for row in rows()]
-    assert torch.equal(prompt_values(model, head(), other, pad_id=7, micro_tokens=30), found)
+    assert torch.equal(values(model, head(), other, pad_id=7, micro_tokens=30), found)
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 20, 1000])
@@ -60,16 +68,16 @@ def test_values_do_not_depend_on_how_prompts_are_batched_or_ordered(model, micro
     expected = torch.cat([made.of([one]) for one in prompt_states(model, rows(), pad_id=0, micro_tokens=50)])
     assert len(set(expected.tolist())) == len(rows())
     for order in (list(range(9)), [4, 0, 8, 2, 1, 7, 3, 6, 5]):
-        found = prompt_values(model, made, [rows()[i] for i in order], pad_id=0, micro_tokens=micro_tokens)
+        found = values(model, made, [rows()[i] for i in order], pad_id=0, micro_tokens=micro_tokens)
         torch.testing.assert_close(found, expected[order], **tol.FLOAT32)
-    assert found.dtype == torch.float32 and not found.requires_grad and made.training
+    assert made.training
 
 
 def test_a_prompt_of_several_rows_is_computed_once(model):
     several = [*rows(3), *(Row([*row.ids, 9], row.n_prompt, "again") for row in rows(3)), *rows(4)]
     parts = [part for part, _ in state_batches(model, several, pad_id=0, micro_tokens=5)]
     assert sorted(i for part in parts for i in part) == [0, 1, 2, 9]
-    found = prompt_values(model, head(), several, pad_id=0, micro_tokens=5)
+    found = values(model, head(), several, pad_id=0, micro_tokens=5)
     assert torch.equal(found[:3], found[3:6]) and torch.equal(found[:3], found[6:9])
     held = prompt_states(model, several, pad_id=0, micro_tokens=5)
     assert held[0] is held[3] and held[2] is held[8] and [len(one) for one in held] == [1, 2, 3, 1, 2, 3, 1, 2, 3, 4]
@@ -110,12 +118,12 @@ def test_only_causal_language_models_have_states_of_prompts(folders):
 
 def test_a_prompt_without_tokens_is_refused_by_its_record(model):
     with pytest.raises(DataError, match="records empty: 1 prompts have no tokens, so there is nothing to estimate"):
-        prompt_values(model, head(), [*rows(2), Row([5, 6], 0, "empty")], pad_id=0, micro_tokens=50)
+        values(model, head(), [*rows(2), Row([5, 6], 0, "empty")], micro_tokens=50)
 
 
 def test_a_head_for_another_model_is_refused(model):
     with pytest.raises(ModelError, match="the value head reads states of width 8, and the model's have 16"):
-        prompt_values(model, head(width=8), rows(), pad_id=0, micro_tokens=50)
+        values(model, head(width=8), rows(), pad_id=0, micro_tokens=50)
 
 
 def test_a_value_that_is_not_finite_names_its_record(folders):
@@ -124,7 +132,7 @@ def test_a_value_that_is_not_finite_names_its_record(folders):
         broken.get_input_embeddings().weight[rows()[4].ids[0]] = torch.nan
     hit = ", ".join(row.record_id for row in reversed(rows()) if rows()[4].ids[0] in row.ids[: row.n_prompt])
     with pytest.raises(NumericsError, match=f"records {hit}: the value estimate of .* prompts is not finite"):
-        prompt_values(broken, head(), rows(), pad_id=0, micro_tokens=1000)
+        values(broken, head(), rows(), pad_id=0, micro_tokens=1000)
 
 
 def test_values_go_through_the_cache_of_frozen_numbers(model, tmp_path):
@@ -142,7 +150,7 @@ def test_values_go_through_the_cache_of_frozen_numbers(model, tmp_path):
 
     found, _ = cache.fill(names, compute, ids)
     assert sorted(computed) == list(range(6))
-    expected = prompt_values(model, made, rows, pad_id=0, micro_tokens=8)
+    expected = values(model, made, rows, pad_id=0, micro_tokens=8)
     assert torch.equal(torch.tensor([float(one[0]) for one in found]), expected) and len(set(expected.tolist())) == 6
     again, missing = cache.fill(names, compute, ids)
     assert missing == 0 and len(computed) == 6 and again == found

@@ -44,6 +44,16 @@ def test_every_float32_comes_back_from_the_disk(tmp_path):
         assert a.tobytes() == b.tobytes() == np.array(told, dtype=np.float32).tobytes()
 
 
+def test_every_float64_comes_back_from_the_disk_where_it_is_asked_for(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-300, 300, 50, dtype=torch.float64)
+    numbers = (torch.randn(50, 3, generator=draw).double() / 3 * scale[:, None]).tolist()
+    cache = FrozenNumbers(tmp_path, {"m": 1}, np.float64)
+    for _ in range(2):
+        found, _ = cache.fill(names_of(50), given(numbers)[0], names_of(50))
+        assert [x.tolist() for x in found] == numbers and {x.dtype for x in found} == {np.dtype(np.float64)}
+
+
 def test_rows_of_any_length_and_none_at_all(tmp_path):
     numbers = [[-1.0], [-2.0, -3.0], [], [-4.0] * 5]
     cache = FrozenNumbers(tmp_path, {})

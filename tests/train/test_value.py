@@ -223,15 +223,6 @@ def test_values_are_without_dropout_and_the_same_in_any_batch(monkeypatch):
     torch.testing.assert_close(values_of(made, states), whole, **tol.FLOAT32)
 
 
-def test_padding_takes_part_only_on_request():
-    states, targets, groups = told()
-    for masked in (True, False):
-        made = fitted(states, targets, groups, mask_padding=masked).head
-        short = min(range(N), key=lambda i: len(states[i]))
-        gap = float((values_of(made, states)[short] - values_of(made, [states[short]])[0]).abs())
-        assert made.mask_padding == masked and (gap < tol.RATIO) == masked
-
-
 def test_settings_reach_the_head():
     made = fitted(*told(), heads=4, dropout=0.3).head
     assert (made.heads, made.dropout, made.width, made.low, made.high) == (4, 0.3, WIDTH, 0.0, 1.0)
@@ -249,9 +240,33 @@ def test_too_few_prompts_are_refused():
 def test_rewards_outside_their_range_are_refused(bad):
     states, targets, groups = told()
     targets[5] = bad
-    said = rf"1 of 80 rewards of the reference's samples are outside \[0.0, 1.0\], the first of them {bad:.4g}\n"
+    said = rf"1 of 80 rewards of the reference's samples are outside \[0.0, 1.0\], the first of them {bad:.7g}\n"
     with pytest.raises(DataError, match=said):
         fitted(states, targets, groups)
+
+
+@pytest.mark.parametrize(("low", "high", "dtype"), [
+    (0.0, 0.1, torch.float32), (0.0, 0.1, torch.float64), (1000.0, 1000.1, torch.float64), (-0.3, 0.7, torch.float32)])
+def test_a_perfect_reward_is_in_range_in_any_number_format(low, high, dtype):
+    """In float32 an end such as 0.1 is a number beyond it; a sum of weighted parts ends a little beside it."""
+    states, targets, groups = told()
+    ends = (low + (high - low) * targets.double().round()).to(dtype)
+    slightly = ends.double() + 9e-7 * (high - low) * (2 * targets.double().round() - 1)
+    exact, beside = (fitted(states, t, groups, low=low, high=high).report for t in (ends, slightly))
+    assert low <= exact.mean <= high and exact.mean == pytest.approx(beside.mean, rel=tol.RELATIVE32)
+    for end, sign in ((low, -1), (high, 1)):
+        ends[7] = end + 1e-3 * sign * (high - low)
+        with pytest.raises(DataError, match="1 of 80 rewards of the reference's samples are outside"):
+            fitted(states, ends, groups, low=low, high=high)
+        ends[7] = end
+
+
+def test_a_reward_beside_the_end_by_rounding_is_taken_for_the_end():
+    states, targets, groups = told()
+    edge = targets.round()
+    beside = edge.double() * (1 + 9e-7)
+    one, other = (fitted(states, t, groups).report for t in (edge, beside))
+    assert one == other
 
 
 def test_states_that_are_not_finite_stop_the_fit():

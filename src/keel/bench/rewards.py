@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from keel.bench.scorers import ScorerConfig, load_scorer
 from keel.config import Config
 from keel.data.records import Graded, Prompt
 from keel.errors import ConfigError, DataError, NumericsError
+from keel.models.value_head import outside
 from keel.runs import explained_disk_errors
 
 __all__ = ["Rewarded", "SequenceRewardConfig", "SequenceRewards"]
@@ -29,8 +31,6 @@ OnDone = Callable[[int, int], None]
 _Told = tuple[Prompt, str, bool]
 SHOWN = 4
 """Responses that a message names."""
-ROUNDING = 1e-6
-"""Share of the declared range by which a reward may miss it: sums in float32 end a little beside 1."""
 
 
 class SequenceRewardConfig(Config):
@@ -131,21 +131,26 @@ class SequenceRewards:
                               "responses of a file only", where="rewards",
                               remedy="Give it a scorer beside stored: a model, a function or an endpoint.")
 
-    def of_data(self, told: Sequence[Graded], on_done: OnDone | None = None) -> Rewarded:
+    def of_data(self, told: Sequence[Graded], on_done: OnDone | None = None, ended: Sequence[bool] | None = None,
+                ) -> Rewarded:
         """Rewards of the responses of a data set; scores are kept in the folder, and never asked for twice.
 
         Args:
             told: with the grades that their file holds.
             on_done: called with how many scores are there, and how many there will be.
+            ended: whether each response ended by itself; none: all did, as those of data do.
 
         Raises:
             DataError: a response lacks a stored grade.
             NumericsError: a reward is not finite or out of its declared range.
         """
-        pairs, ids = [(one.prompt, one.response, True) for one in told], [one.id for one in told]
+        whole = [True] * len(told) if ended is None else ended
+        pairs = [(one.prompt, one.response, end) for one, end in zip(told, whole, strict=True)]
+        ids = [one.id for one in told]
         todo, parts, before = _counts(self._specs, pairs), dict[str, Tensor](), 0
         with explained_disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._note_changed(todo)
         for spec in self._specs:
             if spec.stored is not None:
                 parts[spec.name] = self._noted(spec, _stored(spec, told), ids)
@@ -200,6 +205,17 @@ class SequenceRewards:
             self.notes += [] if note in self.notes else [note]
         return found
 
+    def _note_changed(self, todo: Mapping[str, int]) -> None:
+        """Say which of the rewards to score is none of those that the folder was filled with."""
+        keys = {name: fingerprint_key(self._scorers[name].fingerprint) for name in todo}
+        there = {key.decode() for file in sorted(self._folder.glob("scores*.jsonl"))
+                 for key in re.findall(rb'"scorer": "([0-9a-f]{16})"', file.read_bytes())}
+        # A folder that holds nothing but rewards of this run was filled by it, before it was killed.
+        lacking = [name for name, key in keys.items() if key not in there] if there - {*keys.values()} else []
+        self.notes += [f"{self._folder} holds scores of other scorers and none of reward {name!r} as it is now; all "
+                       f"{todo[name]} are computed. A scorer is another one where its weights, its source or its "
+                       "settings have changed" for name in lacking]
+
     def _summed(self, parts: dict[str, Float[Tensor, " N"]]) -> Rewarded:
         return Rewarded(torch.stack([spec.weight * parts[spec.name] for spec in self._specs]).sum(0), parts)
 
@@ -241,7 +257,7 @@ def ranged(spec: SequenceRewardConfig, raw: Float[Tensor, " N"], ids: Sequence[s
     Raises:
         NumericsError: a reward is not finite or out of its declared range.
     """
-    found, slack = raw.sigmoid() if spec.squash == "sigmoid" else raw, ROUNDING * (spec.high - spec.low)
+    found = raw.sigmoid() if spec.squash == "sigmoid" else raw
     broken = (~raw.isfinite()).nonzero().flatten().tolist()
     if broken:
         cut = f" (rows of this batch: {', '.join(why)})" if why else ""
@@ -250,10 +266,10 @@ def ranged(spec: SequenceRewardConfig, raw: Float[Tensor, " N"], ids: Sequence[s
                             remedy="A reward must be a finite number for any text. Where a row of tokens has no room "
                                    "for its response, raise scorer.max_length or set scorer.too_long = "
                                    "keep_response.")
-    outside = ((found < spec.low - slack) | (found > spec.high + slack)).nonzero().flatten().tolist()
-    if outside:
-        raise NumericsError(f"reward {spec.name!r} is {float(found[outside[0]]):g}, outside its declared range of "
-                            f"{spec.low:g} to {spec.high:g}", where=_named_ids(ids, outside), remedy=_remedy(spec))
+    missed = outside(found, spec.low, spec.high).nonzero().flatten().tolist()
+    if missed:
+        raise NumericsError(f"reward {spec.name!r} is {float(found[missed[0]]):.7g}, outside its declared range of "
+                            f"{spec.low:g} to {spec.high:g}", where=_named_ids(ids, missed), remedy=_remedy(spec))
     return found
 
 

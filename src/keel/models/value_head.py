@@ -22,10 +22,12 @@ from keel.errors import ModelError, NumericsError
 from keel.rng import seeded
 from keel.runs import explained_disk_errors
 
-__all__ = ["ValueHead", "finite_values", "load_head", "padded", "save_head"]
+__all__ = ["ValueHead", "finite_values", "load_head", "outside", "padded", "save_head"]
 
 EDGE = 1e-4
 """Closest that `begin_at` comes to either end of the range, as a share of it: a sigmoid reaches neither."""
+ROUNDING = 1e-6
+"""Share of its range by which a reward may miss it: sums in float32 end a little beside 1."""
 
 
 class ValueHead(nn.Module):
@@ -37,8 +39,6 @@ class ValueHead(nn.Module):
         dropout: on the states and before the last layer, while it learns.
         low: least value.
         high: greatest value.
-        mask_padding: False lets padding take part, as in the code released with the paper: V then depends on how long
-            the other prompts of a batch are.
         seed: draws the weights.
 
     Raises:
@@ -46,7 +46,7 @@ class ValueHead(nn.Module):
     """
 
     def __init__(self, width: int, *, low: float, high: float, heads: int = 8, dropout: float = 0.1,
-                 mask_padding: bool = True, seed: int = 0) -> None:
+                 seed: int = 0) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             able = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
@@ -55,8 +55,7 @@ class ValueHead(nn.Module):
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ModelError(f"the value head has no range: it ends at {high} and begins at {low}",
                              remedy="Give the least and the greatest value that the reward can take.")
-        self.width, self.heads, self.dropout = width, heads, dropout
-        self.low, self.high, self.mask_padding = low, high, mask_padding
+        self.width, self.heads, self.dropout, self.low, self.high = width, heads, dropout, low, high
         with seeded(seed, "value head"):
             self.query = nn.Parameter(torch.randn(width))
             self.asked = nn.Linear(width, width)
@@ -78,9 +77,7 @@ class ValueHead(nn.Module):
             mask: True on the tokens of the prompt, at least one in every row, wherever the padding is.
         """
         with torch.autocast(states.device.type, enabled=False):
-            states = states.to(self.query.dtype)
-            if self.mask_padding:
-                states = torch.where(mask[..., None], states, 0.0)
+            states = torch.where(mask[..., None], states.to(self.query.dtype), 0.0)
             found = self.joined(self._attended(self._dropped(states), mask))
             return self.low + (self.high - self.low) * self.value(self._dropped(found))[:, 0].sigmoid()
 
@@ -90,8 +87,7 @@ class ValueHead(nn.Module):
         per_head = (self.heads, self.width // self.heads, self.width)
         asked = self.asked(self.query).view(per_head[:2]) / math.sqrt(per_head[1])
         scores = states @ torch.einsum("nd,ndh->hn", asked, self.keys.weight.view(per_head))
-        if self.mask_padding:
-            scores = scores.masked_fill(~mask[..., None], -torch.inf)
+        scores = scores.masked_fill(~mask[..., None], -torch.inf)
         averaged = torch.einsum("bpn,bph->bnh", scores.softmax(1), states)
         return torch.einsum("bnh,ndh->bnd", averaged, self.read.weight.view(per_head)).flatten(1) + self.read.bias
 
@@ -114,6 +110,13 @@ class ValueHead(nn.Module):
             return self(*padded(states, self.query.device))
         finally:
             self.train(learning)
+
+
+def outside(rewards: Float[Tensor, " N"], low: float, high: float) -> Bool[Tensor, " N"]:
+    """Which rewards are no number, or miss their range by more than rounding explains."""
+    # In float32 an end of the range such as 0.1 is another number, which may lie beyond it.
+    wide, slack = rewards.double(), ROUNDING * (high - low)
+    return ~((wide >= low - slack) & (wide <= high + slack))
 
 
 def padded(states: Sequence[Float[Tensor, "P H"]], device: torch.device,
@@ -150,7 +153,7 @@ def save_head(head: ValueHead, file: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    shape = {name: getattr(head, name) for name in ("width", "heads", "dropout", "low", "high", "mask_padding")}
+    shape = {name: getattr(head, name) for name in ("width", "heads", "dropout", "low", "high")}
     weights = {name: x.detach().cpu().contiguous() for name, x in head.state_dict().items()}
     beside = file.with_name(f".{file.name}.new")
     with explained_disk_errors(file.parent):

@@ -1,15 +1,19 @@
 """What the frozen reference reaches on each prompt of the data, before anything is learned: found once, kept on disk.
 
-    FOLDER/KEY.jsonl            V of each prompt, see `FrozenNumbers`
+    FOLDER/samples/KEY.jsonl    rewards of the reference's responses to each prompt that it answered
+    FOLDER/KEY.jsonl            V of each prompt by a head, see `FrozenNumbers`
     FOLDER/KEY.json             how it was found
     FOLDER/KEY.safetensors      the head, where one was fitted
 
-KEY stands for the reference, the rewards, the settings, the prompts that were answered and the seed.
+KEY stands for the reference, the rewards, the settings, the prompts that were answered and the seed; of the samples, it
+does not stand for what is made of them, so that another head learns from the same ones.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +32,7 @@ from keel.train.value import ValueConfig, fit_value
 
 __all__ = ["Reference", "reference_values"]
 
-AT_ONCE = 64
+AT_ONCE = 128
 """Prompts whose samples are drawn and judged between two writes to the disk."""
 
 
@@ -45,7 +49,7 @@ class Reference:
     Attributes:
         model: in eval mode.
         identity: whatever can change a number that it gives, see `reference_identity`.
-        judging: whatever else can change a reward of its responses: the rewards, how they are drawn.
+        judging: whatever else can change a reward of its responses: the rewards, how they are drawn, the tokenizer.
         judged: what its responses are worth.
         bounds: of the reward.
         pad_id: what stands in the padding.
@@ -79,55 +83,86 @@ def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: 
         DataError: too few prompts are held out.
         NumericsError: a value is not finite.
     """
-    asked = asked[: cfg.prompts]
-    names = [_digest(row) for row in prompts]
-    kept = FrozenNumbers(folder, {
-        "reference": reference.identity, "judging": reference.judging, "value": cfg.model_dump(mode="json"),
-        "seed": seed, "asked": [_digest(row) for row in asked] if cfg.kind != "sampled" else []})
-    how: dict[str, Any] = {"kind": cfg.kind, "prompts": len({*names}), "stale": not (
-        kept.is_empty() or kept.file.exists() or _notes(kept).exists())}
-    if cfg.kind == "constant":
-        found = _remembered(_notes(kept), lambda: {
-            "mean": float(reference.judged(asked, cfg.samples, on_done).mean()), "samples": len(asked) * cfg.samples})
-        return torch.full((len(prompts),), found["mean"], dtype=torch.float64), how | found
+    asked = [] if cfg.kind == "sampled" else asked[: cfg.prompts]
+    # Two prompts of the same tokens are different where a reward may tell them apart; V by a head cannot.
+    names = _names(prompts) if cfg.kind == "sampled" else [_digest(row) for row in prompts]
+    origin = {"reference": reference.identity, "judging": reference.judging, "seed": seed, "asked": _names(asked)}
+    samples = FrozenNumbers(folder / "samples", origin | {"samples": cfg.samples}, np.float64)
+    kept = FrozenNumbers(folder, origin | {"value": cfg.model_dump(mode="json")})
+    how: dict[str, Any] = {"kind": cfg.kind, "prompts": len({*names}), "stale": _is_stale(kept, samples, cfg)}
     if cfg.kind == "sampled":
-        compute = _sampled(reference, prompts, names, cfg.samples)
-    else:
-        head, report = _fitted(reference, asked, cfg, kept, seed, on_done)
-        compute, how = value_numbers(reference.model, head, prompts, pad_id=reference.pad_id,
-                                     micro_tokens=reference.micro_tokens), how | report
+        found, n_computed = _sampled(reference, prompts, samples, cfg.samples, on_done)
+        return found.mean(1), how | {"computed": n_computed}
+    if cfg.kind == "constant":
+        told = _remembered(_notes(kept), lambda: {
+            "mean": float(_sampled(reference, asked, samples, cfg.samples, on_done)[0].mean()),
+            "samples": len(asked) * cfg.samples})
+        return torch.full((len(prompts),), told["mean"], dtype=torch.float64), how | told
+    head, report = _fitted(reference, asked, cfg, kept, seed,
+                           lambda: _sampled(reference, asked, samples, cfg.samples, on_done)[0])
+    compute = value_numbers(reference.model, head, prompts, pad_id=reference.pad_id,
+                            micro_tokens=reference.micro_tokens)
     numbers, n_computed = kept.fill(names, compute, [row.record_id for row in prompts], on_done)
-    return torch.tensor(np.array(numbers)[:, 0], dtype=torch.float64), how | {"computed": n_computed}
+    return torch.tensor(np.array(numbers)[:, 0], dtype=torch.float64), how | report | {"computed": n_computed}
 
 
 def _fitted(reference: Reference, asked: Sequence[PromptRow], cfg: ValueConfig, kept: FrozenNumbers, seed: int,
-            on_done: OnDone | None) -> tuple[ValueHead, dict[str, Any]]:
+            rewards: Callable[[], Float[Tensor, "N K"]]) -> tuple[ValueHead, dict[str, Any]]:
     """The head, fitted or found, and how its fit went."""
     # DEVIATION(offline_pg-2): released, padding takes part in the attention, dropout is never switched off, one sample
     # stands for a prompt, and the epoch with the lowest error on the very samples that were learned from is taken.
     file = kept.file.with_suffix(".safetensors")
     if not (file.exists() and _notes(kept).exists()):
-        rewards = reference.judged(asked, cfg.samples, on_done)
+        targets = rewards().flatten()
         states = prompt_states(reference.model, asked, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens)
         owners = [i for i in range(len(asked)) for _ in range(cfg.samples)]
         low, high = reference.bounds
-        fitted = fit_value(states, rewards.flatten().float(), owners, cfg, low=low, high=high, seed=seed)
+        fitted = fit_value(states, targets, owners, cfg, low=low, high=high, seed=seed)
         save_head(fitted.head, file)
         write_json(_notes(kept), asdict(fitted.report) | {"beats_mean": fitted.report.beats_mean})
     return load_head(file).to(device_of(reference.model)), json.loads(_notes(kept).read_text())
 
 
-def _sampled(reference: Reference, prompts: Sequence[PromptRow], names: Sequence[str], n: int,
-             ) -> Callable[[Callable[[list[int]], bool]], Iterator[tuple[list[int], list[list[float]]]]]:
-    """The mean reward of the reference's responses to the very prompt, for `FrozenNumbers.fill`."""
+def _sampled(reference: Reference, rows: Sequence[PromptRow], samples: FrozenNumbers, n: int, on_done: OnDone | None,
+             ) -> tuple[Float[Tensor, "N K"], int]:
+    """Rewards of n of the reference's responses to each prompt, found or drawn, and for how many rows they are drawn.
+
+    Rows of one prompt share their samples.
+    """
+    names = _names(rows)
     places = sorted({name: i for i, name in reversed(list(enumerate(names)))}.values())
 
     def compute(skip: Callable[[list[int]], bool]) -> Iterator[tuple[list[int], list[list[float]]]]:
         for start in range(0, len(places), AT_ONCE):
-            part = places[start : start + AT_ONCE]
-            if not skip(part):
-                yield part, reference.judged([prompts[i] for i in part], n).mean(1)[:, None].tolist()
-    return compute
+            part = [i for i in places[start : start + AT_ONCE] if not skip([i])]
+            tell = on_done and partial(_tell, on_done, start * n, len(places) * n)
+            if part:
+                yield part, reference.judged([rows[i] for i in part], n, tell).tolist()
+    found, n_drawn = samples.fill(names, compute, [row.record_id for row in rows])
+    return torch.from_numpy(np.stack(found)), n_drawn
+
+
+def _tell(on_done: OnDone, before: int, total: int, done: int, _: int) -> None:
+    on_done(before + done, total)
+
+
+def _is_stale(kept: FrozenNumbers, samples: FrozenNumbers, cfg: ValueConfig) -> bool:
+    """Whether the folder holds values, and none of those that are asked for. Samples of ours are no values yet."""
+    ours = {samples.file} if cfg.kind == "sampled" else {kept.file, _notes(kept)}
+    there = {*kept.folder.glob("*.json*"), *samples.folder.glob("*.jsonl")}
+    return not ours & there and bool(there - {samples.file})
+
+
+def _names(rows: Sequence[PromptRow]) -> list[str]:
+    """A name for each prompt: of all that its samples and their rewards depend on.
+
+    Rows that differ in nothing but the record's id are one prompt, such as those of the responses of a pair. It has the
+    id of the first of them, which names the random stream of its samples.
+    """
+    said = [json.dumps([row.ids, row.record.text, [[turn.role, turn.content] for turn in row.record.messages],
+                        row.record.meta, row.record.truth], sort_keys=True, default=repr) for row in rows]
+    first = {text: row.record_id for text, row in reversed(list(zip(said, rows, strict=True)))}
+    return [hashlib.sha256(json.dumps([text, first[text]]).encode()).hexdigest()[:32] for text in said]
 
 
 def _digest(row: PromptRow) -> str:

@@ -35,7 +35,7 @@ __all__ = ["FrozenNumbers", "Numbers", "OnDone", "pair_logprobs_of", "pair_numbe
            "row_numbers"]
 
 Numbers = Sequence[float]
-"""What the model says of one record: as many as it has things to say, in float32."""
+"""What the model says of one record: as many as it has things to say."""
 Computed = Iterator[tuple[list[int], Sequence[Numbers]]]
 Skip = Callable[[list[int]], bool]
 OnDone = Callable[[int, int], None]
@@ -111,10 +111,12 @@ class FrozenNumbers:
     Attributes:
         folder: made if missing.
         identity: of the model, see `reference_identity`.
+        dtype: that the numbers are kept in; they come back as they were.
     """
 
     folder: Path
     identity: Mapping[str, Any]
+    dtype: type[np.float32] | type[np.float64] = np.float32
 
     @property
     def file(self) -> Path:
@@ -127,7 +129,7 @@ class FrozenNumbers:
         return not any(self.folder.glob("*.jsonl"))
 
     def known(self) -> dict[str, np.ndarray]:
-        """Row digest -> its numbers, float32. What a kill cut short is not there.
+        """Row digest -> its numbers. What a kill cut short is not there.
 
         Raises:
             RunError: a row other than the last one is damaged.
@@ -137,7 +139,7 @@ class FrozenNumbers:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                found[str(row["row"])] = np.array(row["numbers"], dtype=np.float32)
+                found[str(row["row"])] = np.array(row["numbers"], dtype=self.dtype)
                 if found[row["row"]].ndim != 1:
                     raise ValueError("numbers is no list of numbers")
             except (ValueError, KeyError, TypeError) as error:
@@ -171,7 +173,7 @@ class FrozenNumbers:
                 return all(names[i] in known for i in part)
 
             for part, numbers in compute(is_known):
-                fresh = {names[i]: np.array(found, dtype=np.float32) for i, found in zip(part, numbers, strict=True)
+                fresh = {names[i]: np.array(found, dtype=self.dtype) for i, found in zip(part, numbers, strict=True)
                          if names[i] not in known}
                 _require_finite([record_ids[i] for i in part if not np.isfinite(fresh.get(names[i], 0)).all()])
                 self._append(fresh)
@@ -192,8 +194,8 @@ class FrozenNumbers:
             yield
 
     def _append(self, fresh: Mapping[str, Iterable[float]]) -> None:
-        # Nine digits give every float32 back.
-        rows = [f'{{"row": "{name}", "numbers": [{", ".join(f"{x:.9g}" for x in found)}]}}\n'
+        digits = 9 if self.dtype is np.float32 else 17  # so many give every number back
+        rows = [f'{{"row": "{name}", "numbers": [{", ".join(f"{x:.{digits}g}" for x in found)}]}}\n'
                 for name, found in fresh.items()]
         with explained_disk_errors(self.folder), self.file.open("ab") as stream:
             stream.write("".join(rows).encode())

@@ -14,7 +14,7 @@ from keel.models.forward import hidden_states
 from keel.models.load import device_of, is_encoder
 from keel.models.value_head import ValueHead, finite_values
 
-__all__ = ["prompt_rows", "prompt_states", "prompt_values", "state_batches", "value_numbers"]
+__all__ = ["prompt_rows", "prompt_states", "state_batches", "value_numbers"]
 
 
 def prompt_rows(rows: Sequence[Tokens]) -> list[Row]:
@@ -80,9 +80,11 @@ def prompt_states(model: nn.Module, rows: Sequence[Tokens], *, pad_id: int, micr
     return [found[tuple(row.ids[: row.n_prompt])] for row in rows]
 
 
-def prompt_values(model: nn.Module, head: ValueHead, rows: Sequence[Tokens], *, pad_id: int, micro_tokens: int,
-                  ) -> Float[Tensor, " N"]:
-    """V of every row's prompt, on the CPU, batch by batch: no states are kept. Dropout is off.
+def value_numbers(model: nn.Module, head: ValueHead, rows: Sequence[Tokens], *, pad_id: int, micro_tokens: int,
+                  ) -> Callable[[Callable[[list[int]], bool]], Iterator[tuple[list[int], list[list[float]]]]]:
+    """V of each row's prompt, for `FrozenNumbers.fill`, to which the rows' names are digests of `prompt_rows(rows)`.
+
+    A prompt that several rows share is computed once, and no states are kept. Dropout is off.
 
     Args:
         model, rows, pad_id, micro_tokens: see `state_batches`.
@@ -92,20 +94,6 @@ def prompt_values(model: nn.Module, head: ValueHead, rows: Sequence[Tokens], *, 
         DataError, ModelError: see `state_batches`.
         ModelError: the head is for another width.
         NumericsError: a value is not finite.
-    """
-    found: dict[tuple[int, ...], float] = {}
-    for part, states in state_batches(model, rows, pad_id=pad_id, micro_tokens=micro_tokens):
-        values = finite_values(head, states, [rows[i].record_id for i in part])
-        found |= {tuple(rows[i].ids[: rows[i].n_prompt]): value for i, value in
-                  zip(part, values.tolist(), strict=True)}
-    return torch.tensor([found[tuple(row.ids[: row.n_prompt])] for row in rows], dtype=torch.float32)
-
-
-def value_numbers(model: nn.Module, head: ValueHead, rows: Sequence[Tokens], *, pad_id: int, micro_tokens: int,
-                  ) -> Callable[[Callable[[list[int]], bool]], Iterator[tuple[list[int], list[list[float]]]]]:
-    """V of each row's prompt, for `FrozenNumbers.fill`, to which the rows' names are digests of `prompt_rows(rows)`.
-
-    A prompt that several rows share is computed once. Arguments and errors as in `keel.models.value_head`.
     """
     def compute(skip: Callable[[list[int]], bool]) -> Iterator[tuple[list[int], list[list[float]]]]:
         for part, states in state_batches(model, rows, pad_id=pad_id, micro_tokens=micro_tokens, skip=skip):

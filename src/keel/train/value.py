@@ -5,7 +5,6 @@ learns from and those that choose its epoch: two responses to one prompt are nev
 """
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +18,7 @@ from keel.config import Config
 from keel.data.collate import budget_batches
 from keel.errors import DataError
 from keel.functional.statistics import bootstrap_interval, rank_correlation
-from keel.models.value_head import ValueHead, finite_values, padded
+from keel.models.value_head import ValueHead, finite_values, outside, padded
 from keel.rng import seeded, shuffled, stream
 from keel.train.step import Learner, OptimizerConfig
 
@@ -44,8 +43,6 @@ class ValueConfig(Config):
     lr: float = Field(1e-4, gt=0, description="learning rate of the head; released: 1e-5, which hardly moves it")
     heads: int = Field(8, ge=1, description="attention heads; must divide the width of the hidden states")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the states and before the last layer, while it learns")
-    mask_padding: bool = Field(True, description="padding takes no part; false: it does, as in the released code, and "
-                               "V depends on the batch")
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def fit_value(
 
     Args:
         states: last hidden states of each prompt, on the CPU.
-        targets: reward of each sample.
+        targets: reward of each sample; beside an end of the range by rounding, it is taken for that end.
         groups: which prompt each sample answers; every prompt has at least one.
         cfg: of the fit.
         low: least reward there can be.
@@ -151,9 +148,10 @@ def fit_value(
     """
     assert len(targets) == len(groups) and set(groups) == set(range(len(states))), "every prompt has samples"
     _require_in_range(targets, low, high)
-    train, held_out = _split(states, targets, groups, cfg.held_out_fraction, seed)
+    within = targets.detach().cpu().double().clamp(low, high)  # what rounding put beside an end
+    train, held_out = _split(states, within, groups, cfg.held_out_fraction, seed)
     head = ValueHead(states[0].shape[1], low=low, high=high, heads=cfg.heads, dropout=cfg.dropout,
-                     mask_padding=cfg.mask_padding, seed=seed)
+                     seed=seed)
     mean = float(train.rewards.double().mean())
     head.begin_at(mean)
     epochs, kept = [_measured(head, 0, train, held_out)], copy.deepcopy(head)
@@ -197,7 +195,7 @@ def _side(states: Sequence[Tensor], targets: Tensor, groups: Sequence[int], prom
     place = {prompt: i for i, prompt in enumerate(prompts)}
     samples = [i for i, group in enumerate(groups) if group in place]
     return _Side([states[i] for i in prompts], torch.tensor([place[groups[i]] for i in samples]),
-                 targets.detach().cpu().float()[samples])
+                 targets.float()[samples])
 
 
 def _epochs(head: ValueHead, side: _Side, cfg: ValueConfig, seed: int) -> Iterator[None]:
@@ -256,9 +254,9 @@ def _within(side: _Side) -> float | None:
 
 
 def _require_in_range(targets: Tensor, low: float, high: float) -> None:
-    out = [x for x in targets.tolist() if not (math.isfinite(x) and low <= x <= high)]
+    out = targets[outside(targets, low, high)].tolist()
     if out:
         raise DataError(f"{len(out)} of {len(targets)} rewards of the reference's samples are outside "
-                        f"[{low}, {high}], the first of them {out[0]:.4g}",
+                        f"[{low}, {high}], the first of them {out[0]:.7g}",
                         remedy="Say the range the rewards really have, or bring them into it (a sigmoid for a reward "
                                "model's logit).")
