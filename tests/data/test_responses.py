@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 
+from keel.data.kinds import OF_PAIR
 from keel.data.load import read_responses
 from keel.data.records import Demonstration, Message, Prompt
 from keel.data.render import render_demonstrations, template
@@ -60,7 +61,7 @@ def test_rewards_beside_other_columns_and_in_meta_are_the_same(tmp_path):
 def test_what_a_pair_says_of_itself_goes_with_its_responses_where_it_is_not_usual(tmp_path):
     """A weight, a soft label, a margin; of one response such a column is what any column is."""
     for own in ({"weight": 0.0}, {"label_prob": 0.7, "margin": -1.5}):
-        assert [dict(one.prompt.meta) for one in read(tmp_path, PAIR | own)] == [own, own]
+        assert [one.prompt.meta for one in read(tmp_path, PAIR | own)] == [{OF_PAIR: own}] * 2
     assert [dict(one.prompt.meta) for one in read(tmp_path, PAIR | {"weight": 1, "label_prob": 1.0, "margin": 0},
                                                   which="chosen")] == [{}]
     assert read(tmp_path, {"id": "d", "prompt": "why", "completion": "so", "weight": 0})[0].prompt.meta == {"weight": 0}

@@ -10,18 +10,22 @@ import tolerances as tol
 import torch
 from scipy.stats import chisquare, spearmanr
 
+from keel.data.kinds import OF_PAIR
 from keel.data.records import Graded, Message, Prompt
 from keel.data.render import Row
 from keel.errors import DataError, NumericsError
-from keel.train.offline import BY_ADVANTAGE, BY_REWARD, SelectionConfig
+from keel.train.offline import BY_ADVANTAGE, BY_REWARD, OfflineLossConfig, SelectionConfig
 from keel.train.worth import (
     Worth,
+    chosen,
     drawn,
     filter_quality,
     kept_of,
-    ranked_units,
+    lower_first,
+    ranked,
     require_positive,
     step_credit,
+    weighty,
     write_worth,
 )
 
@@ -34,8 +38,15 @@ def worth(rewards, values=None) -> Worth:
     return Worth(doubles(*rewards), None if values is None else doubles(*values))
 
 
-def graded(i: int, text: str = "why", **meta) -> Graded:
-    return Graded(Prompt(f"r{i}", (Message("user", text),), meta=meta), "yes", {})
+def graded(i: int, text: str = "why", says: str = "yes", **meta) -> Graded:
+    return Graded(Prompt(f"r{i}", (Message("user", text),), meta=meta), says, {})
+
+
+def pair(name: str, own: dict | None = None, **grades) -> list[Graded]:
+    """Both responses of a pair; `grades` hold two numbers a name."""
+    meta = {OF_PAIR: own} if own else {}
+    return [Graded(Prompt(f"{name}/{side}", (), name, meta), side, {key: x[i] for key, x in grades.items()}, name)
+            for i, side in enumerate(("chosen", "rejected"))]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
@@ -51,29 +62,58 @@ def test_an_advantage_is_the_reward_less_the_value_and_zero_is_not_positive():
 def test_each_way_to_keep_is_there_for_every_variant():
     found = worth([0.9, 0.1, 0.6, 0.6], [0.5, 0.5, 0.5, 0.7])
     for variant in (*BY_ADVANTAGE, *BY_REWARD, "nll"):
-        assert kept_of(found, SelectionConfig(keep="all"), variant) == [0, 1, 2, 3]
+        assert kept_of(found, SelectionConfig(keep="all", draw="uniform"), variant) == [0, 1, 2, 3]
         assert kept_of(found, SelectionConfig(keep="positive"), variant) == [0, 2]
         # The first of equals; never none.
         assert kept_of(found, SelectionConfig(keep="top", top_fraction=0.5), variant) == [0, 2]
         assert kept_of(found, SelectionConfig(keep="top", top_fraction=0.01), variant) == [0]
         usual = [0, 2] if variant in BY_ADVANTAGE else [0, 1, 2, 3]
-        assert kept_of(found, SelectionConfig(), variant) == usual
+        assert kept_of(worth([0.9, 0.1, 0.6, 0.6], found.values.tolist() if variant in BY_ADVANTAGE else None),
+                       SelectionConfig(), variant) == usual
+
+
+def test_what_is_never_drawn_is_not_kept():
+    """By priority a response without a positive weight never comes; drawn uniformly it does."""
+    gains, plain = worth([0.9, 0.1, 0.6, 0.8], [0.5, 0.5, 0.6, 0.7]), worth([0.9, 0.0, 0.6, 0.0])
+    for draw, found, variant, expected in (
+            ("priority", gains, "a_lol", [0, 3]), ("uniform", gains, "a_lol", [0, 1, 2, 3]),
+            ("priority", plain, "wbc", [0, 2]), ("uniform", plain, "wbc", [0, 1, 2, 3]),
+            ("priority", plain, "nll", [0, 2])):
+        selection = SelectionConfig(keep="all", draw=draw)
+        assert kept_of(found, selection, variant) == expected
+        choice = chosen([graded(i) for i in range(4)], found, selection, OfflineLossConfig(variant=variant))
+        assert choice.kept == expected and choice.units == [[i] for i in expected]
+        assert choice.weights == (None if draw == "uniform" else [found.priorities[i] for i in expected])
+    top = SelectionConfig(keep="top", top_fraction=0.75, draw="priority")
+    assert kept_of(gains, top, "a_lol") == [0, 3]
 
 
 def test_fewer_than_one_positive_advantage_in_a_hundred_is_refused():
     values = [0.5] * 300
     for n_positive in (0, 2):
         with pytest.raises(NumericsError, match=f"only {n_positive} of 300 advantages are positive") as caught:
-            require_positive(worth([0.9] * n_positive + [0.1] * (300 - n_positive), values), SelectionConfig(), "a_lol")
+            require_positive(worth([0.9] * n_positive + [0.1] * (300 - n_positive), values), [*range(n_positive)])
     assert "rewards have mean 0.1053, values 0.5" in str(caught.value)
     enough = worth([0.9] * 3 + [0.1] * 297, values)
-    require_positive(enough, SelectionConfig(), "a_lol")
+    require_positive(enough, [0, 1, 2])
     assert kept_of(enough, SelectionConfig(), "a_lol") == [0, 1, 2]
-    none = worth([0.5], [0.5])
     with pytest.raises(NumericsError, match="only 0 of 1 advantages are positive"):
-        require_positive(none, SelectionConfig(keep="all"), "a_lol")
-    require_positive(none, SelectionConfig(keep="top", top_fraction=0.5), "a_lol")
-    require_positive(worth([0.5]), SelectionConfig(), "wbc")
+        require_positive(worth([0.5], [0.5]), [0])
+    require_positive(worth([0.5]), [0])
+
+
+def test_a_selection_in_which_nothing_weighs_anything_is_refused():
+    """The highest reward has no advantage; and rewards that are all 0."""
+    found, top = worth([0.9, 0.3], [0.95, 0.1]), {"keep": "top", "top_fraction": 0.5}
+    for draw in ("priority", "uniform"):
+        kept = kept_of(found, SelectionConfig(**top, draw=draw), "a_lol")
+        assert kept == ([0] if draw == "uniform" else [])
+        with pytest.raises(NumericsError, match="none of the 1 responses with a positive advantage is kept"):
+            require_positive(found, kept)
+    nothing = worth([0.0, 0.0])
+    with pytest.raises(NumericsError, match="all of 2 rewards are 0, so no response is ever drawn"):
+        require_positive(nothing, kept_of(nothing, SelectionConfig(), "wbc"))
+    require_positive(nothing, kept_of(nothing, SelectionConfig(draw="uniform"), "wbc"))
 
 
 def test_negative_rewards_weigh_nothing_and_draw_nothing():
@@ -150,11 +190,80 @@ def test_what_a_response_of_a_step_weighs():
     assert step_credit(found, "nll", [0, 2]) == {0: 1.0, 2: 1.0}
 
 
-def test_pro_takes_the_responses_to_one_prompt_the_best_first():
-    told = [graded(0, "a"), graded(1, "b"), graded(2, "a"), graded(3, "c"), graded(4, "c"), graded(5, "a")]
-    assert ranked_units(told, doubles(0.1, 0.9, 0.7, 0.3, 0.3, 0.4)) == [[2, 5, 0], [3, 4]]
+def test_pro_takes_the_responses_to_one_prompt_the_best_first_and_counts_the_rest():
+    told = [graded(i, prompt, str(i)) for i, prompt in enumerate("abaccad")]
+    choice = ranked(told, doubles(0.1, 0.9, 0.7, 0.3, 0.3, 0.4, 0.5))
+    assert choice.units == [[2, 5, 0], [3, 4]] and choice.kept == [0, 2, 3, 4, 5] and choice.weights is None
+    assert choice.skipped == {"prompts_with_one_response": 2, "equal_responses": 0} and choice.notes == ()
     with pytest.raises(DataError, match="none of 2 prompts has two responses to rank"):
-        ranked_units(told[:2], doubles(0.1, 0.9))
+        ranked(told[:2], doubles(0.1, 0.9))
+    loss = OfflineLossConfig(variant="pro")
+    assert chosen(told, worth([0.1, 0.9, 0.7, 0.3, 0.3, 0.4, 0.5]), SelectionConfig(), loss) == choice
+
+
+def test_pro_takes_equal_responses_to_one_prompt_for_one_with_the_highest_of_their_rewards():
+    """A text against itself teaches nothing; the same text to another prompt is another response."""
+    told = [graded(0, "a", "yes"), graded(1, "a", "no"), graded(2, "a", "yes"), graded(3, "b", "yes"),
+            graded(4, "b", "yes"), graded(5, "a", "no")]
+    choice = ranked(told, doubles(0.1, 0.5, 0.7, 0.3, 0.4, 0.5))
+    assert choice.units == [[2, 1]]
+    assert choice.skipped == {"prompts_with_one_response": 1, "equal_responses": 3}
+
+
+def test_many_responses_to_a_prompt_are_worth_a_note():
+    few, many = ([graded(i, "a", str(i)) for i in range(n)] for n in (8, 11))
+    assert ranked(few, doubles(*range(8))).notes == ()
+    note, = ranked([*many, graded(11, "b", "x"), graded(12, "b", "y")], doubles(*range(13))).notes
+    assert "1 prompts have more than 8 responses, up to 11" in note and "up to 100 times loss.sft_coef" in note
+
+
+def test_a_difference_that_outweighs_most_advantages_is_worth_a_note():
+    """Positive weights 0.1 and 0.3, mean 0.2; one of two that are kept is below 0.21."""
+    told, found = [graded(i) for i in range(3)], worth([0.6, 0.8, 0.1], [0.5] * 3)
+
+    def notes(found=found, draw="priority", **loss):
+        return chosen(told, found, SelectionConfig(keep="all", draw=draw), OfflineLossConfig(**loss)).notes
+
+    note, = notes(variant="a_lol_kl", kl_coef=0.21)
+    assert "loss.kl_coef = 0.21 is more than 0.2, the mean of the positive weights" in note
+    assert "difference the 50% of the responses that weigh less than it are pushed down without bound" in note
+    assert "the 67% of the responses" in notes(draw="uniform", variant="a_lol_kl", kl_coef=0.21)[0]
+    assert notes(variant="a_lol_kl", kl_coef=0.19) == notes(variant="a_lol_kl", kl_coef=9.0, kl_term="k3") == ()
+    assert notes(variant="a_lol_kl", kl_coef=0.9, weight="one") == notes(variant="a_lol") == ()
+    assert "more than 1, the mean" in notes(variant="a_lol_kl", kl_coef=1.1, weight="one")[0]
+    # Rewards of 0.6, 0.8 and 0.1 have the mean 0.5; the mean of a batch is not known before.
+    assert "more than 0.5, the mean" in notes(worth([0.6, 0.8, 0.1]), variant="r_lol_kl", kl_coef=0.51)[0]
+    assert notes(worth([0.6, 0.8, 0.1]), variant="r_lol_kl", kl_coef=0.49) == ()
+    assert notes(worth([0.6, 0.8, 0.1]), "uniform", variant="a_lol_kl", kl_coef=9.0) == ()
+
+
+# --- what pairs say of themselves ------------------------------------------------------------------------------------
+
+
+def test_pairs_of_weight_zero_are_left_out_and_counted():
+    told = [*pair("a"), *pair("b", {"weight": 0.0}), graded(0), *pair("c", {"weight": 0.0, "label_prob": 0.5})]
+    assert weighty(told, "pairs.jsonl") == ([*told[:2], told[4]], 2)
+    assert weighty(told[:2], "pairs.jsonl") == (told[:2], 0) and weighty([], "pairs.jsonl") == ([], 0)
+    with pytest.raises(DataError, match="all of 1 pairs have weight 0, so no response is left"):
+        weighty(told[2:4], "pairs.jsonl")
+
+
+@pytest.mark.parametrize("own", [{"weight": 0.5}, {"label_prob": 0.8}, {"margin": -1.0}])
+def test_a_weight_a_soft_label_or_a_margin_that_nothing_heeds_is_refused(own):
+    (name, x), = own.items()
+    with pytest.raises(DataError, match="1 pairs have a weight, a soft label or a margin that nothing here") as caught:
+        weighty([*pair("a"), *pair("b", own), *pair("c", {"weight": 0.0})], "pairs.jsonl")
+    assert f"{name} = {x:g}" in str(caught.value) and "pairs.jsonl, pair b" in str(caught.value)
+
+
+def test_how_often_the_best_response_has_the_lower_stored_reward():
+    """By name, over records that hold it for all their responses; equal is not lower."""
+    told = [*pair("a", n=(0.2, 0.9), m=(1.0, 0.0)), *pair("b", n=(0.9, 0.2)), *pair("c", n=(0.5, 0.5)),
+            *pair("d", n=(0.1, 0.2)), *pair("e"), graded(0)]
+    assert lower_first(told) == {"m": 0.0, "n": 0.5}
+    assert lower_first([*pair("e"), graded(0)]) == {}
+    three = [Graded(Prompt(f"k/{i}", (), "k"), str(i), {"n": x}, "k") for i, x in enumerate((0.5, 0.1, 0.6))]
+    assert lower_first(three) == {"n": 1.0}
 
 
 # --- what is told of it ----------------------------------------------------------------------------------------------
@@ -192,6 +301,17 @@ def test_every_response_has_a_row_and_the_percentiles_are_of_all_of_them(tmp_pat
     assert said["rewards"]["nice"]["mean"] == pytest.approx(0.5, rel=tol.RELATIVE32)
     said, lines = written(tmp_path, worth(rewards), [0, 1, 2, 3, 4])
     assert "advantage" not in said and lines[0]["value"] is lines[0]["advantage"] is None
+
+
+def test_the_interval_of_a_mean_is_over_prompts_not_over_responses(tmp_path):
+    """Ten equal responses to each of four prompts know no more than four responses."""
+    once = written(tmp_path, worth([0.1, 0.9, 0.4, 0.6]), [0], [graded(i, f"p{i}") for i in range(4)])[0]["total"]
+    told = [graded(10 * i + k, f"p{i}") for i in range(4) for k in range(10)]
+    again = written(tmp_path, worth([x for x in (0.1, 0.9, 0.4, 0.6) for _ in range(10)]), [0], told)[0]["total"]
+    alone = [graded(k, f"p{k}") for k in range(40)]
+    wrong = written(tmp_path, worth([x for x in (0.1, 0.9, 0.4, 0.6) for _ in range(10)]), [0], alone)[0]["total"]
+    assert again == pytest.approx(once | {"n": 40}, rel=tol.RELATIVE32)
+    assert wrong["high"] - wrong["low"] < (again["high"] - again["low"]) / 2
 
 
 def test_who_is_bad_is_read_from_meta(tmp_path):

@@ -23,8 +23,8 @@ from keel.data.records import (
 from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
-__all__ = ["Kind", "Turns", "Which", "demonstrations_of", "graded_of", "kind_of_row", "labelled_of", "pair_of",
-           "prompt_of", "ranking_of", "responses_of"]
+__all__ = ["OF_PAIR", "Kind", "Turns", "Which", "demonstrations_of", "graded_of", "kind_of_row", "labelled_of",
+           "pair_of", "prompt_of", "ranking_of", "responses_of"]
 
 Turns = Literal["last", "all"]
 Kind = Literal["prompts", "demonstrations", "labelled", "pairs", "rankings"]
@@ -32,6 +32,8 @@ Which = Literal["chosen", "all"]
 _VOTES = ("chosen_scores", "rejected_scores")
 _STRENGTH = ("strength_mean", "strength_std", *_VOTES)
 _HUGE = 1e300
+OF_PAIR = "of_pair"
+"""Key of meta under which the responses of a pair find what it says of itself."""
 _OWN = frozenset({"id", "meta", "truth"})
 _OF_PAIRS = frozenset((*PAIR_NUMBERS, *_STRENGTH))
 _SPELLED_TRUTH = {"true": True, "false": False}
@@ -151,7 +153,7 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
 
     `rewards` is a column of the row or of its meta: {name: number}, or one number, which is then called `reward`; of
     several responses {"chosen": those, "rejected": those} or a list, in the order of the responses. What a pair says of
-    itself (its weight, a soft label, a margin) is in the meta of both responses where it is not what is usual.
+    itself (its weight, a soft label, a margin) is in the meta of both, under `of_pair`, where it is not what is usual.
 
     Raises:
         RowError: the row is wrong, holds no response, or rewards that do not fit them.
@@ -167,7 +169,7 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
         names = ["/chosen", "/rejected"]
         own = {name: _number(row, value, name, usual) for name, usual in PAIR_NUMBERS.items()}
         unusual = {name: number for name, number in own.items() if number != PAIR_NUMBERS[name]}
-        prompt = replace(prompt, meta={**prompt.meta, **unusual})
+        prompt = replace(prompt, meta={**prompt.meta, OF_PAIR: unusual}) if unusual else prompt
     made = [Graded(replace(prompt, id=prompt.id + name), found.responses[i], _rewards(row, prompt, i, len(order)),
                    prompt.id if name else "") for name, i in zip(names, order, strict=True)]
     for one in made:

@@ -180,8 +180,9 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         # DEVIATION(offline_pg-6): without dropout, released with 0.05 in the adapter: the ratio begins at 1.
         policy = causal_lm(cfg.policy, seed=cfg.seed)
         reference = reference_of(cfg, policy, words, rewards)
-        for model in (policy, reference.model):
-            check_context(model, max(len(row.ids) for part in (rows, held_rows, asked) for row in part))
+        longest = max(len(row.ids) for part in (rows, held_rows, asked) for row in part)
+        check_context(policy, longest)
+        check_context(reference.model, longest)
         origin = origins(cfg, policy, words, reference, rewards)
         values, estimate = None, dict[str, Any]()
         if cfg.samples_reference:

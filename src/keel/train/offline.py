@@ -1,23 +1,34 @@
-"""What offline policy gradient makes of a response: its loss, and the settings that say which responses are drawn."""
+"""What offline policy gradient makes of a response: its loss, the settings that say which responses are drawn, and how
+far the policy has moved on responses that it does not learn from."""
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Literal
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from keel.batches import TokenBatch
 from keel.config import Config
+from keel.data.collate import budget_batches, collate
 from keel.data.render import Row
 from keel.functional import offline
+from keel.functional.direct import response_logprobs
 from keel.functional.masked import Stats
+from keel.functional.statistics import bootstrap_interval
+from keel.models.forward import token_logprobs
+from keel.models.load import device_of
+from keel.rng import stream
+from keel.runs import Run
+from keel.train.baseline import Reference
+from keel.train.frozen import FrozenNumbers, OnDone, row_digest, row_numbers
 
-__all__ = ["BY_ADVANTAGE", "BY_REWARD", "OfflineLossConfig", "SelectionConfig", "Variant", "aligned", "offline_loss",
-           "ranked_loss"]
+__all__ = ["BY_ADVANTAGE", "BY_REWARD", "OfflineLossConfig", "SelectionConfig", "Variant", "aligned", "drift",
+           "offline_loss", "ranked_loss", "reference_logprobs"]
 
 Variant = Literal["nll", "wbc", "r_gold", "r_lol", "a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl", "r_lol_kl",
                   "pro"]
@@ -70,8 +81,8 @@ class SelectionConfig(Config):
     keep: Literal["usual", "all", "positive", "top"] = Field("usual", description="all responses, those of positive "
         "advantage, or of the highest reward; usual: positive for a_lol and its forms, else all")
     top_fraction: float | None = Field(None, gt=0, le=1, description="keep = top: share of the responses")
-    draw: Literal["usual", "priority", "uniform"] = Field("usual", description="in proportion to advantage or "
-        "reward, with replacement; or in shuffled passes; usual: uniform for nll and pro, else priority")
+    draw: Literal["usual", "priority", "uniform"] = Field("usual", description="in proportion to A+ where there "
+        "is a value, else to R, with replacement; or in shuffled passes; usual: nll and pro uniform")
 
     @model_validator(mode="after")
     def _check(self) -> "SelectionConfig":
@@ -109,7 +120,7 @@ def offline_loss(cfg: OfflineLossConfig, logprobs: Float[Tensor, "B T"], ref_log
         cfg: which loss.
         logprobs: nats, under the policy.
         ref_logprobs: the same under the reference, where the loss looks at one.
-        credit: what each response is worth, see `Worth.credit`.
+        credit: what each response is worth, see `step_credit`.
         response_mask: tokens of the responses.
     """
     weight = torch.ones_like(credit) if cfg.weight == "one" else credit
@@ -147,3 +158,49 @@ def ranked_loss(cfg: OfflineLossConfig, sums: Float[Tensor, " B"], n_tokens: Flo
                     for x in (sums / n_tokens.clamp_min(1), rewards))
     first = torch.tensor([0, *accumulate(sizes)][:-1], device=sums.device)
     return offline.pro(means, sums[first], worth, present, sft_coef=cfg.sft_coef)
+
+
+def reference_logprobs(log: Run, reference: Reference, parts: Sequence[Sequence[Row]], folder: Path, on_done: OnDone,
+                       ) -> list[list[np.ndarray]]:
+    """What the reference says of each token of some responses, part by part, from its folder or computed.
+
+    Raises:
+        NumericsError: a number is not finite.
+    """
+    rows, cache = [*chain(*parts)], FrozenNumbers(folder, reference.identity)
+    began_empty = cache.is_empty()
+    found, n = cache.fill([row_digest(row) for row in rows], row_numbers(
+        reference.model, rows, pad_id=reference.pad_id, micro_tokens=reference.micro_tokens),
+        [row.record_id for row in rows], on_done)
+    if n and not began_empty:
+        log.note(f"{folder} lacked what this reference says of {n} of {len(rows)} responses; it is computed now. "
+                 "The folder was filled by another model, from other data, or by a run that was killed")
+    ends = [0, *accumulate(map(len, parts))]
+    return [found[start:end] for start, end in pairwise(ends)]
+
+
+@torch.no_grad()
+def drift(policy: nn.Module, rows: Sequence[Row], said: Sequence[np.ndarray], groups: Sequence[int], *, pad_id: int,
+          micro_tokens: int, seed: int) -> dict[str, Any]:
+    """S - Q on held-out responses, in nats, its interval over prompts; and the cross-entropy per token.
+
+    Args:
+        policy: in eval mode.
+        rows: the responses.
+        said: log-probability of each of their tokens under the reference.
+        groups: number of the prompt of each.
+        pad_id: what stands in the padding.
+        micro_tokens: token positions per forward pass.
+        seed: of the interval.
+    """
+    if not rows:
+        return {}
+    sums, n = torch.zeros(len(rows)), torch.tensor([float(row.n_tokens - row.n_prompt) for row in rows])
+    for part in budget_batches([row.n_tokens for row in rows], micro_tokens):
+        batch = collate([rows[i] for i in part], pad_id).to(device_of(policy))
+        sums[torch.tensor(part)] = response_logprobs(token_logprobs(policy, batch)[0], batch.response_mask).cpu()
+    shift = sums - torch.tensor([float(x.sum()) for x in said])
+    mean, low, high = bootstrap_interval(shift, generator=stream(seed, "bootstrap", "shift"),
+                                         groups=torch.tensor(groups))
+    return {"shift": {"mean": mean, "low": low, "high": high, "n": len(rows)},
+            "nll": {"mean": float(-sums.sum() / n.sum()), "n": len(rows)}}
