@@ -10,6 +10,8 @@ import torch
 from recipes.running import FAST, forked, killed_and_resumed, killed_here, logged, ppo_config, same_results
 
 from keel.cli import main
+from keel.data.load import read_prompts
+from keel.data.seen import prompt_key, read_seen
 from keel.errors import ModelError, NumericsError
 from keel.models.load import LoraSettings, ModelConfig
 from keel.recipes import ppo
@@ -58,6 +60,10 @@ def test_three_steps_write_every_monitor_and_a_model(tmp_path):
     assert len(logged(tmp_path / "ppo", phase="critic")) == 1
     assert result.values["headline"]["metric"] == "gold" and result.values["after"]["score"]["n"] == 5
     AutoModelForCausalLM.from_pretrained(tmp_path / "ppo/model")
+    seen = read_seen(tmp_path / "ppo/model")
+    every = {prompt_key(prompt) for prompt in read_prompts(ppo_config(tmp_path).prompts.path)[0]}
+    assert seen.learned_from and len(seen.held_out) == 5 and not seen.learned_from & seen.held_out
+    assert seen.learned_from | seen.held_out <= every
 
 
 def test_later_minibatches_are_held_against_the_policy_that_sampled(tmp_path):

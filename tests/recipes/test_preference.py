@@ -14,6 +14,7 @@ from recipes.running import FAST, _fork, flat_gradient, killed_here, logged, pre
 from keel.data.collate import pair_batches
 from keel.data.load import read_pairs
 from keel.data.render import render_pairs, template
+from keel.data.seen import prompt_key, read_seen
 from keel.errors import ConfigError, DataError, ModelError, NumericsError, RunError
 from keel.models.load import FrozenModelConfig, ModelConfig, causal_lm, load_tokenizer
 from keel.models.lora import LoraSettings
@@ -397,3 +398,11 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path):
     killed = whole.model_copy(update={"out": tmp_path / "killed"})
     killed_here(killed, [("log", 1), ("log", 6), ("save", 2)], preference.run)
     same_results(whole.out, killed.out)
+
+
+def test_the_prompts_of_both_sides_are_written_down(tmp_path):
+    cfg = preference_config(tmp_path, steps=1, n_samples=0)
+    preference.run(cfg)
+    seen = read_seen(cfg.out / "model")
+    every = {prompt_key(pair.prompt) for pair in read_pairs(cfg.data.path)[0]}
+    assert seen.learned_from | seen.held_out == every and seen.held_out and not seen.learned_from & seen.held_out

@@ -5,6 +5,8 @@ import tiny
 import tolerances as tol
 from recipes.running import killed_and_resumed, logged, same_results, scratch, sft_config
 
+from keel.data.load import read_demonstrations
+from keel.data.seen import prompt_key, read_seen
 from keel.errors import DataError, ModelError, RunError
 from keel.recipes import sft
 from keel.train.inputs import DataConfig
@@ -96,3 +98,11 @@ def test_rows_beyond_the_models_context_are_refused(tmp_path):
     data = cfg.data.model_copy(update={"path": str(path), "validation_fraction": 0.0, "max_length": 256})
     with pytest.raises(ModelError, match=r"the longest row has .* the model's context is 64"):
         sft.run(cfg.model_copy(update={"data": data}))
+
+
+def test_the_prompts_of_both_sides_are_written_down(tmp_path):
+    cfg = sft_config(tmp_path, steps=1)
+    sft.run(cfg)
+    seen = read_seen(tmp_path / "sft/model")
+    every = {prompt_key(shown.prompt) for shown in read_demonstrations(cfg.data.path)[0]}
+    assert seen.learned_from | seen.held_out == every and seen.held_out and not seen.learned_from & seen.held_out

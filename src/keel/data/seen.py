@@ -49,7 +49,7 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def write_seen(folder: Path, learned_from: Iterable[Prompt], held_out: Iterable[Prompt]) -> None:
-    """Leave the list in a run's folder; every prompt of its data counts, those that nothing came of included."""
+    """Leave the list in a run's folder, which is there."""
     write_json(folder / SEEN, {"learned_from": sorted(set(map(prompt_key, learned_from))),
                                "held_out": sorted(set(map(prompt_key, held_out)))})
 

@@ -32,7 +32,7 @@ from keel.rollout.sample import SamplingConfig
 from keel.train import alarms, checkpoint
 from keel.train.alarms import RollbackConfig
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, FileConfig, load_demonstrations, load_prompts, mixed_in
+from keel.train.inputs import DataConfig, FileConfig, load_demonstrations, load_prompts, mixed_in, write_seen
 from keel.train.objective import LossConfig, policy_loss, require_reachable
 from keel.train.order import batch_indices, minibatch
 from keel.train.step import Learner, OptimizerConfig, joint_norm, require_finite
@@ -116,6 +116,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(tokenizer)
         prompts, held_out, skipped = load_prompts(cfg.prompts, words, max_new_tokens=cfg.sampling.max_new_tokens,
                                                   n_held_out=cfg.eval_prompts, seed=cfg.seed)
+        write_seen(cfg.out, [row.record for row in prompts], [row.record for row in held_out])
         mix = load_demonstrations(cfg.ptx, words) if cfg.ptx is not None and cfg.ptx_coef else []
         models, rewards = load_models(cfg, words), RewardSources(cfg.sources, words, cfg.micro_tokens)
         require_reachable(cfg.loss, len(output_head(models.policy)[0]))
@@ -176,7 +177,6 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
                 metrics |= done | {"update/steps": metrics["update/steps"] + bool(done)}
             metrics |= tally.means()
             clock.phase("update")
-
             found = [] if pretraining else alarms.watch(memory, metrics)
             log.log(shown, metrics | {"alarms": len(found)}, phase)
             log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase)

@@ -46,7 +46,7 @@ from keel.train import checkpoint
 from keel.train.clock import Clock
 from keel.train.direct import Material, Passes, Sides, logprobs_of, mismatched, reference_says
 from keel.train.frozen import FrozenNumbers, reference_identity
-from keel.train.inputs import DataConfig, load_pairs, load_split
+from keel.train.inputs import DataConfig, load_pairs, load_split, write_seen
 from keel.train.labelled import KtoSettings, LabelledRow, Singles, balance_note, labelled_rows, mismatched_rows
 from keel.train.order import batch_indices, n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
@@ -215,10 +215,12 @@ def loaded(cfg: PreferenceConfig, words: Template) -> tuple[Rows, Rows, dict[str
                               where=data.path, remedy="Use loss = kto, or pairs: prompt, chosen, rejected.")
         read = partial(read_labelled, on_bad_record=data.on_bad_record, as_text=data.as_text)
         told, told_held, n_bad = load_split(data, cfg.seed, read)
+        write_seen(cfg.out, [one.prompt for one in told], [one.prompt for one in told_held])
         singles, cut = labelled_rows(words, told, data.max_length, data.too_long)
         held = labelled_rows(words, told_held[: cfg.eval_pairs], data.max_length, data.too_long)[0]
         return singles, held, {"records": n_bad} | vars(cut)
     train, held_out, n_bad = load_pairs(data, cfg.seed)
+    write_seen(cfg.out, [pair.prompt for pair in train], [pair.prompt for pair in held_out])
     rows, cut = render_pairs(words, train, data.max_length, data.too_long)
     held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], data.max_length, data.too_long)
     require_known_labels(cfg, [*rows, *held_rows])

@@ -23,7 +23,7 @@ from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, split
+from keel.train.inputs import DataConfig, split, write_seen
 from keel.train.order import batch_indices, n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
@@ -67,6 +67,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
             held_out = read_demonstrations(cfg.data.validation, **how)[0]
         else:
             train, held_out = split(train, cfg.data.validation_fraction, cfg.seed)
+        write_seen(cfg.out, [shown.prompt for shown in train], [shown.prompt for shown in held_out])
         rows, cut = render_demonstrations(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_demonstrations(words, held_out[: cfg.eval_rows], cfg.data.max_length, cfg.data.too_long)
         room = cfg.data.max_length - cfg.sampling.max_new_tokens

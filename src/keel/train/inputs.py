@@ -14,12 +14,13 @@ from keel.data.load import read_demonstrations, read_pairs, read_prompts
 from keel.data.problems import ReadReport
 from keel.data.records import PreferencePair, Prompt
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
+from keel.data.seen import write_seen
 from keel.errors import ConfigError, DataError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
 __all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts", "load_split",
-           "mixed_in", "prompt_room", "split", "split_prompts"]
+           "mixed_in", "prompt_room", "split", "split_prompts", "write_seen"]
 
 
 class HasPrompt(Protocol):
