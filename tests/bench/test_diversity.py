@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tolerances import RELATIVE64
 
-from keel.bench.diversity import distinct_ratio, distinctness, diversities, ngram_entropy, self_bleu
+from keel.bench.diversity import copied, distinct_ratio, distinctness, diversities, ngram_entropy, self_bleu
 
 HH = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf"
 TWO = ["The cat sat", "the  cat", ""]
@@ -57,6 +57,22 @@ def test_empty_responses_are_alike_among_themselves_and_like_nothing_else():
     assert self_bleu(["", " "]) == 100
     assert self_bleu(["", "a b"]) == 0
     assert self_bleu(["", "", "a b c d"]) == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("response, fewest, expected", [
+    # "the cat sat" and "on a mat" of 3 words each, "red" stands nowhere: 6 of 7 words, 9 + 9 by 7.
+    ("The cat sat red on a mat", 2, (6 / 7, 18 / 7)),
+    # "mat" alone is a fragment of one word.
+    ("mat red the cat", 2, (2 / 4, 4 / 4)), ("mat red the cat", 1, (3 / 4, 5 / 4)),
+    # The longest run counts, wherever it stands: "a mat", not the first "a".
+    ("a mat", 2, (1.0, 2.0)), ("red blue", 1, (0.0, 0.0)), ("", 1, (0.0, 0.0)),
+    ("the cat sat the cat sat", 2, (1.0, 3.0))])
+def test_what_is_copied_are_the_longest_runs_that_stand_in_the_knowledge(response, fewest, expected):
+    assert copied("a b the cat  sat on a mat", response, fewest=fewest) == pytest.approx(expected, rel=RELATIVE64)
+
+
+def test_nothing_is_copied_of_no_knowledge_and_one_word_is_no_fragment_unless_asked():
+    assert copied("", "a b") == (0, 0) and copied("cat", "cat") == (0, 0) and copied("cat", "Cat", fewest=1) == (1, 1)
 
 
 def test_sets_of_different_size_are_compared_at_equal_numbers():

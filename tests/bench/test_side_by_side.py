@@ -11,7 +11,6 @@ from keel.bench.answers import Answer
 from keel.bench.intervals import N_RESAMPLES, difference_p, intervals
 from keel.bench.side_by_side import Contestant, sample_rows, side_by_side, table
 from keel.data.records import Message, Prompt
-from keel.functional.statistics import sign_test
 from keel.rng import stream
 
 
@@ -92,13 +91,38 @@ def test_p_after_holm_goes_over_the_models():
     assert found["base"]["difference"] is None and "subsets" not in found["up"]
 
 
+def test_verdicts_on_prompts_of_one_text_are_one_and_holm_goes_over_models_and_questions():
+    """Six wins on three prompts, each asked twice: 2 of 8 ways to turn three signs, not 2 of 64 to turn six."""
+    asked = [prompt(i, f"question {i % 3}") for i in range(6)]
+    base = Contestant("base", said(["a"] * 6), {})
+    wins = tuple({"helpful": "win", "safe": "neither"} for _ in range(6))
+    who = [base, *(Contestant(name, said(["b"] * 6), {}, wins) for name in ("one", "other"))]
+    found = side_by_side(who, asked, ["x"] * 6, baseline="base", seed=0, most_self_bleu=5)
+    assert [found[name]["judge"]["helpful"]["p"] for name in ("one", "other")] == [2 / 8, 2 / 8]
+    assert found["one"]["judge"]["helpful"]["p_holm"] == 4 * 2 / 8 and found["one"]["judge"]["safe"]["p"] == 1
+    assert "p" not in found["one"]["subsets"]["x"]["judge"]["helpful"]
+
+
+def test_holm_goes_over_models_and_rewards():
+    who, asked = contestants()
+    who = [Contestant(one.name, one.answers, one.rewards | {"alone": -one.rewards["total"]}, one.verdicts) for one in
+           who]
+    found = side_by_side(who, asked, [None] * 6, baseline="base", seed=0, most_self_bleu=5, tested=["total", "alone"])
+    told = {name: found[name]["difference"] for name in ("up", "most")}
+    assert told["up"]["total"]["p_holm"] == 6 * 2 / 64 and told["up"]["alone"]["p_holm"] == 6 * 2 / 64
+    assert told["most"]["alone"] == {"p": 14 / 64, "p_holm": 4 * 14 / 64} | {
+        key: told["most"]["alone"][key] for key in ("mean", "low", "high", "n")}
+
+
 def test_what_could_not_be_read_is_in_no_share_and_a_neither_is_no_tie():
     who, asked = contestants()
     told = side_by_side(who, asked, [None] * 6, baseline="base", seed=0, most_self_bleu=5)["up"]["judge"]
     helpful = told["helpful"]
     assert {kind: helpful[kind] for kind in ("win", "tie", "lose", "neither")} == {
         "win": 40, "tie": 20, "lose": 20, "neither": 20}
-    assert (helpful["n"], helpful["n_unread"], helpful["n_decided"]) == (5, 1, 3) and helpful["p"] == sign_test(2, 1)
+    assert (helpful["n"], helpful["n_unread"], helpful["n_decided"]) == (5, 1, 3)
+    # 2 wins and 1 loss: of 8 ways to turn three signs 6 are 1 or more from 0 in sum, and the others 3: p = 1.
+    assert helpful["p"] == 1.0
     assert helpful["win_rate"]["mean"] == pytest.approx((2 + 0.5 + 0.5) / 5 * 100)
     assert told["safe"]["tie"] == 100 and told["safe"]["p"] == 1
     assert helpful["intervals"]["win"]["low"] <= 40 <= helpful["intervals"]["win"]["high"]

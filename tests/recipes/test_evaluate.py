@@ -9,14 +9,14 @@ import torch
 from recipes.running import logged
 from tolerances import FLOAT32, RELATIVE64
 
-from keel.bench.diversity import distinct_ratio
+from keel.bench.diversity import copied, distinct_ratio
 from keel.data.load import read_prompts
-from keel.data.records import Graded, Message, Prompt
+from keel.data.records import Message, Prompt
+from keel.data.seen import write_seen
 from keel.errors import ConfigError, DataError, ModelError, NumericsError, RunError
-from keel.functional.statistics import sign_test
 from keel.models.load import LoraSettings, causal_lm
 from keel.models.lora import with_adapter
-from keel.recipes import evaluate, offline_pg
+from keel.recipes import evaluate
 from keel.recipes.evaluate import EvaluateConfig, NamedModel, run
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Run, Stopped
@@ -85,12 +85,14 @@ def test_every_number_is_that_of_the_samples(tmp_path, capsys):
             n_win, n_lose = sum(x > y for x, y in sides), sum(x < y for x, y in sides)
             helpful, safe = part["judge"]["helpful"], part["judge"]["safe"]
             assert (helpful["win"], helpful["lose"]) == (100 * n_win / len(said), 100 * n_lose / len(said))
-            assert helpful["p"] == sign_test(n_win, n_lose) and helpful["n_decided"] == n_win + n_lose
+            assert helpful["n_decided"] == n_win + n_lose and ("p_holm" in helpful) == (where == "all")
             assert safe["tie"] == 100, "a judge that likes the first place decides nothing"
-    differences = [result["models"][name]["difference"]["total"] for name in "bc"]
-    low, high = sorted(row["p"] for row in differences)
-    assert sorted(row["p_holm"] for row in differences) == [min(1, 2 * low), max(high, min(1, 2 * low))]
-    assert result["rewards"] == {"low": 0.0, "high": 9.5, "weights": {"yes": 1.0, "brief": 0.5}}
+    tests = [result["models"][name]["difference"][key] for name in "bc" for key in ("total", "yes", "brief")]
+    told = sorted((row["p"], row["p_holm"]) for row in tests)
+    assert told == [(p, max(min(1, (6 - i) * one) for i, (one, _) in enumerate(told[: k + 1])))
+                    for k, (p, _) in enumerate(told)]
+    assert result["rewards"] == {"low": 0.0, "high": 9.5, "weights": {"yes": 1.0, "brief": 0.5}, "beside": [],
+                                 "tested": ["total", "yes", "brief"]}
     assert result["judge"]["position"]["safe"]["first_place_percent"] == 100
     assert capsys.readouterr().out.count("distinct-1/2/3") == 3
 
@@ -201,14 +203,20 @@ def test_responses_from_a_file_stand_beside_the_models(tmp_path):
         run(config(tmp_path, "lacking", written=[human]))
 
 
-def test_two_responses_to_one_prompt_are_taken_in_turn(tmp_path):
-    twice = [{"id": f"q{i}", "prompt": tiny.conversations(1)[0]} for i in range(3)]
+@pytest.mark.parametrize("n", [2, 3])
+def test_two_responses_to_one_prompt_are_taken_in_turn_and_none_of_them_twice(tmp_path, n):
+    twice = [{"id": f"q{i}", "prompt": tiny.conversations(1)[0]} for i in range(n)]
     told = [{"id": f"r{i}", "prompt": tiny.conversations(1)[0], "completion": tiny.said(text)}
             for i, text in enumerate(("yes", "no"))]
-    run(config(tmp_path, prompts={"path": str(tiny.write_rows(tmp_path / "twice.jsonl", twice)), "max_length": 64},
-               written=[{"name": "w", "path": str(tiny.write_rows(tmp_path / "told.jsonl", told))}]))
+    cfg = config(tmp_path, written=[{"name": "w", "path": str(tiny.write_rows(tmp_path / "told.jsonl", told))}],
+                 prompts={"path": str(tiny.write_rows(tmp_path / "twice.jsonl", twice)), "max_length": 64})
+    if n == 3:
+        with pytest.raises(DataError, match=r"3 prompts are of a text that is asked more often than this file .*q0"):
+            run(cfg)
+        return
+    run(cfg)
     rows = logged(tmp_path / "out", "samples.jsonl", None)
-    assert [row["models"]["w"]["response"] for row in rows] == ["yes", "no", "yes"]
+    assert [row["models"]["w"]["response"] for row in rows] == ["yes", "no"]
 
 
 def test_damaged_answers_are_named(tmp_path):
@@ -299,25 +307,28 @@ def test_an_adapter_is_in_the_weights_that_answer(tmp_path):
 
 @pytest.mark.parametrize("place", ["b", "b/model"])
 def test_prompts_that_a_model_was_trained_on_are_counted_and_left_out_where_asked(tmp_path, capsys, place):
-    cfg = config(tmp_path, limit=10)
-    prompts = read_prompts(tmp_path / "q.jsonl")[0][:10]
+    config(tmp_path)
+    prompts = read_prompts(tiny.prompts(tmp_path / "few.jsonl", 10))[0]
     others = [Prompt("x", (Message("user", "something else"),))]
-    offline_pg.write_seen(tmp_path / place, [Graded(one, "yes", {}) for one in [*prompts[:3], *others]])
+    write_seen(tmp_path / place, [*prompts[:2], *others], [*prompts[1:3], *others])
+    cfg = config(tmp_path, prompts={"path": str(tmp_path / "few.jsonl"), "max_length": 64})
     result = run(cfg).values
-    assert {name: row["seen"] for name, row in result["models"].items()} == {"a": None, "b": 3, "c": None}
-    assert result["n"] == 10 and "b was trained on 3 of the 10 prompts" in capsys.readouterr().err
-    dropped = run(config(tmp_path, "drop", limit=10, overlap="drop")).values
+    assert {name: row["seen"] for name, row in result["models"].items()} == {
+        "a": None, "b": {"learned_from": 2, "held_out": 1}, "c": None}
+    told = capsys.readouterr().err
+    assert result["n"] == 10 and "b was trained on 2 and held out 1 of the 10 prompts" in told
+    assert "no list of prompts" not in told
+    dropped = run(cfg.model_copy(update={"out": tmp_path / "drop", "overlap": "drop"})).values
     rows = logged(tmp_path / "drop", "samples.jsonl", None)
     assert [row["id"] for row in rows] == [one.id for one in prompts[3:]] and dropped["n"] == 7
-    assert "they were left out for all, 7 are left" in capsys.readouterr().err
-    with pytest.raises(DataError, match="these prompts are no test: b was trained on 3 of the 10 prompts"):
-        run(config(tmp_path, "refuse", limit=10, overlap="refuse"))
-    with pytest.raises(DataError, match="no prompt is left without those that models were trained on: b was trained"):
-        run(config(tmp_path, "none", limit=3, overlap="drop"))
-    for i, (text, why) in enumerate((('{"keys": 3}', "no list of keys"), ("[]", "list indices"), ("{", "Expecting"))):
-        (tmp_path / place / "prompts_seen.json").write_text(text)
-        with pytest.raises(RunError, match=f"list of prompts that a run was trained on is damaged: {why}"):
-            run(config(tmp_path, f"damaged{i}"))
+    told = capsys.readouterr().err
+    assert "they were left out for all, 7 are left" in told
+    assert "no list of prompts lies beside a, c: overlap = drop does nothing about what they were trained on" in told
+    with pytest.raises(DataError, match="these prompts are no test: b was trained on 2 and held out 1 of the 10"):
+        run(cfg.model_copy(update={"out": tmp_path / "refuse", "overlap": "refuse"}))
+    with pytest.raises(DataError, match="no prompt is left without those that the models' runs have used: b was t"):
+        run(config(tmp_path, "none", prompts={"path": str(tiny.prompts(tmp_path / "three.jsonl", 3)), "max_length": 64},
+                   overlap="drop"))
 
 
 def test_a_prompt_has_to_fit_all_models(tmp_path):
@@ -339,6 +350,63 @@ def test_a_prompt_has_to_fit_all_models(tmp_path):
         run(cfg)
 
 
+def ends(prompt, text: str, ended: bool) -> float:
+    return float(ended)
+
+
+def test_a_reward_beside_the_total_is_tested_like_it_and_knows_which_answers_were_cut(tmp_path):
+    spec = {"name": "ends", "scorer": {"function": "recipes.test_evaluate:ends", "prompt_as": "record"}}
+    result = run(config(tmp_path, rewards=[YES], beside=[spec], sampling=SamplingConfig(max_new_tokens=3))).values
+    rows = logged(tmp_path / "out", "samples.jsonl", None)
+    n_cut = 0
+    for name, told in result["models"].items():
+        assert told["rewards"]["ends"]["mean"] == pytest.approx(1 - told["not_ended"]["mean"], rel=RELATIVE64)
+        assert told["rewards"]["total"] == told["rewards"]["yes"], "no part of the total"
+        n_cut += sum(not row["models"][name]["ended"] for row in rows)
+    assert 0 < n_cut < 72 and result["rewards"]["tested"] == ["total", "ends"]
+    gaps = result["models"]["b"]["difference"]
+    assert {"p", "p_holm"} <= gaps["ends"].keys() and "p" not in gaps["yes"]
+
+
+def test_a_limit_draws_its_prompts_from_the_whole_file(tmp_path):
+    drawn = []
+    for seed in (0, 1):
+        run(config(tmp_path, f"out{seed}", limit=6, seed=seed, models=[str(tmp_path / "a/model")]))
+        drawn.append([row["id"] for row in logged(tmp_path / f"out{seed}", "samples.jsonl", None)])
+    whole = [one.id for one in read_prompts(tmp_path / "q.jsonl")[0]]
+    assert drawn[0] != drawn[1] and all(ids == [name for name in whole if name in ids] for ids in drawn)
+    assert any(name in whole[12:] for name in drawn[0]) and [*map(len, drawn)] == [6, 6]
+
+
+def test_a_run_without_answers_has_none_to_take_over(tmp_path):
+    with pytest.raises(ConfigError, match=r"reuse: there are no answers to take over in .*nowhere"):
+        run(config(tmp_path, reuse=[str(tmp_path / "nowhere")]))
+
+
+def test_data_longer_than_a_models_context_are_refused_for_model_and_reference(tmp_path):
+    data = {"path": str(tiny.pairs(tmp_path / "p.jsonl")), "max_length": 64}
+    short = str(tiny.llama(tmp_path / "short" / "model", seed=1))
+    settings = json.loads((tmp_path / "short/model/config.json").read_text())
+    (tmp_path / "short/model/config.json").write_text(json.dumps(settings | {"max_position_embeddings": 8}))
+    for how in ({"models": [short]}, {"reference": {"path": short}}):
+        with pytest.raises(ModelError, match="short/model: the data do not fit this model: the longest row has"):
+            run(config(tmp_path, "-".join(how), data=data, **how))
+
+
+def test_what_is_copied_of_the_knowledge_is_measured_where_there_is_some(tmp_path):
+    rows = [json.loads(line) | ({"knowledge": "Yes no cat sat"} if i % 2 else {})
+            for i, line in enumerate(tiny.prompts(tmp_path / "plain.jsonl").read_text().splitlines())]
+    result = run(config(tmp_path, models=[str(tmp_path / name / "model") for name in "ab"], prompts={
+        "path": str(tiny.write_rows(tmp_path / "known.jsonl", rows)), "max_length": 64})).values
+    said = logged(tmp_path / "out", "samples.jsonl", None)
+    for name in "ab":
+        expected = [copied("Yes no cat sat", row["models"][name]["response"]) for row in said[1::2]]
+        for key, values in zip(("coverage", "density"), zip(*expected, strict=True), strict=True):
+            assert result["models"][name][key]["mean"] == pytest.approx(mean(values), rel=RELATIVE64)
+            assert result["models"][name][key]["n"] == 12
+    assert "density" in result["models"]["b"]["difference"]
+
+
 def test_without_rewards_there_is_diversity_and_length_all_the_same(tmp_path):
     result = run(config(tmp_path, rewards=[], limit=5)).values
     assert result["rewards"] is None and result["models"]["b"]["rewards"] == {}
@@ -346,7 +414,7 @@ def test_without_rewards_there_is_diversity_and_length_all_the_same(tmp_path):
 
 
 def test_a_reward_that_only_data_hold_is_refused_and_one_with_a_scorer_beside_is_scored(tmp_path):
-    with pytest.raises(ConfigError, match="the reward 'rm' is known for the responses of a file only, and models"):
+    with pytest.raises(ConfigError, match="nothing scores new text for 'rm': the reward is known for the responses"):
         run(config(tmp_path, rewards=[{"name": "rm", "stored": "rm"}]))
     both = run(config(tmp_path, "both", rewards=[YES | {"stored": "rm"}], limit=3)).values
     assert both["models"]["a"]["rewards"]["yes"]["n"] == 3
@@ -377,6 +445,9 @@ def test_subsets_by_a_column_of_the_file(tmp_path):
     ({"models": ["x/model", "y/../x/model"]}, "more than one model is called 'x': give each a name"),
     ({"baseline": "z"}, r"baseline='z' is none of the models \(a, b, c\)"),
     ({"rewards": [YES | {"name": "words"}]}, "a reward cannot be called 'words': that is the name of another number"),
+    ({"beside": [YES]}, "the reward 'yes' is in rewards and in beside: it counts or it does not"),
+    ({"rewards": [], "beside": [YES]}, "beside does nothing without rewards"),
+    ({"beside": [BRIEF | {"name": "density"}]}, "a reward cannot be called 'density'"),
     ({"reference": "m"}, "reference does nothing without data"),
     ({"models": ["x"], "judge": {"function": "a:b"}}, "judge does nothing with one model"),
     ({"written": [{"name": "a", "path": "f"}]}, "more than one model is called 'a'"),

@@ -27,7 +27,7 @@ def around(mean: float, half: float = 0.1, n: int = 40) -> Row:
 
 def verdict(win: float, tie: float, lose: float, neither: float, **more: Any) -> Row:
     return {"win": win, "tie": tie, "lose": lose, "neither": neither, "win_rate": around(win + tie / 2, 5), "n": 40,
-            "n_unread": 0, "n_decided": 20, "p": 0.04, "intervals": {}} | more
+            "n_unread": 0, "n_decided": 20, "p": 0.04, "p_holm": 0.12, "intervals": {}} | more
 
 
 def measures(total: float, gap: float | None = None, p: float = 0.5, **more: Any) -> Row:
@@ -110,15 +110,30 @@ def test_charts_have_a_row_per_model_and_open_points_where_it_may_be_chance():
     assert [strip.dots[0].color for strip in found.difference.strips] == [1, 2], "as in the other charts"
 
 
+def test_every_reward_that_was_tested_has_a_chart_and_one_beside_the_total_says_so():
+    whole = result(rewards={"beside": ["brief"], "tested": ["total", "brief"]})
+    for name, gap in (("a-lol", -0.2), ("nll", 0.1)):
+        whole["models"][name]["difference"]["brief"] = around(gap) | {"p": 0.01, "p_holm": 0.04}
+    (chart,) = panel(whole).differences
+    assert chart.title == "brief (no part of the total) less that of sft"
+    assert [strip.cells[2] for strip in chart.strips] == ["0.040", "0.040"]
+    assert [one.title for one in panel(whole).parts] == ["yes", "brief (no part of the total)"]
+    assert evaluation_evidence(ran(whole)).endswith("after Holm's correction over the models and 2 rewards.")
+    assert panel(result()).differences == ()
+
+
 def test_tables_of_diversity_and_length():
     found = panel(result())
     assert found.diversity.rows[1] == ("a-lol", "40", "0.100 / 0.200 / 0.300", "0.200 / 0.400 / 0.600", "2.50 / 3.25",
                                        "41.5")
     assert found.lengths.head == ("", "words", "tokens", "cut", "empty")
-    moved = panel(changed("nll", shift={"per_response": around(1.5)}, seen=3))
-    assert moved.lengths.head[-2:] == (f"S {MINUS} Q, nats", "prompts seen in training")
-    assert [row[-2:] for row in moved.lengths.rows] == [(DASH, "not known"), (DASH, "not known"),
-                                                        ("1.50 [1.40, 1.60]", "3")]
+    moved = panel(changed("nll", shift={"per_response": around(1.5)}, seen={"learned_from": 3, "held_out": 0},
+                          coverage=around(0.5), density=around(1.5)))
+    assert moved.lengths.head[-3:] == (f"S {MINUS} Q, nats", "coverage, density", "prompts trained on, held out")
+    assert [row[-3:] for row in moved.lengths.rows] == [
+        (DASH, f"{DASH} / {DASH}", "not known"), (DASH, f"{DASH} / {DASH}", "not known"),
+        ("1.50 [1.40, 1.60]", "0.50 [0.40, 0.60] / 1.50 [1.40, 1.60]", "3 / 0")]
+    assert "Coverage and density" in moved.lengths.words and "Coverage" not in found.lengths.words
 
 
 def test_verdicts_are_bars_that_fill_the_whole():
@@ -127,7 +142,7 @@ def test_verdicts_are_bars_that_fill_the_whole():
     assert [row.label for row in helpful.rows] == ["a-lol (40)", "nll (40)"]
     assert [(piece.outcome, piece.at, piece.width, piece.text) for piece in helpful.rows[0].pieces] == [
         ("win", 0, 50, "50"), ("tie", 50, 20, "20"), ("neither", 70, 10, "10"), ("lose", 80, 20, "20")]
-    assert helpful.rows[0].text == "60 [55, 65]" and safe.rows[0].said.startswith("a-lol: win 0%, tie 100%")
+    assert helpful.rows[0].text == "60 [55, 65], p = 0.120" and safe.rows[0].said.startswith("a-lol: win 0%, tie 100%")
     unjudged = changed("nll", judge=None)
     unjudged["models"]["a-lol"]["judge"] = None
     assert panel(unjudged).verdicts == ()
@@ -144,11 +159,11 @@ def test_what_weakens_the_numbers_is_said():
     assert evaluation_notes(ran(result())) == [
         ("Asked which is more helpful, the judge changed its mind with the order of the two on 12% of the pairs; the "
          "first place got 61% of its choices.", "These are ties.", False)]
-    whole = changed("nll", seen=3, not_ended=around(0.6), empty=around(0.05), judge={
+    whole = changed("nll", seen={"learned_from": 3, "held_out": 2}, not_ended=around(0.6), empty=around(0.05), judge={
         "helpful": verdict(50, 50, 0, 0, n_unread=4), "safe": verdict(50, 50, 0, 0, n_unread=9)})
     told = [(text, grave) for text, _, grave in evaluation_notes(ran(whole))[:-1]]
     assert told == [
-        ("nll was trained on 3 of these prompts.", True),
+        ("nll was trained on 3 and may have been chosen by 2 of these prompts.", True),
         ("60% of the answers of nll were cut at the length limit.", True),
         ("5.0% of the answers of nll are empty.", False),
         ("4 verdicts on nll (helpful) could not be read; they count for no side.", False),

@@ -5,21 +5,18 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from keel.bench.items import keyed_prompt
 from keel.data.records import Graded, Prompt
+from keel.data.seen import prompt_key
 from keel.errors import DataError, RunError
 from keel.runs import explained_disk_errors
 
-__all__ = ["Answer", "answers_given", "keep_answers", "kept_answers", "made_by", "seen_counts"]
-
-SEEN = "prompts_seen.json"
-HIGHEST = 3
-"""Folders above a model in which a run's list of prompts may lie: RUN/model, RUN/model/adapter."""
+__all__ = ["Answer", "answers_given", "keep_answers", "kept_answers", "made_by"]
 
 
 @dataclass(frozen=True)
@@ -92,66 +89,27 @@ def answers_given(told: Sequence[Graded], prompts: Sequence[Prompt], n_tokens: C
         where: the file, for messages.
 
     Raises:
-        DataError: a prompt has no answer.
+        DataError: a prompt has no answer, or recurs more often than there are answers to it.
     """
     by_prompt: dict[str, list[str]] = {}
     for one in told:
-        by_prompt.setdefault(_key(one.prompt), []).append(one.response)
-    lacking = [prompt.id for prompt in prompts if _key(prompt) not in by_prompt]
+        by_prompt.setdefault(prompt_key(one.prompt), []).append(one.response)
+    lacking = [prompt.id for prompt in prompts if prompt_key(prompt) not in by_prompt]
     if lacking:
         raise DataError(f"{len(lacking)} of {len(prompts)} prompts have no response in this file, such as "
                         f"{', '.join(lacking[:4])}", where=where,
                         remedy="Prompts are found by their words: give a file with a response to each of them, or "
                                "fewer prompts.")
-    n_used: dict[str, int] = {}
-    found = []
+    # An answer given twice would make this set less varied than one of as many answers by a model.
+    n_asked = Counter(prompt_key(prompt) for prompt in prompts)
+    short = [prompt.id for prompt in prompts if n_asked[prompt_key(prompt)] > len(by_prompt[prompt_key(prompt)])]
+    if short:
+        raise DataError(f"{len(short)} prompts are of a text that is asked more often than this file has responses to "
+                        f"it, such as {', '.join(short[:4])}", where=where,
+                        remedy="Give each prompt once (`keel data check` counts those of one text), or a response for "
+                               "each time.")
+    found, left = [], {key: iter(texts) for key, texts in by_prompt.items()}
     for prompt in prompts:
-        key = _key(prompt)
-        n_used[key] = place = n_used.get(key, -1) + 1
-        text = by_prompt[key][place % len(by_prompt[key])]
+        text = next(left[prompt_key(prompt)])
         found.append(Answer(prompt.id, text, True, n_tokens(prompt, text)))
     return found
-
-
-def _key(prompt: Prompt) -> str:
-    return keyed_prompt(prompt.messages, prompt.text).id
-
-
-def seen_counts(records: Sequence[Prompt], folders: Mapping[str, Sequence[Path]],
-                ) -> tuple[dict[str, int | None], list[Prompt]]:
-    """Of each model how many of these prompts it was trained on, none where its run does not say; and the prompts that
-    no model is known to have been trained on.
-
-    Args:
-        records: prompts.
-        folders: name -> where the model lies, and its adapter.
-
-    Raises:
-        RunError: a list of prompts is damaged.
-    """
-    keys, counts, known = [_key(one) for one in records], dict[str, int | None](), dict[str, None]()
-    for name, places in folders.items():
-        told = [seen for place in places if (seen := _prompts_seen(place)) is not None]
-        counts[name] = sum(any(key in seen for seen in told) for key in keys) if told else None
-        known |= dict.fromkeys(key for key in keys if any(key in seen for seen in told))
-    return counts, [one for one, key in zip(records, keys, strict=True) if key not in known]
-
-
-def _prompts_seen(folder: Path) -> frozenset[str] | None:
-    """Keys of the prompts that the run which wrote a model was trained on; none where it does not say.
-
-    The list lies in the model's folder, or in the run's folder above it.
-    """
-    whole = folder.expanduser().absolute()
-    file = next((above / SEEN for above in [whole, *whole.parents][:HIGHEST] if (above / SEEN).is_file()), None)
-    if file is None:
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["keys"]
-        if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
-            raise ValueError("no list of keys")
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"the list of prompts that a run was trained on is damaged: {error}", where=str(file),
-                       remedy="Put back a copy of it, or remove it: then nobody knows which prompts were seen.",
-                       ) from error
-    return frozenset(found)

@@ -1,6 +1,6 @@
-"""How varied a set of responses is, from their text alone.
+"""How varied a set of responses is, and how much of each one is copied, from their text alone.
 
-Every number here falls, or rises, as the set grows: sets are compared at equal numbers of responses only, and
+What is said of a set falls, or rises, as the set grows: sets are compared at equal numbers of responses only, and
 `diversities` sees to that. N-grams never cross from one response into the next.
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from keel.rng import python_stream
 
-__all__ = ["ENTROPY_SIZES", "SIZES", "distinct_ratio", "distinctness", "diversities", "ngram_entropy", "self_bleu"]
+__all__ = ["ENTROPY_SIZES", "SIZES", "copied", "distinct_ratio", "distinctness", "diversities", "ngram_entropy",
+           "self_bleu"]
 
 SIZES = (1, 2, 3)
 ENTROPY_SIZES = (1, 2)
@@ -69,6 +70,32 @@ def self_bleu(responses: Sequence[str]) -> float | None:
         else:
             scores.append(IDENTICAL if n_empty > 1 else 0.0)
     return math.fsum(scores) / len(scores)
+
+
+def copied(knowledge: str, response: str, *, fewest: int = 2) -> tuple[float, float]:
+    """Coverage and density: how much of a response stands in the knowledge it was given, and in how long pieces.
+
+    From left to right the longest run of words that stands in the knowledge is a fragment; then comes what follows it.
+    Coverage is the sum of the fragments' lengths by the words of the response, density the sum of their squares.
+    Fragments of fewer than `fewest` words do not count, as in the comparison of Baheti et al. 2024, arXiv:2305.14718;
+    with fewest = 1 it is the definition of Grusky et al. 2018, arXiv:1804.11283. Words are lower-cased and split on
+    white space. Both are 0 for a response without words.
+    """
+    source, words = knowledge.lower().split(), response.lower().split()
+    lengths, at = [], 0
+    while at < len(words):
+        longest = max((_run(source[i:], words[at:]) for i in range(len(source))), default=0)
+        lengths.append(longest)
+        at += max(longest, 1)
+    kept = [length for length in lengths if length >= fewest]
+    n = max(len(words), 1)
+    return sum(kept) / n, sum(length * length for length in kept) / n
+
+
+def _run(source: Sequence[str], words: Sequence[str]) -> int:
+    """Words that both begin with."""
+    return next((k for k, (a, b) in enumerate(zip(source, words, strict=False)) if a != b),
+                min(len(source), len(words)))
 
 
 def diversities(corpora: Mapping[str, Sequence[str]], *, seed: int, most_self_bleu: int,

@@ -41,8 +41,9 @@ Outcome = Literal["win", "tie", "lose", "neither", "unread"]
 Choices = dict[str, str | None]
 """Question -> A, B, equal or neither; none where nothing could be read."""
 
-_SIGN = r"[^\w\n]"
-_LINE = re.compile(rf"^{_SIGN}*(?:more +)?(helpful|safe)\b{_SIGN}*(?:(?:response|answer){_SIGN}+)?"
+_SIGN = r"(?:[^\w\n]|_)"
+_NUMBER = rf"(?:(?:\d{{1,2}}|[a-z])[.):]{_SIGN}*)?"
+_LINE = re.compile(rf"^{_SIGN}*{_NUMBER}(?:more +)?(helpful|safe)(?![a-z0-9]){_SIGN}*(?:(?:response|answer){_SIGN}+)?"
                    rf"(a|b|equal|neither){_SIGN}*$", re.IGNORECASE | re.MULTILINE)
 
 

@@ -12,20 +12,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from keel.bench.answers import Answer
-from keel.bench.diversity import SIZES, diversities
+from keel.bench.diversity import SIZES, copied, diversities
 from keel.bench.intervals import difference_p, intervals
 from keel.bench.response_judge import OUTCOMES, QUESTIONS, Outcome
 from keel.data.records import Prompt
 from keel.errors import ConfigError
 from keel.functional.resampling import holm
-from keel.functional.statistics import sign_test
 
-__all__ = ["LENGTHS", "TOTAL", "Contestant", "sample_rows", "side_by_side", "subsets_of", "table"]
+__all__ = ["COPIED", "LENGTHS", "TOTAL", "Contestant", "sample_rows", "side_by_side", "subsets_of", "table"]
 
 SUBSETS = ("subset", "domain")
 TOTAL = "total"
 LENGTHS = ("words", "tokens", "not_ended", "empty")
+COPIED = ("coverage", "density")
 POINTS = {"win": 1.0, "tie": 0.5, "lose": 0.0, "neither": 0.5}
+SIGNS = {"win": 1.0, "lose": -1.0}
 Row = dict[str, Any]
 
 
@@ -46,17 +47,27 @@ class Contestant:
     rewards: Mapping[str, Float[Tensor, " N"]]
     verdicts: tuple[Mapping[str, Outcome] | None, ...] = ()
 
-    def columns(self) -> dict[str, Float[Tensor, " N"]]:
-        """One number per answer: rewards and lengths by name."""
+    def columns(self, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, " N"]]:
+        """One number per answer: rewards, lengths and, where a prompt has knowledge, what was copied of it, by name."""
         told = {"words": [len(one.text.split()) for one in self.answers],
                 "tokens": [one.n_tokens for one in self.answers],
                 "not_ended": [not one.ended for one in self.answers],
                 "empty": [not one.text.strip() for one in self.answers]}
+        if any(map(_knowledge, prompts)):
+            pairs = [copied(known, one.text) if (known := _knowledge(prompt)) else (torch.nan, torch.nan)
+                     for prompt, one in zip(prompts, self.answers, strict=True)]
+            told |= dict(zip(COPIED, map(list, zip(*pairs, strict=True)), strict=True))
         return dict(self.rewards) | {name: torch.tensor(x, dtype=torch.float64) for name, x in told.items()}
 
 
+def _knowledge(prompt: Prompt) -> str:
+    """What the answer was to build on; empty where nobody said."""
+    found = prompt.meta.get("knowledge")
+    return found if isinstance(found, str) else ""
+
+
 def side_by_side(contestants: Sequence[Contestant], prompts: Sequence[Prompt], subsets: Sequence[str | None], *,
-                 baseline: str, seed: int, most_self_bleu: int) -> dict[str, Row]:
+                 baseline: str, seed: int, most_self_bleu: int, tested: Sequence[str] = (TOTAL,)) -> dict[str, Row]:
     """Name -> what is known of the model over all prompts, and under `subsets` the same for each of them.
 
     Args:
@@ -66,9 +77,15 @@ def side_by_side(contestants: Sequence[Contestant], prompts: Sequence[Prompt], s
         baseline: the model that differences are taken to.
         seed: of all draws.
         most_self_bleu: see `diversities`.
+        tested: rewards whose differences get a p value.
     """
     found = _block(contestants, prompts, range(len(prompts)), (baseline, seed, most_self_bleu), "all")
-    _test(found, contestants, prompts, (baseline, seed))
+    base = next(one for one in contestants if one.name == baseline)
+    others = [one for one in contestants if one.name != baseline]
+    _corrected([(found[one.name]["difference"][key], one.rewards[key] - base.rewards[key], one.name)
+                for one in others for key in tested if key in one.rewards], prompts, seed)
+    _corrected([(found[one.name]["judge"][question], _signs(one, question), one.name)
+                for one in others if one.verdicts for question in QUESTIONS], prompts, seed)
     for name in sorted({subset for subset in subsets if subset is not None}):
         places = [i for i, subset in enumerate(subsets) if subset == name]
         inside = _block(contestants, prompts, places, (baseline, seed, most_self_bleu), f"subset {name}")
@@ -81,7 +98,7 @@ def _block(contestants: Sequence[Contestant], prompts: Sequence[Prompt], places:
            how: tuple[str, int, int], name: str) -> dict[str, Row]:
     """Everything over the prompts at some places. All means of a block stand on one set of draws."""
     (baseline, seed, most), at = how, torch.tensor(list(places))
-    own = {one.name: {key: x[at] for key, x in one.columns().items()} for one in contestants}
+    own = {one.name: {key: x[at] for key, x in one.columns(prompts).items()} for one in contestants}
     gaps = {who: {key: x - own[baseline][key] for key, x in columns.items()} for who, columns in own.items()
             if who != baseline}
     outcomes = {(one.name, question): [None if (said := one.verdicts[i]) is None else said[question] for i in places]
@@ -94,24 +111,29 @@ def _block(contestants: Sequence[Contestant], prompts: Sequence[Prompt], places:
                          most_self_bleu=most)
     return {one.name: {
         "n": len(places), "rewards": {key: found["mean", one.name, key] for key in one.rewards},
-        **{key: found["mean", one.name, key] for key in LENGTHS}, "diversity": varied[one.name],
-        "difference": {key: found["gap", one.name, key] for key in (*one.rewards, *LENGTHS)} if one.name in gaps
-        else None,
+        **{key: found["mean", one.name, key] for key in own[one.name] if key not in one.rewards},
+        "diversity": varied[one.name],
+        "difference": {key: found["gap", one.name, key] for key in gaps[one.name]} if one.name in gaps else None,
         "judge": {question: _verdict(outcomes[one.name, question], {kind: found[one.name, question, kind] for kind in
                   (*OUTCOMES, "win_rate")}) for question in QUESTIONS} if one.verdicts else None,
     } for one in contestants}
 
 
-def _test(found: dict[str, Row], contestants: Sequence[Contestant], prompts: Sequence[Prompt],
-          how: tuple[str, int]) -> None:
-    """Put p and, corrected over the models, p_holm beside each difference of totals."""
-    baseline, seed = how
-    base = next(one for one in contestants if one.name == baseline)
-    others = [one for one in contestants if one.name != baseline and TOTAL in one.rewards]
-    p = [difference_p(one.rewards[TOTAL] - base.rewards[TOTAL], prompts, seed=seed, names=[one.name])
-         for one in others]
-    for one, own, corrected in zip(others, p, holm(torch.tensor(p, dtype=torch.float64)).tolist(), strict=True):
-        found[one.name]["difference"][TOTAL] |= {"p": own, "p_holm": corrected}
+def _corrected(rows: Sequence[tuple[Row, Float[Tensor, " N"], str]], prompts: Sequence[Prompt], seed: int) -> None:
+    """Put p and, corrected over all of these tests, p_holm into each row.
+
+    Args:
+        rows: where they go, the differences that are tested, and the name of their random signs.
+    """
+    p = [difference_p(gaps, prompts, seed=seed, names=[name]) for _, gaps, name in rows]
+    for (row, _, _), own, corrected in zip(rows, p, holm(torch.tensor(p, dtype=torch.float64)).tolist(), strict=True):
+        row |= {"p": own, "p_holm": corrected}
+
+
+def _signs(one: Contestant, question: str) -> Float[Tensor, " N"]:
+    """1 where the judge prefers the model, -1 where it prefers the baseline; 0 where it decides nothing."""
+    return torch.tensor([0.0 if said is None else SIGNS.get(said[question], 0.0) for said in one.verdicts],
+                        dtype=torch.float64)
 
 
 def _shares(outcomes: Sequence[Outcome | None]) -> dict[str, Float[Tensor, " N"]]:
@@ -126,8 +148,7 @@ def _verdict(outcomes: Sequence[Outcome | None], told: Mapping[str, Row]) -> Row
     n_win, n_lose = (sum(one == kind for one in outcomes) for kind in ("win", "lose"))
     return {**{kind: told[kind]["mean"] for kind in OUTCOMES}, "win_rate": told["win_rate"],
             "intervals": {kind: told[kind] for kind in OUTCOMES}, "n": told["win_rate"]["n"],
-            "n_unread": sum(one == "unread" for one in outcomes), "n_decided": n_win + n_lose,
-            "p": sign_test(n_win, n_lose)}
+            "n_unread": sum(one == "unread" for one in outcomes), "n_decided": n_win + n_lose}
 
 
 def subsets_of(prompts: Sequence[Prompt], column: str | None) -> list[str | None]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,22 +19,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from keel import runs
-from keel.bench.answers import Answer, answers_given, keep_answers, kept_answers, made_by, seen_counts
+from keel.bench.answers import Answer, answers_given, keep_answers, kept_answers, made_by
+from keel.bench.entrants import NamedModel, NamedResponses, loaded_entrant
 from keel.bench.intervals import intervals
 from keel.bench.judge_calls import Watch
+from keel.bench.overlap import Overlap, fresh_prompts
 from keel.bench.response_judge import Bout, ResponseJudgeConfig, judged_bouts
 from keel.bench.rewards import SequenceRewardConfig, SequenceRewards
-from keel.bench.side_by_side import LENGTHS, TOTAL, Contestant, sample_rows, side_by_side, subsets_of, table
+from keel.bench.side_by_side import COPIED, LENGTHS, TOTAL, Contestant, sample_rows, side_by_side, subsets_of, table
 from keel.config import Config
 from keel.data.files import FileConfig
 from keel.data.load import read_prompts, read_responses
 from keel.data.records import Demonstration, Graded, Prompt
 from keel.data.render import PromptRow, Row, Template, Truncation, render_demonstrations, render_prompts, template
 from keel.errors import ConfigError, DataError, ModelError
-from keel.models.identity import model_identity, tokenizer_identity
-from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer
-from keel.models.lora import quiet_peft
+from keel.models.identity import tokenizer_identity
+from keel.models.load import FrozenModelConfig, check_context, load_tokenizer
 from keel.named import named_function
+from keel.rng import shuffled
 from keel.rollout.respond import respond
 from keel.rollout.sample import SamplingConfig
 from keel.runs import Run, Stopped
@@ -47,38 +49,13 @@ REFERENCE = ""
 """The reference's name among those of the models, none of which is empty."""
 
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$"
-
-
-class NamedModel(FrozenModelConfig):
-    """A model to evaluate."""
-
-    name: str | None = Field(None, pattern=NAME, description="what tables call it; none: its folder, or for RUN/model "
-                             "that of the run")
-    adapter: str | None = Field(None, description="LoRA adapter (PEFT folder) on the model that path names")
-
-    @property
-    def shown(self) -> str:
-        """What tables call it."""
-        parts = [part for part in PurePath(self.adapter or self.path).parts if part not in ("/", ".", "..")]
-        told = [part for part in parts if part not in ("model", "adapter")] or parts or ["model"]
-        return self.name or "".join(c if c.isascii() and (c.isalnum() or c in "_.+ -") else "-" for c in told[-1])
-
-
-class NamedResponses(Config):
-    """Responses that somebody else wrote."""
-
-    name: str = Field(pattern=NAME, description="what tables call them")
-    path: str = Field(description="file of responses, or of pairs with the chosen one; found by their prompts")
-
-
 class EvaluateConfig(Config):
     """Everything `keel evaluate` reads."""
 
     out: Path = Field(description="run folder to make; what each model says goes to samples.jsonl")
     models: tuple[NamedModel, ...] = Field(description="models that answer, each a path, or a table with name and path")
     prompts: FileConfig = Field(description="prompts that all answer; responses in the file are ignored")
-    limit: int | None = Field(None, ge=1, description="answer this many prompts; none: all")
+    limit: int | None = Field(None, ge=1, description="answer this many prompts, drawn by the seed; none: all")
     written: tuple[NamedResponses, ...] = Field((), description="responses from files beside the models', such as "
                                                 "people's: tables with name and path")
     reuse: tuple[Path, ...] = Field((), description="other runs of evaluate: what the same model said to the same "
@@ -88,6 +65,8 @@ class EvaluateConfig(Config):
     baseline: str | None = Field(None, description="name of the model that differences are taken to; none: the first")
     rewards: tuple[SequenceRewardConfig, ...] = Field((), description="rewards of the responses; their weighted sum is "
                                                       "the total")
+    beside: tuple[SequenceRewardConfig, ...] = Field((), description="rewards that are shown and tested, and no "
+                                                     "part of the total")
     data: FileConfig | None = Field(None, description="responses whose log-probability is compared with the "
                                     "reference's; none: not compared")
     which: Literal["chosen", "all"] = Field("chosen", description="of data with several responses to a prompt, the "
@@ -96,8 +75,8 @@ class EvaluateConfig(Config):
                                                 "with; none: the baseline")
     subset: str | None = Field(None, description="what the prompts' file says beside, for rows of their own; none: "
                                "subset, or else domain")
-    overlap: Literal["note", "drop", "refuse"] = Field("note", description="prompts that a model was trained on: "
-                                                       "counted and said, left out for all, or an error")
+    overlap: Overlap = Field("note", description="prompts that a model was trained on or chosen by: counted and said, "
+                             "left out for all, or an error")
     judge: ResponseJudgeConfig | None = Field(None, description="compares each model with the baseline")
     self_bleu_responses: int = Field(100, ge=2, description="responses that self-BLEU is computed on")
     micro_tokens: int = Field(8192, ge=1, description="token positions per forward pass over data")
@@ -112,9 +91,15 @@ class EvaluateConfig(Config):
             raise ValueError(f"more than one model is called {twice[0]!r}: give each a name")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline={self.baseline!r} is none of the models ({', '.join(names)})")
-        taken = sorted({reward.name for reward in self.rewards} & {TOTAL, *LENGTHS})
+        named = [reward.name for reward in (*self.rewards, *self.beside)]
+        taken = sorted({*named} & {TOTAL, *LENGTHS, *COPIED})
         if taken:
             raise ValueError(f"a reward cannot be called {taken[0]!r}: that is the name of another number")
+        if self.beside and not self.rewards:
+            raise ValueError("beside does nothing without rewards: a reward that is measured alone belongs there")
+        both = sorted({one.name for one in self.rewards} & {one.name for one in self.beside})
+        if both:
+            raise ValueError(f"the reward {both[0]!r} is in rewards and in beside: it counts or it does not")
         if self.reference is not None and self.data is None:
             raise ValueError("reference does nothing without data: it is what the log-probability of data is compared "
                              "with")
@@ -128,6 +113,12 @@ class EvaluateConfig(Config):
     def names(self) -> list[str]:
         """Of everything that is compared, the models first."""
         return [model.shown for model in self.models] + [one.name for one in self.written]
+
+    @property
+    def tested(self) -> list[str]:
+        """Rewards whose differences get a p value. A single part of the total has that of the total."""
+        parts = [one.name for one in self.rewards]
+        return [TOTAL, *(parts if len(parts) > 1 else []), *(one.name for one in self.beside)]
 
     @property
     def base(self) -> str:
@@ -149,14 +140,16 @@ def run(cfg: EvaluateConfig, *, resume: bool = False) -> runs.RunResult:
     with runs.start("evaluate", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         log.rewind({})
         # What can be wrong should not show after hours of answers.
-        rewards = _rewards(cfg)
+        rewards, beside = _scorers(cfg.rewards, cfg.out), _scorers(cfg.beside, cfg.out / "beside")
+        _require_answers(cfg.reuse)
         if cfg.judge is not None and cfg.judge.function is not None:
             named_function(cfg.judge.function, "judge.function")
-        # Ask: the prompts that fit all models, of which it is said who was trained on them.
+        # Ask: the prompts that fit all models, of which it is said whose run has used them.
         words = {model.shown: _template(model) for model in cfg.models}
         records, report = read_prompts(cfg.prompts.path, on_bad_record=cfg.prompts.on_bad_record,
                                        as_text=cfg.prompts.as_text)
-        records, seen = _overlap(cfg, log, records[: cfg.limit])
+        records, seen = fresh_prompts(_drawn(records, cfg.limit, cfg.seed), {spec.shown: spec.folders for spec in
+                                      cfg.models}, cfg.overlap, where=cfg.prompts.path, note=log.note)
         rows, skipped = _rows_of_all(cfg, words, records)
         prompts = [row.record for row in rows[cfg.names[0]]]
         subsets = subsets_of(prompts, cfg.subset)
@@ -164,23 +157,24 @@ def run(cfg: EvaluateConfig, *, resume: bool = False) -> runs.RunResult:
         data = {} if cfg.data is None else _data_rows(cfg, cfg.data, words)
         progress = log.bar(len(cfg.models) * len(prompts), 0)
         answers, logprobs = dict[str, list[Answer]](), dict[str, Tensor]()
+        if cfg.reference is not None:
+            spec = NamedModel(**cfg.reference.model_dump())
+            logprobs[REFERENCE] = _logprobs(cfg, spec, *loaded_entrant(spec), data[REFERENCE])
         for i, spec in enumerate(cfg.models):
-            model, identity = _loaded(spec)
+            model, identity = loaded_entrant(spec)
+            if data:
+                logprobs[spec.shown] = _logprobs(cfg, spec, model, identity, data[spec.shown])
             answers[spec.shown] = _answers(cfg, spec.shown, (model, identity, words[spec.shown]), rows[spec.shown],
                                            partial(_heed, log, progress.reach, i * len(prompts)))
-            if data:
-                logprobs[spec.shown] = _logprobs(cfg, model, identity, data[spec.shown])
             del model  # one at a time in memory
-        if cfg.reference is not None:
-            logprobs[REFERENCE] = _logprobs(cfg, *_loaded(_as_named(cfg.reference)), data[REFERENCE])
         # Measure: what every answer is worth, then which is better, then everything side by side.
         answers |= given
-        parts = _rewarded(log, rewards, prompts, answers)
+        parts = _rewarded(log, (rewards, beside), prompts, answers)
         court = _Court(None, {}) if cfg.judge is None else _judged(cfg, cfg.judge, log, (prompts, subsets), answers)
         told = [Contestant(name, tuple(own), parts[name], court.outcomes.get(name, ()))
                 for name, own in answers.items()]
         found = side_by_side(told, prompts, subsets, baseline=cfg.base, seed=cfg.seed,
-                             most_self_bleu=cfg.self_bleu_responses)
+                             most_self_bleu=cfg.self_bleu_responses, tested=cfg.tested)
         for name, path in _paths(cfg).items():
             found[name] |= {"path": path, "seen": seen.get(name), "shift": _shift(cfg, data, logprobs, name)}
         log.sample(sample_rows(told, prompts, subsets))
@@ -188,19 +182,37 @@ def run(cfg: EvaluateConfig, *, resume: bool = False) -> runs.RunResult:
         return log.finish({
             "baseline": cfg.base, "n": len(prompts), "models": found,
             "rewards": None if rewards is None else {"low": rewards.low, "high": rewards.high,
-                                                     "weights": {one.name: one.weight for one in cfg.rewards}},
+                                                     "weights": {one.name: one.weight for one in cfg.rewards},
+                                                     "beside": [one.name for one in cfg.beside], "tested": cfg.tested},
             "judge": court.about, "skipped": {"records": report.n_dropped} | skipped})
 
 
-def _rewards(cfg: EvaluateConfig) -> SequenceRewards | None:
-    """What scores the responses. Grades that data hold are of other responses."""
-    if not cfg.rewards:
+def _scorers(specs: Sequence[SequenceRewardConfig], folder: Path) -> SequenceRewards | None:
+    """What scores the responses. Grades that data hold are of other responses.
+
+    Raises:
+        ConfigError: one of them scores no new text.
+    """
+    if not specs:
         return None
-    lacking = [spec.name for spec in cfg.rewards if not spec.scores_new_text]
-    if lacking:
-        raise ConfigError(f"the reward {lacking[0]!r} is known for the responses of a file only, and models write new "
-                          "ones", where="rewards", remedy="Give it a scorer: a model, a function or an endpoint.")
-    return SequenceRewards([spec.model_copy(update={"stored": None}) for spec in cfg.rewards], cfg.out)
+    found = SequenceRewards([spec.model_copy(update={"stored": None}) for spec in specs], folder)
+    found.require_new_text()
+    return found
+
+
+def _require_answers(reuse: Sequence[Path]) -> None:
+    """Raises:
+        ConfigError: a run whose answers are to be taken over has none.
+    """
+    for folder in reuse:
+        if not (folder / "answers").is_dir():
+            raise ConfigError(f"there are no answers to take over in {folder}", where="reuse",
+                              remedy="Name folders of `keel evaluate`, in which there is one called answers.")
+
+
+def _drawn(records: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """All, or as many as were asked for, in the order of the file, which may be sorted by topic."""
+    return [records[i] for i in sorted(shuffled(len(records), seed, "limit")[:limit])]
 
 
 def _template(spec: FrozenModelConfig) -> Template:
@@ -209,52 +221,6 @@ def _template(spec: FrozenModelConfig) -> Template:
 
 def _as_named(spec: FrozenModelConfig) -> NamedModel:
     return NamedModel(**spec.model_dump())
-
-
-def _loaded(spec: NamedModel) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with its adapter in its weights, and what it is.
-
-    Raises:
-        ModelError: one of the two cannot be loaded.
-    """
-    model = causal_lm(spec.whole)
-    identity = model_identity(spec.whole, model, spec.adapter)
-    if spec.adapter is not None:
-        from peft import PeftModel
-
-        try:
-            with quiet_peft():
-                model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload().eval()
-        except Exception as error:  # peft and safetensors raise whatever they like
-            raise ModelError(f"cannot load the adapter on {spec.path}: {str(error).strip().splitlines()[0]}",
-                             where=spec.adapter, remedy="Give a PEFT folder with adapter_config.json and adapter_model."
-                             "safetensors, made for this model.") from error
-    return model, identity
-
-
-def _overlap(cfg: EvaluateConfig, log: Run, records: list[Prompt]) -> tuple[list[Prompt], dict[str, Any]]:
-    """The prompts to answer; and of each model how many of them it was trained on, none where its run does not say.
-
-    Raises:
-        DataError: there are such prompts and they are refused, or there are no others.
-    """
-    counts, fresh = seen_counts(records, {spec.shown: [Path(path) for path in (spec.path, spec.adapter) if path]
-                                          for spec in cfg.models})
-    if len(fresh) == len(records):
-        return records, counts
-    said = ", ".join(f"{name} was trained on {count} of the {len(records)} prompts" for name, count in counts.items()
-                     if count)
-    if cfg.overlap == "refuse":
-        raise DataError(f"these prompts are no test: {said}", where=cfg.prompts.path,
-                        remedy="Give prompts that no model was trained on, or overlap = drop to leave these out.")
-    if cfg.overlap == "note":
-        log.note(f"{said}: rewards and verdicts on them are no measure of new prompts; overlap = drop leaves them out")
-        return records, counts
-    if not fresh:
-        raise DataError(f"no prompt is left without those that models were trained on: {said}",
-                        where=cfg.prompts.path, remedy="Give prompts that no model was trained on.")
-    log.note(f"{said}; they were left out for all, {len(fresh)} are left")
-    return fresh, counts
 
 
 def _rows_of_all(cfg: EvaluateConfig, words: Mapping[str, Template], records: list[Prompt],
@@ -339,10 +305,19 @@ def _data_rows(cfg: EvaluateConfig, file: FileConfig, words: Mapping[str, Templa
     return {name: [(prompts[row.record_id], row) for row in rows] for name, rows in found.items()}
 
 
-def _logprobs(cfg: EvaluateConfig, model: nn.Module, identity: Mapping[str, Any], rows: Sequence[tuple[Prompt, Row]],
-              ) -> Tensor:
-    """Summed log-probability of each response of the data, in nats; kept in the run folder."""
+def _logprobs(cfg: EvaluateConfig, spec: NamedModel, model: nn.Module, identity: Mapping[str, Any],
+              rows: Sequence[tuple[Prompt, Row]]) -> Tensor:
+    """Summed log-probability of each response of the data, in nats; kept in the run folder.
+
+    Raises:
+        ModelError: a row is longer than the model's context.
+    """
     own = [row for _, row in rows]
+    try:
+        check_context(model, max((row.n_tokens for row in own), default=0))
+    except ModelError as error:
+        raise ModelError(f"the data do not fit this model: {error.what}", where=spec.path,
+                         remedy=error.remedy) from error
     found, _ = FrozenNumbers(cfg.out / "logprobs", identity).fill(
         [row_digest(row) for row in own], row_numbers(model, own, pad_id=0, micro_tokens=cfg.micro_tokens),
         [row.record_id for row in own])
@@ -360,22 +335,24 @@ def _shift(cfg: EvaluateConfig, data: Mapping[str, list[tuple[Prompt, Row]]], lo
                      seed=cfg.seed, names=["shift"])
 
 
-def _rewarded(log: Run, rewards: SequenceRewards | None, prompts: Sequence[Prompt],
+def _rewarded(log: Run, scorers: tuple[SequenceRewards | None, SequenceRewards | None], prompts: Sequence[Prompt],
               answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, Tensor]]:
-    """Of each model the total and each reward of its answers; scores are kept, and equal answers are scored once."""
-    if rewards is None:
-        return {name: {} for name in answers}
-    told = [Graded(prompt, one.text, {}) for own in answers.values() for prompt, one in zip(prompts, own, strict=True)]
+    """Of each model the total, its parts and the rewards beside it; scores are kept, equal answers are scored once."""
+    both = [(prompt, one) for own in answers.values() for prompt, one in zip(prompts, own, strict=True)]
+    told, ended = [Graded(prompt, one.text, {}) for prompt, one in both], [one.ended for _, one in both]
 
     def on_done(done: int, total: int) -> None:
         if log.stop_requested():
             raise Stopped(f"stopped after {done} of {total} scores; every one of them is kept", where=str(log.folder),
                           remedy="--resume scores the rest.")
 
-    found = rewards.of_data(told, on_done)
-    for note in rewards.notes:
-        log.note(note)
-    columns = {TOTAL: found.total, **found.parts}
+    columns = dict[str, Tensor]()
+    for rewards in scorers:
+        if rewards is not None:
+            found = rewards.of_data(told, on_done, ended)
+            columns |= found.parts if columns else {TOTAL: found.total, **found.parts}
+            for note in rewards.notes:
+                log.note(note)
     n = len(prompts)
     return {name: {key: x[i * n : (i + 1) * n] for key, x in columns.items()} for i, name in enumerate(answers)}
 

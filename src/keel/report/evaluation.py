@@ -13,7 +13,9 @@ from keel.report.evaluation_charts import (
     diversity_table,
     length_table,
     measured,
+    names_of,
     p_value,
+    part_difference_charts,
     reward_charts,
     signed,
     subset_tables,
@@ -36,6 +38,10 @@ MANY = 0.2
 """Share from which on unread verdicts are grave."""
 
 
+SEEN = {"learned_from": "was trained on", "held_out": "may have been chosen by"}
+"""What a model's run did with prompts that it used."""
+
+
 @dataclass(frozen=True)
 class Said:
     """One model's answer. `told`: its total and how it ended, in words."""
@@ -56,12 +62,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run of `keel evaluate`. Charts and tables are none or empty where there is nothing to show."""
+    """One run of `keel evaluate`. Charts and tables are none or empty where there is nothing to show.
+
+    `family`: what p is corrected over.
+    """
 
     name: str
     baseline: str
+    family: str
     total: Chart | None
     difference: Chart | None
+    differences: tuple[Chart, ...]
     parts: tuple[Chart, ...]
     diversity: Table
     lengths: Table
@@ -104,7 +115,7 @@ def evaluation_evidence(run: RunFolder) -> str:
     more = [] if len(told) <= MOST_NAMED else [f"{len(told) - MOST_NAMED} more below"]
     return (f"Mean total less that of {_baseline(run)} on the same {number(run.result.get('n'))} prompts, with 95% "
             f"intervals over prompts: {', '.join([*told[:MOST_NAMED], *more])}; p by turning signs, after Holm's "
-            "correction over the models.")
+            f"correction over {_family(run)}.")
 
 
 def evaluation_subject(run: RunFolder) -> str:
@@ -121,9 +132,10 @@ def evaluation_notes(run: RunFolder) -> list[tuple[str, str, bool]]:
     """What weakens it, what to do, and whether that is grave."""
     found = []
     for name, row in measured(run).items():
-        seen, n = finite(row.get("seen")), finite(row.get("n"))
-        if seen and run.config.get("overlap") != "drop":
-            found.append((f"{name} was trained on {seen:,.0f} of these prompts.", "What it is worth on new ones, other "
+        seen, n = {key: finite(part(row, "seen").get(key)) or 0 for key in SEEN}, finite(row.get("n"))
+        if any(seen.values()) and run.config.get("overlap") != "drop":
+            said = " and ".join(f"{SEEN[key]} {k:,.0f}" for key, k in seen.items() if k)
+            found.append((f"{name} {said} of these prompts.", "What it is worth on new ones, other "
                           "prompts tell; overlap = drop leaves these out.", True))
         cut, empty = (finite(part(row, key).get("mean")) for key in ("not_ended", "empty"))
         if cut:
@@ -149,7 +161,8 @@ def _evaluation(run: RunFolder, name: str) -> Evaluation:
     charts = reward_charts(run)
     judge = part(run.result, "judge").get("name")
     return Evaluation(
-        name, _baseline(run), charts.pop(TOTAL, None), difference_chart(run), tuple(charts.values()),
+        name, _baseline(run), _family(run), charts.pop(TOTAL, None), difference_chart(run), part_difference_charts(run),
+        tuple(charts.values()),
         diversity_table(run), length_table(run), verdict_bars(run), str(judge) if isinstance(judge, str) else "",
         subset_tables(run), _shown(run))
 
@@ -157,6 +170,12 @@ def _evaluation(run: RunFolder, name: str) -> Evaluation:
 def _baseline(run: RunFolder) -> str:
     name = run.result.get("baseline")
     return name if isinstance(name, str) else "the baseline"
+
+
+def _family(run: RunFolder) -> str:
+    """What the p values are corrected over."""
+    n = len(names_of(run, "tested"))
+    return f"the models and {n} rewards" if n > 1 else "the models"
 
 
 def _several(names: list[str]) -> str:

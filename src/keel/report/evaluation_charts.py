@@ -10,7 +10,8 @@ from keel.report.lines import Chart, Place, Strip, Ticks, dot
 from keel.report.words import DASH, brief, finite, interval, number, share
 
 __all__ = ["TOTAL", "beside_baseline", "difference_chart", "diversity_table", "known", "length_table", "measured",
-           "number_scale", "p_value", "reward_charts", "signed", "subset_tables", "verdict_bars"]
+           "names_of", "number_scale", "p_value", "part_difference_charts", "reward_charts", "signed",
+           "subset_tables", "verdict_bars"]
 
 TOTAL = "total"
 N_COLORS = 7
@@ -30,9 +31,9 @@ def measured(run: RunFolder) -> dict[str, Row]:
     return {name: row for name, row in found.items() if isinstance(row, dict)}
 
 
-def beside_baseline(run: RunFolder) -> dict[str, Row]:
-    """Name -> difference of totals to the baseline, as far as they are known."""
-    found = {name: part(part(row, "difference"), TOTAL) for name, row in measured(run).items()}
+def beside_baseline(run: RunFolder, key: str = TOTAL) -> dict[str, Row]:
+    """Name -> difference of a reward to the baseline's, as far as they are known."""
+    found = {name: part(part(row, "difference"), key) for name, row in measured(run).items()}
     return {name: gap for name, gap in found.items() if known(gap)}
 
 
@@ -66,7 +67,7 @@ def reward_charts(run: RunFolder) -> dict[str, Chart]:
     for key in names:
         rows = [(name, part(part(row, "rewards"), key), i % N_COLORS) for i, (name, row) in enumerate(models.items())]
         if any(known(row) for _, row, _ in rows):
-            found[key] = _chart("Total reward" if key == TOTAL else key, rows, run)
+            found[key] = _chart("Total reward" if key == TOTAL else reward_title(run, key), rows, run)
     return found
 
 
@@ -77,9 +78,9 @@ def _chart(title: str, rows: Sequence[tuple[str, Row, int]], run: RunFolder) -> 
     return Chart(title, "", ticks, ("mean", "prompts"), strips)
 
 
-def difference_chart(run: RunFolder) -> Chart | None:
-    """Of totals to the baseline; an open point may be chance."""
-    found = beside_baseline(run)
+def difference_chart(run: RunFolder, key: str = TOTAL) -> Chart | None:
+    """Of a reward to the baseline's; an open point may be chance."""
+    found = beside_baseline(run, key)
     if not found:
         return None
     ticks, place = number_scale([0.0, *(x for gap in found.values() for x in known(gap).values())])
@@ -87,8 +88,26 @@ def difference_chart(run: RunFolder) -> Chart | None:
     strips = tuple(Strip(name, "", "", (dot(known(gap), colors[name], place, 0.0, few=_chance(gap)),),
                          (signed(gap), p_value(gap.get("p")), p_value(gap.get("p_holm")))) for name, gap in
                    found.items())
-    return Chart(f"Total less that of {run.result.get('baseline')}", "", ticks, ("difference", "p", "p after Holm"),
+    title = "Total" if key == TOTAL else reward_title(run, key)
+    return Chart(f"{title} less that of {run.result.get('baseline')}", "", ticks, ("difference", "p", "p after Holm"),
                  strips)
+
+
+def reward_title(run: RunFolder, key: str) -> str:
+    """A reward's name, and that it is no part of the total."""
+    return f"{key} (no part of the total)" if key in names_of(run, "beside") else key
+
+
+def names_of(run: RunFolder, key: str) -> list[str]:
+    """Rewards that are listed under a name: `beside`, `tested`."""
+    found = part(run.result, "rewards").get(key)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def part_difference_charts(run: RunFolder) -> tuple[Chart, ...]:
+    """One for every other reward whose difference was tested."""
+    charts = (difference_chart(run, key) for key in names_of(run, "tested") if key != TOTAL)
+    return tuple(chart for chart in charts if chart is not None)
 
 
 def _chance(gap: Row) -> bool:
@@ -116,20 +135,28 @@ def length_table(run: RunFolder) -> Table:
     """How long answers are, whether they end, how far the model moved, and what it had seen."""
     models = measured(run)
     moved = any(part(row, "shift") for row in models.values())
-    told = any(finite(row.get("seen")) is not None for row in models.values())
+    told = any(part(row, "seen") for row in models.values())
+    given = any(known(part(row, "coverage")) for row in models.values())
     heads = ["", "words", "tokens", "cut", "empty", *(["S \u2212 Q, nats"] if moved else []),
-             *(["prompts seen in training"] if told else [])]
+             *(["coverage, density"] if given else []), *(["prompts trained on, held out"] if told else [])]
     lines = []
     for name, row in models.items():
         cells = [name, *(interval(known(part(row, key))) for key in ("words", "tokens")),
                  *(_share(part(row, key).get("mean")) for key in ("not_ended", "empty"))]
         cells += [interval(known(part(part(row, "shift"), "per_response")))] if moved else []
-        cells += [number(row.get("seen")) if finite(row.get("seen")) is not None else "not known"] if told else []
+        cells += [" / ".join(interval(known(part(row, key))) for key in ("coverage", "density"))] if given else []
+        cells += [_used(part(row, "seen"))] if told else []
         lines.append(tuple(cells))
     words = "Means per response with 95% intervals over prompts."
     words += (" S \u2212 Q: log-probability of the responses of the data under the model less that under the reference."
               if moved else "")
+    words += (" Coverage and density: how much of an answer stands in the knowledge it was given, in pieces of two "
+              "words or more." if given else "")
     return Table("Length and ends", words, tuple(heads), tuple(lines))
+
+
+def _used(seen: Row) -> str:
+    return " / ".join(number(seen.get(key)) for key in ("learned_from", "held_out")) if seen else "not known"
 
 
 def verdict_bars(run: RunFolder) -> tuple[Bars, ...]:
@@ -150,7 +177,8 @@ def _bar(name: str, row: Row) -> ShareBar:
         pieces.append(Piece(kind, round(at, 3), round(row[kind], 3), f"{row[kind]:.0f}" if row[kind] >= NARROW else ""))
         at += row[kind]
     said = ", ".join(f"{kind} {brief(row[kind])}%" for kind in OUTCOMES)
-    return ShareBar(f"{name} ({number(row.get('n'))})", tuple(pieces), interval(known(part(row, "win_rate"))),
+    p = "" if finite(row.get("p_holm")) is None else f", {p_value(row['p_holm'], 'p ')}"
+    return ShareBar(f"{name} ({number(row.get('n'))})", tuple(pieces), interval(known(part(row, "win_rate"))) + p,
                     f"{name}: {said}")
 
 
