@@ -24,8 +24,7 @@ from keel.data.collate import budget_batches, collate
 from keel.data.load import Which, read_responses
 from keel.data.records import Demonstration, Graded, prompt_numbers
 from keel.data.render import PromptRow, Row, Template, Truncation, render_demonstrations, render_prompts, template
-from keel.data.seen import write_seen
-from keel.errors import ConfigError, ModelError, RunError
+from keel.errors import ConfigError, ModelError
 from keel.functional.direct import response_logprobs
 from keel.models.forward import token_logprobs
 from keel.models.identity import tokenizer_identity
@@ -48,7 +47,7 @@ from keel.train import checkpoint
 from keel.train.baseline import Reference, reference_values
 from keel.train.clock import Clock
 from keel.train.frozen import OnDone, reference_identity
-from keel.train.inputs import DataConfig, load_split
+from keel.train.inputs import DataConfig, load_split, write_seen
 from keel.train.offline import (
     OfflineLossConfig,
     SelectionConfig,
@@ -57,6 +56,7 @@ from keel.train.offline import (
     offline_loss,
     ranked_loss,
     reference_logprobs,
+    require_same,
 )
 from keel.train.order import n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
@@ -340,19 +340,6 @@ def origins(cfg: OfflinePGConfig, policy: nn.Module, words: Template, reference:
     found = {"policy": own, "reference": reference.identity, "rewards": rewards.identity,
              "tokenizer": {"stop_ids": list(words.stop_ids), **tokenizer_identity(words.tokenizer)}}
     return {name: json.dumps(identity, sort_keys=True) for name, identity in found.items()}
-
-
-def require_same(begun: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
-    """Go on only with what the first steps were made with.
-
-    Raises:
-        RunError: something is another one now.
-    """
-    changed = [name for name in now if begun[name] != now[name]]
-    if changed:
-        raise RunError(f"{', '.join(changed)}: not what this run began with", where=str(folder),
-                       remedy="Steps with one and the other would be mixed. Put back what it began with, or start a "
-                              "new run in another folder.")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What offline policy gradient makes of a response: its loss, the settings that say which responses are drawn, and how
 far the policy has moved on responses that it does not learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from keel.batches import TokenBatch
 from keel.config import Config
 from keel.data.collate import budget_batches, collate
 from keel.data.render import Row
+from keel.errors import RunError
 from keel.functional import offline
 from keel.functional.direct import response_logprobs
 from keel.functional.masked import Stats
@@ -28,7 +29,8 @@ from keel.train.baseline import Reference
 from keel.train.frozen import FrozenNumbers, OnDone, row_digest, row_numbers
 
 __all__ = ["BY_ADVANTAGE", "BY_REWARD", "OfflineLossConfig", "SelectionConfig", "Variant", "aligned", "drift",
-           "offline_loss", "ranked_loss", "reference_logprobs"]
+           "offline_loss", "ranked_loss", "reference_logprobs",
+           "require_same"]
 
 Variant = Literal["nll", "wbc", "r_gold", "r_lol", "a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl", "r_lol_kl",
                   "pro"]
@@ -177,6 +179,19 @@ def reference_logprobs(log: Run, reference: Reference, parts: Sequence[Sequence[
                  "The folder was filled by another model, from other data, or by a run that was killed")
     ends = [0, *accumulate(map(len, parts))]
     return [found[start:end] for start, end in pairwise(ends)]
+
+
+def require_same(begun: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
+    """Go on only with what the first steps were made with.
+
+    Raises:
+        RunError: something is another one now.
+    """
+    changed = [name for name in now if begun[name] != now[name]]
+    if changed:
+        raise RunError(f"{', '.join(changed)}: not what this run began with", where=str(folder),
+                       remedy="Steps with one and the other would be mixed. Put back what it began with, or start a "
+                              "new run in another folder.")
 
 
 @torch.no_grad()
