@@ -394,17 +394,19 @@ def test_data_longer_than_a_models_context_are_refused_for_model_and_reference(t
 
 
 def test_what_is_copied_of_the_knowledge_is_measured_where_there_is_some(tmp_path):
-    rows = [json.loads(line) | ({"knowledge": "Yes no cat sat"} if i % 2 else {})
+    rows = [json.loads(line) | ({"knowledge": "Two two the the sat why why"} if i % 2 else {})
             for i, line in enumerate(tiny.prompts(tmp_path / "plain.jsonl").read_text().splitlines())]
     result = run(config(tmp_path, models=[str(tmp_path / name / "model") for name in "ab"], prompts={
         "path": str(tiny.write_rows(tmp_path / "known.jsonl", rows)), "max_length": 64})).values
     said = logged(tmp_path / "out", "samples.jsonl", None)
     for name in "ab":
-        expected = [copied("Yes no cat sat", row["models"][name]["response"]) for row in said[1::2]]
+        expected = [copied("Two two the the sat why why", row["models"][name]["response"]) for row in said[1::2]]
         for key, values in zip(("coverage", "density"), zip(*expected, strict=True), strict=True):
             assert result["models"][name][key]["mean"] == pytest.approx(mean(values), rel=RELATIVE64)
             assert result["models"][name][key]["n"] == 12
-    assert "density" in result["models"]["b"]["difference"]
+    gap = result["models"]["b"]["difference"]["density"]["mean"]
+    assert gap == pytest.approx(result["models"]["b"]["density"]["mean"] - result["models"]["a"]["density"]["mean"])
+    assert result["models"]["a"]["density"]["mean"] > result["models"]["a"]["coverage"]["mean"] > 0
 
 
 def test_without_rewards_there_is_diversity_and_length_all_the_same(tmp_path):
