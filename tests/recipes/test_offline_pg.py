@@ -234,7 +234,7 @@ def test_filter_priority_and_weight_are_switched_one_by_one(tmp_path, monkeypatc
                 lines = logged(cfg.out, "advantages.jsonl", None)
                 gains = {int(line["id"][1:]) % 4: max(0.0, line["advantage"]) for line in lines}
                 assert sorted(x > 0 for x in gains.values()) == [False, True, True, True]
-                assert all(line["kept"] == (keep == "all" and draw == "uniform" or line["advantage"] > 0)
+                assert all(line["kept"] == ((keep == "all" and draw == "uniform") or line["advantage"] > 0)
                            for line in lines)
                 assert seen["weights"] == (None if draw == "uniform" else [
                     max(0.0, line["advantage"]) for line in lines if line["kept"]])

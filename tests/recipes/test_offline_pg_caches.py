@@ -204,3 +204,52 @@ def test_the_file_must_be_the_one_that_the_run_began_with(tmp_path):
     told(tmp_path / "told.jsonl", 41)
     with pytest.raises(RunError, match="has changed since the run began"):
         offline_pg.run(cfg, resume=True)
+
+
+@pytest.mark.parametrize("what", ["rewards", "reference", "policy", "tokenizer"])
+def test_a_run_does_not_go_on_with_another_reward_or_model(tmp_path, monkeypatch, what):
+    """Stopped after a checkpoint, then one thing is edited: refused; put back, it goes on to the same bytes."""
+    from keel.errors import RunError
+    from keel.runs import Run, Stopped
+
+    module = tmp_path / "scoring_of_r.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    other = tiny.llama(tmp_path / "other", seed=1)
+    cfg = offline_config(tmp_path, steps=4, save_every=2, reference=FrozenModelConfig(path=str(other)), rewards=(
+        reward("own", scorer=ScorerConfig(function="scoring_of_r:score")),), value={"kind": "constant"})
+    third = tiny.llama(tmp_path / "third", seed=2)
+    files = {"rewards": module, "reference": other / "model.safetensors", "tokenizer": other / "tokenizer_config.json",
+             "policy": tmp_path / "base/model.safetensors"}
+
+    def begun(body: str) -> None:
+        module.write_text(body)
+        sys.modules.pop("scoring_of_r", None)
+
+    good = "def score(prompt, text):\n    return len(text) / 100\n"
+    begun(good)
+    offline_pg.run(cfg)
+    stopped = cfg.model_copy(update={"out": tmp_path / "stopped"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "stop_requested", lambda self: bool(list(self.folder.glob("checkpoints/*.pt"))))
+        with pytest.raises(Stopped):
+            offline_pg.run(stopped)
+    kept = {name: path.read_bytes() for name, path in files.items()}
+    if what == "rewards":
+        begun("def score(prompt, text):\n    return 1 - len(text) / 100\n")
+    elif what == "tokenizer":
+        for folder in (tmp_path / "base", other):  # of both, or the reference would not fit the policy
+            words = load_tokenizer(str(folder))
+            words.chat_template = words.chat_template.replace("<bos>", "<bos><bos>")
+            words.save_pretrained(folder)
+    else:
+        files[what].write_bytes((third / "model.safetensors").read_bytes())
+    with pytest.raises(RunError, match=f"{what}: not what this run began with") as caught:
+        offline_pg.run(stopped, resume=True)
+    assert "Put back what it began with" in str(caught.value)
+    if what == "tokenizer":
+        return
+    files[what].write_bytes(kept[what])
+    sys.modules.pop("scoring_of_r", None)
+    offline_pg.run(stopped, resume=True)
+    same_results(cfg.out, stopped.out)
+    sys.modules.pop("scoring_of_r", None)

@@ -21,6 +21,7 @@ from keel.errors import ConfigError, DataError, KeelError, ModelError, NumericsE
 from keel.models.load import FrozenModelConfig, ModelConfig, causal_lm, load_tokenizer
 from keel.recipes import offline_pg
 from keel.recipes.offline_pg import OfflinePGConfig
+from keel.rollout.sample import SamplingConfig
 
 KEPT = {"out": "o", "policy": "p", "data": {"path": "d"}, "rewards": [{"name": "n", "stored": "n"}]}
 
@@ -129,6 +130,100 @@ def test_rewards_that_the_file_holds_serve_a_run_that_scores_nothing_new(tmp_pat
     assert found["before"]["shift"]["mean"] == pytest.approx(0, abs=tol.GRADIENT32["atol"])
 
 
+def test_pairs_of_weight_zero_are_left_out_and_counted(tmp_path):
+    """As in keel preference; and a soft label, which nothing here would heed, is refused."""
+    file = tiny.pairs(tmp_path / "pairs.jsonl", 8)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["weight"] = rows[4]["weight"] = 0
+    cfg = brief(tmp_path, responses="all")
+    cfg = cfg.model_copy(update={"data": over(cfg, path=str(tiny.write_rows(file, rows)))})
+    found = offline_pg.run(cfg).values
+    assert {line["record"] for line in worths(cfg).values()} == {f"p{i}" for i in (0, 2, 3, 5, 6, 7)}
+    assert found["skipped"]["records"] == 2 and found["n_responses"] == 12
+    rows[2]["label_prob"] = 0.7
+    tiny.write_rows(file, rows)
+    with pytest.raises(DataError, match="1 pairs have a weight, a soft label or a margin that nothing here would heed"):
+        offline_pg.run(cfg.model_copy(update={"out": tmp_path / "soft"}))
+
+
+def test_pro_counts_what_it_has_nothing_to_rank_in(tmp_path):
+    """Three responses to a prompt of which two are one text, one prompt with one response, and one of ten."""
+    answers = [["yes .", "no .", "no ."], ["yes"], [f"yes {word}" for word in "no cat sat two red blue".split()]
+               + ["no", "cat", "sat", "two"]]
+    rows = [{"id": f"d{i}{k}", "prompt": prompt, "completion": tiny.said(text)} for i, (prompt, group) in
+            enumerate(zip(tiny.conversations(3), answers, strict=True)) for k, text in enumerate(group)]
+    tiny.write_rows(tmp_path / "few.jsonl", rows)
+    cfg = whole_batch(tmp_path, steps=1, loss={"variant": "pro"}, responses="all", selection={}, batch=2, value={})
+    found = offline_pg.run(cfg).values
+    assert (found["n_responses"], found["n_kept"]) == (14, 12)
+    assert found["skipped"]["prompts_with_one_response"] == found["skipped"]["equal_responses"] == 1
+    assert {name for name, line in worths(cfg).items() if not line["kept"]} == {"d02", "d10"}
+    assert "1 prompts have more than 8 responses, up to 10" in " ".join(found["notes"])
+
+
+def test_how_often_the_chosen_response_has_the_lower_stored_reward_is_told(tmp_path):
+    """Also where the chosen ones alone are learned from."""
+    file = tiny.pairs(tmp_path / "pairs.jsonl", 8)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["rewards"] = {"chosen": {"rm": 0.5}, "rejected": {"rm": 0.9 if i < 2 else 0.1}}
+    cfg = brief(tmp_path)
+    cfg = cfg.model_copy(update={"data": over(cfg, path=str(tiny.write_rows(file, rows)))})
+    assert offline_pg.run(cfg).values["data"]["chosen_has_lower_reward"] == {"rm": 0.25}
+    assert "chosen_has_lower_reward" not in offline_pg.run(brief(tmp_path, out=tmp_path / "none")).values["data"]
+
+
+# --- held-out prompts ------------------------------------------------------------------------------------------------
+
+
+def test_held_out_prompts_are_drawn_not_taken_from_the_front(tmp_path, monkeypatch):
+    """A third of a file, by the seed, in its order: at every examination the same; all of them where all are asked."""
+    rows = [json.loads(line) for line in told(tmp_path / "more.jsonl", 60).read_text().splitlines()]
+    held, seen = str(tiny.write_rows(tmp_path / "held.jsonl", rows[30:])), []
+    real = offline_pg.reference_values
+
+    def watched(reference, begun, asked, *rest):
+        seen.append([row.record.id for row in asked])
+        return real(reference, begun, asked, *rest)
+
+    monkeypatch.setattr(offline_pg, "reference_values", watched)
+    for name, more in (("a", {}), ("again", {}), ("b", {"seed": 1}), ("all", {"eval_prompts": 30, "value": {
+            "kind": "constant", "prompts": 30}})):
+        cfg = offline_config(tmp_path, out=tmp_path / name, **({"steps": 1, "eval_prompts": 10, "n_samples": 30,
+                             "value": {"kind": "constant", "prompts": 12}} | more))
+        offline_pg.run(cfg.model_copy(update={"data": over(cfg, validation=held)}))
+        lines = logged(cfg.out, "samples.jsonl", None)
+        first, last = ([line["id"] for line in lines if line["step"] == step] for step in (0, 1))
+        assert first == last
+        seen.append(first)
+    order = [f"d{i}" for i in range(30, 60)]
+    assert seen[:2] == seen[2:4] != seen[4:6] and seen[6] == seen[7] == order
+    for ids, n in zip(seen[:6], (12, 10) * 3, strict=True):
+        assert len(ids) == n and ids == [one for one in order if one in ids] and ids != order[:n]
+
+
+def test_room_is_left_for_what_is_written_and_for_nothing_else(tmp_path):
+    """Samples of the reference need room only where it is sampled; the error names the fields."""
+    cfg = offline_config(tmp_path, steps=1, loss={"variant": "wbc"}, value_sampling=SamplingConfig(max_new_tokens=64))
+    assert offline_pg.run(cfg).values["n_validation"] > 0
+    for changes, message in (
+            ({"value_sampling": SamplingConfig(max_new_tokens=64)}, "beside value_sampling.max_new_tokens=64"),
+            ({"sampling": SamplingConfig(max_new_tokens=70)}, "beside sampling.max_new_tokens=70")):
+        with pytest.raises(ConfigError, match="data.max_length=64 leaves no room for a prompt " + message):
+            offline_pg.run(offline_config(tmp_path, out=tmp_path / "full", **changes))
+
+
+def test_variety_of_the_answers_is_that_of_the_samples(tmp_path):
+    cfg = offline_config(tmp_path, steps=1, n_samples=100)
+    found = offline_pg.run(cfg).values["evaluation"]
+    texts = [line["response"] for line in logged(cfg.out, "samples.jsonl", None) if line["step"] == 1]
+    words = [text.lower().split() for text in texts]
+    for k in (1, 2, 3):
+        grams = [tuple(own[i : i + k]) for own in words for i in range(len(own) - k + 1)]
+        assert found[f"distinct_{k}"] == {"mean": pytest.approx(len({*grams}) / len(grams), rel=tol.RELATIVE64),
+                                          "n": len(texts)}
+
+
 # --- who is compared with whom ---------------------------------------------------------------------------------------
 
 
@@ -167,6 +262,15 @@ def test_a_reference_with_other_tokens_is_refused(tmp_path):
     words.save_pretrained(other)
     with pytest.raises(ModelError, match="the reference has another tokenizer or chat template than the policy"):
         offline_pg.run(offline_config(tmp_path, reference=FrozenModelConfig(path=other)))
+
+
+def test_a_reference_whose_context_is_too_short_is_refused(tmp_path):
+    """Before it is asked anything; the policy's own context is long enough."""
+    short = tiny.llama(tmp_path / "short", seed=1)
+    shape = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 8}))
+    with pytest.raises(ModelError, match=r"the longest row has \d+ tokens, the model's context is 8"):
+        offline_pg.run(offline_config(tmp_path, reference=FrozenModelConfig(path=str(short)), loss={"variant": "wbc"}))
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------
