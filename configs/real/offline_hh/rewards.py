@@ -1,6 +1,7 @@
 """Cheap rewards of a reply, each from 0 to 1, and one that nobody trains on: does the reply fit what was asked?"""
 
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def length_window(prompt: Prompt, text: str, ended: bool) -> float:
 def no_repetition(prompt: Prompt, text: str, ended: bool) -> float:
     """Share of different word pairs among all; 0 for a text without any."""
     found = words(text)
-    pairs = list(zip(found, found[1:], strict=False))
+    pairs = list(itertools.pairwise(found))
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
@@ -60,3 +61,22 @@ def fits_the_question(prompt: Prompt, text: str, ended: bool) -> float:
     if not text.strip():
         return 0.0
     return max(0.0, min(1.0, float(embedded(prompt.messages[-1].content) @ embedded(text))))
+
+
+def main(file: str, n: int) -> None:
+    """How well each reward tells a prompt's own response from another prompt's, over the first n prompts of a file."""
+    from keel.data.load import read_responses
+
+    told = read_responses(file)[0][: 2 * n]
+    for reward in (length_window, no_repetition, on_topic, fits_the_question):
+        values = [reward(one.prompt, one.response, True) for one in told]
+        own, other = values[::2], values[1::2]
+        more = sum(a > b for a, b in zip(own, other, strict=True)) / len(own)
+        print(f"{reward.__name__}: own {sum(own) / len(own):.3f}, other {sum(other) / len(other):.3f}, "
+              f"own above {more:.3f}")
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1], int(sys.argv[2]))

@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data check": ("keel.data.check", "DataCheckConfig", "validate a data file; list every problem"),
     "data show": ("keel.data.show", "DataShowConfig", "look at records, and at their tokens"),
     "data convert": ("keel.data.convert", "DataConvertConfig", "write any readable file in keel's own format"),
-    "data reddit": ("keel.data.sources.reddit_split", "RedditConfig", "Reddit comments with scores, split as for A-LoL"),
+    "data reddit": ("keel.data.sources.reddit_split", "RedditConfig", "Reddit comments and scores, split as for A-LoL"),
     "data comet": ("keel.data.sources.comet_split", "CometConfig", "ATOMIC tuples, split as for A-LoL"),
     "data wizard": ("keel.data.sources.wow_turns", "WizardConfig", "Wizard of Wikipedia and FaithDial, turn by turn"),
     "sandbox export": ("keel.sandbox.export", "SandboxExportConfig", "write the town's prompts and preferences"),
