@@ -23,7 +23,7 @@ __all__ = ["PLANNED", "SAYS", "Measured", "claims", "column", "cut_alike", "minu
 
 REFERENCE, QUARTER = "reference", "quarter_"
 SAYS: Mapping[str, str] = {
-    REFERENCE: "reference", **{name: method.says for name, method in (METHODS | ABLATIONS).items()},
+    REFERENCE: "reference", **{name: method.says for name, method in {**METHODS, **ABLATIONS}.items()},
     QUARTER + REFERENCE: "reference, a quarter of the prompts",
     **{QUARTER + name: f"{METHODS[name].says}, a quarter of the prompts" for name in QUARTERED}}
 Measured = Sequence[Mapping[str, Mapping[str, Mapping[str, Any]]]]
@@ -157,9 +157,9 @@ def claims(measured: Measured) -> list[Claim]:
             (told["precision"] or 0.0) - told["bad"] for told in column(measured, "a_lol", "filter", noise)]
         for noise in NOISES[1:]}))
     best = [max(totals.values()) for totals in column(measured, "nll", "curve")]
-    efficient = {"steps to NLL's best validation total, NLL minus A-LoL": more(*(
-        [steps_to(totals, level) for totals, level in zip(column(measured, name, "curve"), best, strict=True)]
-        for name in ("nll", "a_lol")))}
+    nll, a_lol = ([steps_to(totals, level) for totals, level in zip(column(measured, name, "curve"), best, strict=True)]
+                  for name in ("nll", "a_lol"))
+    efficient = {"steps to NLL's best validation total, NLL minus A-LoL": more(nll, a_lol)}
     ablated = [seed for seed in measured if QUARTER + "a_lol" in seed[str(MIDDLE)]]
     if len(ablated) == len(measured):
         efficient["total, A-LoL with a quarter of the prompts minus NLL with all"] = minus(
