@@ -104,12 +104,35 @@ def test_the_published_row_of_human_chosen_test_responses():
                  "helpful_online": (83.1, .176, .656, .910)}
     pooled = []
     for name, row in published.items():
-        with gzip.open(HH / f"hh_test.{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-            records = [json.loads(line) for line in file]
-        texts = [record["chosen"] for record in records if not record["eval_excluded"]]
+        texts = [record["chosen"] for record in _evaluated(name)]
         pooled += texts
         assert _row(texts) == row, name
     assert len(pooled) == 5573 and _row(pooled) == (43.6, .111, .511, .827)
+
+
+@pytest.mark.skipif(not HH.is_dir(), reason="the HH-RLHF test files are not on this machine")
+def test_the_published_rewards_of_test_responses():
+    """Mean sigmoid of the stored score times 100, chosen and rejected, and the words of the rejected ones."""
+    published = {"harmless_base": (54.8, 50.0, 36.8), "helpful_base": (40.3, 34.3, 30.5),
+                 "helpful_online": (61.6, 59.4, 87.8)}
+    pooled = []
+    for name, row in published.items():
+        pooled += _evaluated(name)
+        assert _worth(_evaluated(name)) == row, name
+    assert _worth(pooled) == (50.2, 45.4, 44.1)
+
+
+def _evaluated(name: str) -> list[dict]:
+    with gzip.open(HH / f"hh_test.{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return [record for record in records if not record["eval_excluded"]]
+
+
+def _worth(records: list[dict]) -> tuple[float, ...]:
+    means = [100 * sum(1 / (1 + math.exp(-record["rewards"][side])) for record in records) / len(records)
+             for side in ("chosen", "rejected")]
+    words = sum(len(record["rejected"].split()) for record in records) / len(records)
+    return tuple(round(x, 1) for x in (*means, words))
 
 
 def _row(texts: list[str]) -> tuple[float, ...]:

@@ -1,4 +1,7 @@
-"""Files for the offline replication on HH prompts: python configs/real/offline_hh/make.py FOLDER_OF_HH OUT.
+"""Files for the offline replication on HH prompts.
+
+    python configs/real/offline_hh/make.py FOLDER_OF_HH OUT         everything that depends on no run
+    python configs/real/offline_hh/make.py ADVANTAGES.jsonl OUT     pairs for DPO, once a run has said what is worth what
 
 Every prompt has two responses: the one that people preferred, and one that answers another prompt (`meta.bad`). Only
 the helpful subsets are used, so that nothing imitates a harmful turn. The release has no training split: a fifth of the
@@ -60,7 +63,7 @@ def write(file: Path, made: list[dict]) -> None:
 def main(source: Path, out: Path) -> None:
     """Write what does not depend on a run; then, once there are advantages, the pairs for DPO."""
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "train.jsonl").exists():
+    if source.is_file():
         write(out / "pairs.jsonl", preferences(out / "train.jsonl", source))
         return
     every = read([source / f"hh_test.{name.replace('-', '_')}.jsonl.gz" for name in SUBSETS])

@@ -115,7 +115,7 @@ class Tally:
         return ReadReport(self.n_rows, self.n_records, dict(self._dropped), tuple(self._problems), dict(self.formats))
 
 
-_SKIP = "`--on-bad-record skip` drops and counts such rows."
+_SKIP = "on_bad_record = skip (`--on-bad-record skip`, `--data.on_bad_record skip`, ...) drops and counts such rows."
 
 
 def _shortened(text: str) -> str:
