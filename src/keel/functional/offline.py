@@ -23,7 +23,7 @@ def weighted_nll(
 ) -> Float[Tensor, " B"]:
     """-w S: with w = 1 NLL, with w = R weighted behaviour cloning, with w = A+ A-LoL without a reference.
 
-    Source: Baheti et al. 2024, arXiv:2305.14718, section 3 (A-LoL ref-free) and section 4.1 (NLL, weighted BC).
+    Source: Baheti et al. 2024, arXiv:2305.14718 (NLL, weighted BC, A-LoL ref-free), and its code.
 
     Args:
         logprobs: nats, under the policy being trained; they alone receive gradient.
@@ -42,7 +42,7 @@ def reward_gold(
 
         loss = -R sum_t max(floor, e^l_t) l_t,    the weight without gradient
 
-    Source: Baheti et al. 2024, arXiv:2305.14718, section 4.1, after Pang and He 2021, arXiv:2009.07839, Eq. 6.
+    Source: Baheti et al. 2024, arXiv:2305.14718 (R-GOLD), after Pang and He 2021, arXiv:2009.07839 (GOLD).
 
     Args:
         logprobs, weight, response_mask, length_norm: see `weighted_nll`.
@@ -67,7 +67,7 @@ def a_lol(
 
     Not PPO's clipping: outside the band the gradient does not vanish, the response weighs 1 - clip or 1 + clip.
 
-    Source: Baheti et al. 2024, arXiv:2305.14718, Eq. 4.
+    Source: Baheti et al. 2024, arXiv:2305.14718 (A-LoL, R-LoL), and its code.
 
     Args:
         logprobs, weight, response_mask, length_norm: see `weighted_nll`.
@@ -94,7 +94,7 @@ def a_lol_seq(
 
         loss = -w sum_t rho_t l_t,    rho_t = clamp(e^(l_t - q_t), 1 - clip, 1 + clip)
 
-    Source: Baheti et al. 2024, arXiv:2305.14718, Eq. 5.
+    Source: Baheti et al. 2024, arXiv:2305.14718 (A-LoL sequence), and its code.
 
     Args:
         logprobs, ref_logprobs, weight, response_mask, clip, length_norm: see `a_lol`.
@@ -127,7 +127,7 @@ def a_lol_kl(
         k3:         sum_t e^(q_t - l_t) - 1 - (q_t - l_t), at its least where the policy gives the data what the
                     reference gives them; see `kl_k3`, which holds a token's log-ratio within 20.
 
-    Source: Baheti et al. 2024, arXiv:2305.14718, Eq. 6 and its code (difference); Schulman 2020, "Approximating KL
+    Source: Baheti et al. 2024, arXiv:2305.14718 (A-LoL KL) and its code (difference); Schulman 2020, "Approximating KL
     divergence" (k3).
 
     Args:
@@ -168,7 +168,7 @@ def pro(
 
     DEVIATION(offline_pg-1): no 1e-10 inside the logarithm; logsumexp needs none.
 
-    Source: Song et al. 2024, arXiv:2306.17492, Eq. 7 to 9, and its code.
+    Source: Song et al. 2024, arXiv:2306.17492 (PRO), and its code.
 
     Args:
         mean_logprobs: s, nats per token under the policy being trained; they and best_logprobs receive gradient.
