@@ -52,6 +52,15 @@ class Config(BaseModel):
             raise ConfigError("; ".join(complaints), where=where,
                               remedy="`--help` lists every field with its range and default.") from error
 
+    @classmethod
+    def has_room_for(cls, values: Mapping[str, Any]) -> bool:
+        """True where these values are known and in range; required fields may be missing."""
+        try:
+            cls.model_validate(dict(values))
+        except ValidationError as error:
+            return all(problem["type"] == "missing" for problem in error.errors())
+        return True
+
     def to_toml(self) -> str:
         """The complete settings as a TOML file. TOML has no null: a field that is off reads `"none"`."""
         return tomli_w.dumps(_spelled_none(self.model_dump(mode="json")))
@@ -156,7 +165,8 @@ def _assign(config: type[Config], values: dict[str, Any], dotted: str, value: An
         values = values[part]
     values[last] = _parsed(value)
     if dotted in known and known[dotted].kind == "list of tables":
-        values[last] = _tables(dotted, values[last])
+        given = value if isinstance(value, list) else [value]  # a list: the option was given several times
+        values[last] = [table for one in given for table in _tables(dotted, _parsed(one))]
     elif dotted in known and known[dotted].several and isinstance(values[last], str):
         values[last] = [values[last]]
 
@@ -167,7 +177,7 @@ def _tables(dotted: str, value: Any) -> Any:
         raise ConfigError(f"{dotted} is not a list of tables: {value[:80]}",
                           remedy="On the command line: '[{name = \"a\", weight = 0.5}, ...]', as in TOML; in a config "
                                  f"file, a [[{dotted}]] table per entry.")
-    return [value] if isinstance(value, str | dict) else value
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _parsed(value: Any) -> Any:
@@ -191,6 +201,8 @@ def _complaint(problem: Any, names: list[str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not name:
         return message
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"{name}: {message}"  # what is said of a table names its fields; the whole of it would bury that
     # A secret in the wrong place is not repeated: a token where its variable belongs, a password in an address.
     shown = "[hidden]" if name.endswith("token_env") else re.sub(r"//[^/\s]*@", "//[hidden]@", repr(problem["input"]))
     return f"{name} = {shown if len(shown) <= 80 else shown[:80] + '...'}: {message[0].lower()}{message[1:]}"

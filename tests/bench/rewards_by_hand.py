@@ -31,3 +31,7 @@ def a_little_above(prompt, response):
 
 def of_record(prompt, response, ended):
     return prompt.meta["worth"] + 0.25 * ended
+
+
+def says(prompt, response):
+    return "very good"

@@ -230,6 +230,9 @@ def test_a_sigmoid_of_what_may_be_one_already_is_noted(tmp_path):
     found.of_data(told)
     assert len(found.notes) == 1
     assert "reward 'p': all 2 numbers of the data lie between 0 and 1 before squash" in found.notes[0]
+    found.notes.clear()
+    found.of_data(told[:1])
+    assert found.notes == [], "one number says nothing of where the others lie"
 
 
 def test_a_missing_stored_number_is_said_with_the_record(tmp_path):
@@ -292,8 +295,9 @@ def test_what_is_not_finite_is_refused_with_its_record(tmp_path):
     with pytest.raises(NumericsError, match=r"reward 'nowhere' is nan, which is no reward") as caught:
         rewards(tmp_path, function("nowhere")).of_data(told)
     assert caught.value.where == "1 of 4 responses: d"
+    assert str(caught.value).endswith("finite number for any text, an empty one too: mend rewards_by_hand:nowhere.")
     for number in (math.inf, -math.inf, math.nan):
-        with pytest.raises(NumericsError, match="which is no reward"):
+        with pytest.raises(NumericsError, match=r"which is no reward\n.*any text: mend the numbers in the data\."):
             rewards(tmp_path, {"name": "r", "stored": "r", "squash": "sigmoid"}).of_data(
                 [graded("a", "x", grades={"r": number})])
 
@@ -310,6 +314,24 @@ def test_a_row_without_room_for_its_response_is_no_reward_and_the_limit_is_named
     with pytest.raises(NumericsError, match=r"which is no reward \(rows of this batch: no room\)") as caught:
         rewards(tmp_path, spec).of_data(long)
     assert "scorer.max_length" in str(caught.value)
+
+
+def test_a_reward_of_two_sources_that_is_not_finite_is_to_be_mended_in_either(tmp_path):
+    spec = function("nowhere", stored="r")
+    spec["scorer"] = {"endpoint": "http://127.0.0.1:9/"}
+    with pytest.raises(NumericsError, match=r"any text: mend its source\."):
+        rewards(tmp_path, spec).of_data([graded("a", "x", grades={"r": math.nan})])
+
+
+@pytest.mark.parametrize("name", ["counted", "says"])
+def test_a_function_that_fails_names_the_record(tmp_path, name):
+    """By its id, not by the key of the cache."""
+    rewards_by_hand.BROKEN.add("no")
+    for told in (rewards(tmp_path, function(name)).of_data,
+                 lambda told: rewards(tmp_path, function(name))([one.prompt for one in told], ["no"] * len(told))):
+        with pytest.raises(NumericsError, match="the scoring function") as caught:
+            told([graded("the record", "no")])
+        assert caught.value.where == "response the record"
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -178,8 +178,8 @@ def test_how_often_the_chosen_response_has_the_lower_stored_reward_is_told(tmp_p
 
 def test_held_out_prompts_are_drawn_not_taken_from_the_front(tmp_path, monkeypatch):
     """A third of a file, by the seed, in its order: at every examination the same; all of them where all are asked."""
-    rows = [json.loads(line) for line in told(tmp_path / "more.jsonl", 60).read_text().splitlines()]
-    held, seen = str(tiny.write_rows(tmp_path / "held.jsonl", rows[30:])), []
+    rows = [json.loads(line) for line in told(tmp_path / "more.jsonl", 70).read_text().splitlines()]
+    held, seen = str(tiny.write_rows(tmp_path / "held.jsonl", rows[40:])), []
     real = offline_pg.reference_values
 
     def watched(reference, begun, asked, *rest):
@@ -196,7 +196,7 @@ def test_held_out_prompts_are_drawn_not_taken_from_the_front(tmp_path, monkeypat
         first, last = ([line["id"] for line in lines if line["step"] == step] for step in (0, 1))
         assert first == last
         seen.append(first)
-    order = [f"d{i}" for i in range(30, 60)]
+    order = [f"d{i}" for i in range(40, 70)]
     assert seen[:2] == seen[2:4] != seen[4:6] and seen[6] == seen[7] == order
     for ids, n in zip(seen[:6], (12, 10) * 3, strict=True):
         assert len(ids) == n and ids == [one for one in order if one in ids] and ids != order[:n]

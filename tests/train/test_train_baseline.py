@@ -77,7 +77,8 @@ def test_a_sampled_value_is_the_mean_over_samples_of_the_prompt_itself(model, tm
     values, how = reference_values(who, data, [], settings(kind="sampled"), tmp_path, 0, lambda *n: told.append(n))
     expected = [sum(reward_of(row, k) for k in range(3)) / 3 for row in data]
     assert values.tolist() == pytest.approx(expected, rel=tol.RELATIVE64)
-    assert who.judged.asked == [("v0", 3), ("v1", 3), ("v3", 3)] and how["prompts"] == 3 and how["computed"] == 4
+    assert who.judged.asked == [("v0", 3), ("v1", 3), ("v3", 3)]
+    assert (how["training_prompts"], how["computed"]) == (3, 4)
     assert told == [(6, 9), (9, 9)]
     again, how = reference_values(who, data, rows, settings(kind="sampled"), tmp_path, 0)
     assert again.tolist() == values.tolist() and how["computed"] == 0 and len(who.judged.asked) == 3
@@ -211,7 +212,7 @@ def test_a_learned_value_is_the_head_on_the_states_of_the_prompt(model, tmp_path
     who, rows, data = reference(model), asked(24), [*asked(4, 40), asked(1, 40)[0]]
     values, how = reference_values(who, data, rows, settings(), tmp_path, 0)
     assert [name for name, _ in who.judged.asked] == [f"v{i}" for i in range(20)]
-    assert how["n_prompts"] == 20 and how["n_samples"] == 60 and how["computed"] == 5 and how["prompts"] == 4
+    assert how["n_prompts"] == 20 and how["n_samples"] == 60 and how["computed"] == 5 and how["training_prompts"] == 4
     (file,) = tmp_path.glob("*.safetensors")
     head = baseline.load_head(file)
     states = baseline.prompt_states(model, data, pad_id=0, micro_tokens=60)

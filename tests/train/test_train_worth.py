@@ -178,6 +178,11 @@ def test_one_positive_weight_is_drawn_every_time():
     assert next(drawn([0.0, 1e-300, 0.0], 3, 5, 0, first_step=1)) == [1] * 5
 
 
+def test_a_total_that_cannot_be_divided_draws_the_last_one_with_a_weight():
+    """Half of the smallest number above 0 rounds up to it, so that the draw lies at the end of the sum."""
+    assert next(drawn([0.0, 5e-324, 0.0], 3, 20, 0, first_step=1)) == [1] * 20
+
+
 def test_what_a_response_of_a_step_weighs():
     found = worth([0.9, 0.1, 0.6], [0.5, 0.5, 0.55])
     for variant in BY_ADVANTAGE:
@@ -287,6 +292,8 @@ def written(tmp_path, found, kept, told=None, known_bad=None):
 
 def test_every_response_has_a_row_and_the_percentiles_are_of_all_of_them(tmp_path):
     rewards, values = [0.1, 0.9, 0.4, 0.6, 0.5], [0.5, 0.5, 0.5, 0.55, 0.25]
+    said, lines = written(tmp_path, worth(rewards, [0.5, 0.5, 0.4, 0.55, 0.25]), [1, 3, 4])
+    assert said["advantage"]["negative"] == pytest.approx(0.2, rel=tol.RELATIVE64), "an advantage of exactly 0 is not negative"
     said, lines = written(tmp_path, worth(rewards, values), [1, 3, 4])
     gains = [-0.4, 0.4, -0.1, 0.05, 0.25]
     assert [line["advantage"] for line in lines] == pytest.approx(gains, rel=tol.RELATIVE64)

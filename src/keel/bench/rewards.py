@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from torch import Tensor
 from keel.bench.engine import Cache, Scorer, fingerprint_key, score_all
 from keel.bench.informativeness import Informativeness
 from keel.bench.items import Asked, response_key
+from keel.bench.scorer_functions import FunctionScorer
 from keel.bench.scorers import ScorerConfig, load_scorer
 from keel.config import Config
 from keel.data.records import Graded, Prompt
@@ -238,7 +239,9 @@ class _Heeded:
         Raises:
             NumericsError: a reward is not finite or out of its declared range.
         """
-        found = self._scorer.score(asked)
+        # A function's errors name what it was asked about: by the record's id, not by a digest that nobody knows.
+        named = isinstance(self._scorer, FunctionScorer)
+        found = self._scorer.score([replace(one, id=self._named[one.id]) for one in asked] if named else asked)
         why = sorted({self._scorer.flagged[one.id] for one in asked if one.id in self._scorer.flagged})
         ranged(self._spec, torch.tensor(found, dtype=torch.float64), [self._named[one.id] for one in asked], why)
         return found
@@ -263,14 +266,24 @@ def ranged(spec: SequenceRewardConfig, raw: Float[Tensor, " N"], ids: Sequence[s
         cut = f" (rows of this batch: {', '.join(why)})" if why else ""
         raise NumericsError(f"reward {spec.name!r} is {float(raw[broken[0]])}, which is no reward{cut}",
                             where=_named_ids(ids, broken),
-                            remedy="A reward must be a finite number for any text. Where a row of tokens has no room "
-                                   "for its response, raise scorer.max_length or set scorer.too_long = "
-                                   "keep_response.")
+                            remedy="A reward must be a finite number for any text" + _mended(spec))
     missed = outside(found, spec.low, spec.high).nonzero().flatten().tolist()
     if missed:
         raise NumericsError(f"reward {spec.name!r} is {float(found[missed[0]]):.7g}, outside its declared range of "
                             f"{spec.low:g} to {spec.high:g}", where=_named_ids(ids, missed), remedy=_remedy(spec))
     return found
+
+
+def _mended(spec: SequenceRewardConfig) -> str:
+    """Where to look for what made a reward that is no finite number."""
+    if spec.stored is not None and spec.scorer is None:
+        return ": mend the numbers in the data."
+    if spec.scorer is not None and (spec.scorer.model is not None or spec.scorer.policy is not None):
+        return (". Where a row of tokens has no room for its response, raise scorer.max_length or set scorer.too_long "
+                "= keep_response.")
+    if spec.scorer is not None and spec.scorer.function is not None:
+        return f", an empty one too: mend {spec.scorer.function}."
+    return ": mend its source."
 
 
 def _remedy(spec: SequenceRewardConfig) -> str:

@@ -64,7 +64,7 @@ class FunctionScorer:
                                 ) from error
         if not isinstance(found, Real) and not (hasattr(found, "__float__") and getattr(found, "ndim", 0) == 0):
             raise NumericsError(f"the scoring function gave {type(found).__name__}, not a number",
-                                where=f"response {asked.id}", remedy="Let it return a float; nan says that it failed.")
+                                where=f"response {asked.id}", remedy="Let it return one float for a response.")
         return float(found)  # type: ignore[arg-type]
 
     def _arguments(self, asked: Asked) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ from keel.train import checkpoint
 from keel.train.baseline import Reference, reference_values
 from keel.train.clock import Clock
 from keel.train.frozen import OnDone, reference_identity
-from keel.train.inputs import DataConfig, load_split, write_seen
+from keel.train.inputs import DataConfig, held_apart, load_split, write_seen
 from keel.train.offline import (
     OfflineLossConfig,
     SelectionConfig,
@@ -79,7 +79,8 @@ __all__ = ["OfflinePGConfig", "run"]
 
 
 class OfflinePGConfig(Config):
-    """Everything `keel offline-pg` reads. Defaults: A-LoL as its authors release it, but for the fixes named."""
+    """Everything `keel offline-pg` reads. Loss and draws are by default those of A-LoL as it is released, but for the
+    deviations of the method page; optimiser, schedule and the samples that V is fitted to are not."""
 
     out: Path = Field(description="run folder to make")
     policy: ModelConfig = Field(description="policy to improve, from supervised fine-tuning on the data")
@@ -165,6 +166,8 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         told, held_told = (wanted(part, cfg.responses, cfg.drop_ending, cfg.data.path) for part in (told, held_told))
         (rows, cut), (held_rows, _) = rendered(cfg, words, told), rendered(cfg, words, held_told)
         asked = asked_prompts(cfg, words, held_told)
+        for text in held_apart(told, held_told, cfg.data.validation):
+            log.note(text)
         write_seen(cfg.out, [one.prompt for one in told], [one.prompt for one in held_told])
 
         # What every response is worth, what the reference reaches on its prompt, and so what is learned from.

@@ -89,7 +89,7 @@ def reference_values(reference: Reference, prompts: Sequence[PromptRow], asked: 
     origin = {"reference": reference.identity, "judging": reference.judging, "seed": seed, "asked": _names(asked)}
     samples = FrozenNumbers(folder / "samples", origin | {"samples": cfg.samples}, np.float64)
     kept = FrozenNumbers(folder, origin | {"value": cfg.model_dump(mode="json")})
-    how: dict[str, Any] = {"kind": cfg.kind, "prompts": len({*names}), "stale": _is_stale(kept, samples, cfg)}
+    how: dict[str, Any] = {"kind": cfg.kind, "training_prompts": len({*names}), "stale": _is_stale(kept, samples, cfg)}
     if cfg.kind == "sampled":
         found, n_computed = _sampled(reference, prompts, samples, cfg.samples, on_done)
         return found.mean(1), how | {"computed": n_computed}

@@ -14,13 +14,13 @@ from keel.data.load import read_demonstrations, read_pairs, read_prompts
 from keel.data.problems import ReadReport
 from keel.data.records import PreferencePair, Prompt
 from keel.data.render import PromptRow, Row, Template, render_demonstrations, render_prompts
-from keel.data.seen import write_seen
+from keel.data.seen import prompt_key, write_seen
 from keel.errors import ConfigError, DataError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
-__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts", "load_split",
-           "mixed_in", "prompt_room", "split", "split_prompts", "write_seen"]
+__all__ = ["DataConfig", "FileConfig", "held_apart", "load_demonstrations", "load_pairs", "load_prompts",
+           "load_split", "mixed_in", "prompt_room", "split", "split_prompts", "write_seen"]
 
 
 class HasPrompt(Protocol):
@@ -29,6 +29,9 @@ class HasPrompt(Protocol):
     @property
     def prompt(self) -> Prompt: ...
 
+
+MOST_SHARED = 0.1
+"""Share of the validation prompts that may be training prompts, as in some published splits."""
 
 R = TypeVar("R", bound=HasPrompt)
 
@@ -88,6 +91,24 @@ def load_split(data: DataConfig, seed: int, read: Callable[[str], tuple[list[R],
     if data.validation:
         return train, read(data.validation)[0], report.n_dropped
     return *split(train, data.validation_fraction, seed), report.n_dropped
+
+
+def held_apart(train: Sequence[HasPrompt], held_out: Sequence[HasPrompt], file: str | None) -> list[str]:
+    """Notes on prompts of a validation file that are training prompts too; of none without such a file.
+
+    Raises:
+        DataError: they are more than MOST_SHARED of its prompts.
+    """
+    known, asked = ({prompt_key(one.prompt) for one in part} for part in (train, held_out))
+    n = len(known & asked)
+    if file is None or not n:
+        return []
+    said = f"{n} of {len(asked)} validation prompts are in the training data"
+    if n > MOST_SHARED * len(asked):
+        raise DataError(f"{said}, so they hold nothing out", where=file,
+                        remedy="Remove them from one of the two files; or leave data.validation out, which splits off "
+                               "a share of the prompts.")
+    return [f"{said}: what is measured on them is no held-out measurement"]
 
 
 def load_demonstrations(data: FileConfig, words: Template) -> list[Row]:
