@@ -293,7 +293,7 @@ def written(tmp_path, found, kept, told=None, known_bad=None):
 def test_every_response_has_a_row_and_the_percentiles_are_of_all_of_them(tmp_path):
     rewards, values = [0.1, 0.9, 0.4, 0.6, 0.5], [0.5, 0.5, 0.5, 0.55, 0.25]
     said, lines = written(tmp_path, worth(rewards, [0.5, 0.5, 0.4, 0.55, 0.25]), [1, 3, 4])
-    assert said["advantage"]["negative"] == pytest.approx(0.2, rel=tol.RELATIVE64), "an advantage of exactly 0 is not negative"
+    assert said["advantage"]["negative"] == pytest.approx(0.2, rel=tol.RELATIVE64), "0 is not negative"
     said, lines = written(tmp_path, worth(rewards, values), [1, 3, 4])
     gains = [-0.4, 0.4, -0.1, 0.05, 0.25]
     assert [line["advantage"] for line in lines] == pytest.approx(gains, rel=tol.RELATIVE64)
