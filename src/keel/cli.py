@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import io
+import json
 import os
 import sys
 import sysconfig
@@ -127,20 +128,22 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
 
 def _parse(rest: list[str], config_class: type[Config]) -> tuple[str | None, dict[str, Any], dict[str, str]]:
     """Config file, `field -> text`, and the flags every command has."""
-    several = [field.name for field in describe(config_class) if field.several]
-    positional = [name for name in several if name in POSITIONAL]
+    fields = list(describe(config_class))
+    positional = [field.name for field in fields if field.several and field.name in POSITIONAL]
+    several = [field.name for field in fields if field.several or field.kind == "list of tables"]
     file: str | None = None
     overrides: dict[str, Any] = {}
     flags: dict[str, str] = {}
-    for word in rest:
-        if any("\udc80" <= char <= "\udcff" for char in word):
-            raise ConfigError(f"{word!r} is not UTF-8", remedy="Rename the file, or set a UTF-8 locale.")
-    words = list(rest)
+    _require_utf8(rest)
+    words, key, value = list(rest), "", ""
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
             if positional and not word.endswith(".toml"):
                 overrides.setdefault(positional[0], []).append(word)
+            elif key in several and not _is_settings(word):
+                raise ConfigError(f"{word!r} belongs to no option and is no config file or preset", remedy="Several "
+                                  f"values are one list: --{key} '{_as_list(value, word)}'; or give --{key} again.")
             elif file is not None:
                 raise ConfigError(f"two config files: {file!r} and {word!r}", remedy="Options are --field value.")
             else:
@@ -160,6 +163,23 @@ def _parse(rest: list[str], config_class: type[Config]) -> tuple[str | None, dic
         else:
             overrides[key] = _joined(overrides.get(key), value) if key in several else value
     return file, overrides, flags
+
+
+def _require_utf8(words: list[str]) -> None:
+    for word in words:
+        if any("\udc80" <= char <= "\udcff" for char in word):
+            raise ConfigError(f"{word!r} is not UTF-8", remedy="Rename the file, or set a UTF-8 locale.")
+
+
+def _is_settings(word: str) -> bool:
+    """True for a config file or the name of a preset, of whichever command."""
+    return word.endswith(".toml") or Path(word).is_file() or (PRESETS / f"{word}.toml").is_file()
+
+
+def _as_list(value: str, word: str) -> str:
+    """How two values of an option are written as one."""
+    return f'[{value if value[:1] == "{" else json.dumps(value)}, {json.dumps(word)}]' if value[:1] != "[" else (
+        f"{value[:-1]}, {json.dumps(word)}]")
 
 
 def _joined(before: str | list[str] | None, value: str) -> str | list[str]:
@@ -182,9 +202,8 @@ def _preset(file: str | None, command: str, config_class: type[Config]) -> str |
 
 
 def _presets(config_class: type[Config]) -> list[str]:
-    """Names of the settings that come with keel and fit these fields."""
-    fields = set(config_class.model_fields)
-    return [path.stem for path in sorted(PRESETS.glob("*.toml")) if read_toml(path).keys() <= fields]
+    """Names of the settings that come with keel and fit these fields and what they may hold."""
+    return [path.stem for path in sorted(PRESETS.glob("*.toml")) if config_class.has_room_for(read_toml(path))]
 
 
 def _overview() -> str:

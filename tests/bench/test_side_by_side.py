@@ -9,7 +9,7 @@ from tolerances import FLOAT64, RELATIVE64
 
 from keel.bench.answers import Answer
 from keel.bench.intervals import N_RESAMPLES, difference_p, intervals
-from keel.bench.side_by_side import Contestant, sample_rows, side_by_side, table
+from keel.bench.side_by_side import Contestant, sample_rows, side_by_side, subsets_of, table
 from keel.data.records import Message, Prompt
 from keel.rng import stream
 
@@ -162,3 +162,31 @@ def test_the_console_and_the_samples_show_every_model():
     rows = sample_rows(who, asked, ["x"] * 6)
     assert len(rows) == 6 and rows[2]["models"]["odd"]["rewards"] == {"total": 1.0} and rows[2]["domain"] == "x"
     assert rows[0]["models"]["base"]["verdicts"] == {} and rows[0]["models"]["up"]["verdicts"]["helpful"] == "win"
+
+
+def test_one_prompt_gives_a_mean_and_no_interval():
+    """However many responses there are to it."""
+    column = {"x": torch.tensor([0.5, 1.0]), "half": torch.tensor([0.5, torch.nan])}
+    one = intervals(column, [prompt(0, "same"), prompt(1, "same")], seed=0, names=[])
+    assert one["x"] == {"mean": 0.75, "low": None, "high": None, "n": 2}
+    two = intervals(column, [prompt(0), prompt(1)], seed=0, names=[])
+    assert two["x"]["low"] == 0.5 and two["x"]["high"] == 1.0
+    assert two["half"] == {"mean": 0.5, "low": None, "high": None, "n": 1}
+    who = [Contestant(name, said(["a"]), {"total": torch.tensor([x]).double()}) for name, x in (("a", 0), ("b", 1))]
+    lines = table(side_by_side(who, [prompt(0)], [None], baseline="a", seed=0, most_self_bleu=5)).splitlines()
+    assert "total 1.000  difference +1.000, p after Holm 1" in lines[1]
+
+
+def test_identical_answers_that_went_before_a_judge_are_counted():
+    asked = [prompt(i) for i in range(4)]
+    base = Contestant("base", said(["a", "b", "c", "d"]), {})
+    tie = {"helpful": "tie", "safe": "tie"}
+    other = Contestant("other", said(["a", "x", "c", "d"]), {}, (tie, tie, None, tie))
+    found = side_by_side([base, other], asked, ["x", "y", "x", "y"], baseline="base", seed=0, most_self_bleu=5)["other"]
+    told = [row["judge"]["safe"] for row in (found, found["subsets"]["x"], found["subsets"]["y"])]
+    assert [(row["n_identical"], row["n"]) for row in told] == [(2, 3), (1, 1), (1, 2)]
+
+
+def test_subsets_are_told_apart_by_subset_before_domain():
+    both = [Prompt(f"q{i}", (Message("user", "why"),), meta={"domain": "d", "subset": i}) for i in range(2)]
+    assert subsets_of(both, None) == ["0", "1"] and subsets_of(both, "domain") == ["d", "d"]

@@ -113,3 +113,45 @@ def test_an_option_of_several_values_may_be_given_several_times(capsys):
                         ([name, "S1"], ["S1"])):
         assert main([*start, *more]) == 0
         assert tomllib.loads(capsys.readouterr().out)["benchmark"]["exclude"] == names
+
+
+EVALUATE = ["evaluate", "--out", "o", "--prompts", "q.jsonl", "--print-config"]
+
+
+@pytest.mark.parametrize("more", [
+    ["--models", "A", "--models", "{path = 'B'}"], ["--models", '["A"]', "--models", "B"], ["--models", '["A", "B"]']])
+def test_tables_of_a_list_may_be_given_several_times(more, capsys):
+    assert main([*EVALUATE, *more]) == 0
+    assert [one["path"] for one in tomllib.loads(capsys.readouterr().out)["models"]] == ["A", "B"]
+
+
+@pytest.mark.parametrize("first, form", [
+    ("A", """'["A", "{}"]'"""), ("{path = 'A'}", """'[{path = 'A'}, "{}"]'"""), ('["A"]', """'["A", "{}"]'""")])
+def test_a_second_value_after_an_option_of_several_is_shown_how_it_is_written(tmp_path, first, form, capsys):
+    """A folder too: models are folders, and no folder is a config file."""
+    for word in ("B", str(tmp_path)):
+        assert main([*EVALUATE, "--models", first, word]) == 2
+        told = capsys.readouterr().err
+        assert f"{word!r} belongs to no option and is no config file or preset" in told
+        shown = form.replace("{}", word)
+        assert f"Several values are one list: --models {shown}; or give --models again." in told
+
+
+def test_a_preset_may_stand_after_an_option_of_several_values(capsys, tmp_path):
+    start = ["reward-model", "--out", "o", "--model", "m", "--data", "d", "--benchmark.path", "b",
+             "--benchmark.exclude", "S1"]
+    (tmp_path / "plain").write_text("seed = 3")
+    for word, line in (("rm_margin", ''), (str(tmp_path / "plain"), "seed = 3")):
+        assert main([*start, word, "--print-config"]) == 0
+        assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command, name", [("offline-pg", "rm_baseline"), ("preference", "rm_baseline"),
+                                           ("ranking-rm", "rm_baseline")])
+def test_help_lists_no_preset_whose_values_the_command_refuses(command, name, capsys):
+    assert main([command, "--help"]) == 0
+    assert name not in capsys.readouterr().out
+    assert main([command, name]) == 2
+    assert f"'{name}' is no preset of `keel {command}`" in capsys.readouterr().err
+    assert main(["reward-model", "--help"]) == 0
+    assert name in capsys.readouterr().out

@@ -174,10 +174,12 @@ def test_a_preset_of_another_command_is_refused_by_name(capsys):
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_presets_are_complete_but_for_paths(preset, capsys):
-    command = {"rm": "reward-model", "strength": "strength"}.get(preset.split("_")[0], "ppo")
+    command = {"rm": "reward-model", "strength": "strength", **dict.fromkeys(
+        ("cpo", "dpo", "ipo", "kto", "orpo", "simpo"), "preference")}.get(preset.split("_")[0], "ppo")
     field = "kl.coef" if command == "ppo" else "data.max_length"
-    paths = ["--out", "o", *(["--policy", "p", "--reward_model", "r", "--prompts", "q"] if command == "ppo" else
-                             ["--model", "m", "--data.path", "d"])]
+    given = {"ppo": ["--policy", "p", "--reward_model", "r", "--prompts", "q"],
+             "preference": ["--policy", "p", "--data", "d"]}
+    paths = ["--out", "o", *given.get(command, ["--model", "m", "--data.path", "d"])]
     assert main([command, preset, *paths, "--print-config"]) == 0
     printed = capsys.readouterr().out
     for name, value in read_toml(PRESETS / f"{preset}.toml").items():

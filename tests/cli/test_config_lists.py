@@ -80,6 +80,8 @@ def test_a_complaint_names_the_entry():
         assert fragment in str(caught.value)
     with pytest.raises(ConfigError, match=r"field 'rewards\.0\.name' is required"):
         Climber.resolve(None, {"rewards": '[{function = "m:f"}]'})
+    assert not Climber.has_room_for({"rewards": [{"weight": "x"}]}) and Climber.has_room_for({"rewards": [{}]})
+    assert not Climber.has_room_for({"kl": 1}) and Climber.has_room_for({"kl_coef": 0.5})
     with pytest.raises(ConfigError, match=r"rewards\.0 = 'm:f': input should be a valid dictionary"):
         Climber.resolve(None, {"rewards": "m:f"})
 

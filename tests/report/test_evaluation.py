@@ -227,3 +227,26 @@ def test_a_damaged_evaluation_still_gets_a_page(tmp_path: Path):
             run = ran(damaged(whole, path, junk))
             evaluated([run]), evaluation_title(run), evaluation_evidence(run), evaluation_subject(run)
             evaluation_notes(run)
+
+
+def test_one_prompt_is_called_one_and_its_numbers_have_no_interval():
+    alone = {"low": None, "high": None, "n": 1}
+    whole = result(n=1, models={"sft": measures(0.5), "a-lol": measures(0.8, 0.3)})
+    for row in whole["models"].values():
+        row["rewards"]["total"] |= alone
+        row["words"] |= alone
+        row["subsets"] = {"base": {"n": 1, "words": row["words"]}}
+    whole["models"]["a-lol"]["difference"]["total"] |= alone
+    found = panel(whole)
+    assert [strip.cells[0] for strip in found.total.strips] == ["0.5", "0.8"]
+    assert [strip.cells[0] for strip in found.difference.strips] == ["+0.3"]
+    assert found.subsets[0].title == "base: 1 prompt" and found.subsets[0].rows[0] == ("sft", "12")
+    assert "on the same 1 prompt, with" in evaluation_evidence(ran(whole))
+    assert "2 models on the same 1 prompt, with" in evaluation_subject(ran(whole))
+
+
+def test_identical_answers_stand_beside_the_number_of_verdicts():
+    judge = {"helpful": verdict(50, 20, 20, 10, n_identical=5), "safe": verdict(0, 100, 0, 0, n_identical=0)}
+    helpful, safe = panel(changed("nll", judge=judge)).verdicts
+    assert [row.label for row in helpful.rows] == ["a-lol (40)", "nll (40, 5 identical)"]
+    assert safe.rows[1].label == "nll (40)"

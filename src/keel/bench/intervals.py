@@ -27,6 +27,8 @@ def intervals(columns: Mapping[K, Float[Tensor, " N"]], prompts: Sequence[Prompt
               ) -> dict[K, dict[str, Any]]:
     """Mean of each column, low and high of its 95% bootstrap interval over prompts, and n.
 
+    One prompt says nothing of others: the interval of a mean over fewer than two has no ends.
+
     Args:
         columns: one number per response, by any key; NaN: the response is no part of this mean.
         prompts: of the responses.
@@ -42,9 +44,10 @@ def intervals(columns: Mapping[K, Float[Tensor, " N"]], prompts: Sequence[Prompt
                                                  generator=generator), totals, sizes)
                        for start in range(0, N_RESAMPLES, BLOCK)])
     low, high = percentile_interval(drawn)
-    counts, means = there.sum(0).tolist(), totals.sum(0) / sizes.sum(0)
-    return {key: {"mean": float(means[k]), "low": float(low[k]), "high": float(high[k]), "n": counts[k]} if counts[k]
-            else {"mean": None, "low": None, "high": None, "n": 0} for k, key in enumerate(columns)}
+    counts, means, n_prompts = there.sum(0).tolist(), totals.sum(0) / sizes.sum(0), (sizes > 0).sum(0).tolist()
+    return {key: {"mean": float(means[k]) if counts[k] else None,
+                  **{end: float(ends[k]) if n_prompts[k] > 1 else None for end, ends in (("low", low), ("high", high))},
+                  "n": counts[k]} for k, key in enumerate(columns)}
 
 
 def difference_p(differences: Float[Tensor, " N"], prompts: Sequence[Prompt], *, seed: int, names: Sequence[str],

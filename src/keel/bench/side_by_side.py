@@ -106,6 +106,9 @@ def _block(contestants: Sequence[Contestant], prompts: Sequence[Prompt], places:
     columns = ({("mean", who, key): x for who, told in own.items() for key, x in told.items()}
                | {("gap", who, key): x for who, told in gaps.items() for key, x in told.items()}
                | {(*names, kind): x for names, told in outcomes.items() for kind, x in _shares(told).items()})
+    base = next(one for one in contestants if one.name == baseline).answers
+    identical = {one.name: sum(one.verdicts[i] is not None and one.answers[i].text == base[i].text for i in places)
+                 for one in contestants if one.verdicts}
     found = intervals(columns, [prompts[i] for i in places], seed=seed, names=[name])
     varied = diversities({one.name: [one.answers[i].text for i in places] for one in contestants}, seed=seed,
                          most_self_bleu=most)
@@ -115,7 +118,8 @@ def _block(contestants: Sequence[Contestant], prompts: Sequence[Prompt], places:
         "diversity": varied[one.name],
         "difference": {key: found["gap", one.name, key] for key in gaps[one.name]} if one.name in gaps else None,
         "judge": {question: _verdict(outcomes[one.name, question], {kind: found[one.name, question, kind] for kind in
-                  (*OUTCOMES, "win_rate")}) for question in QUESTIONS} if one.verdicts else None,
+                  (*OUTCOMES, "win_rate")}) | {"n_identical": identical[one.name]}
+                  for question in QUESTIONS} if one.verdicts else None,
     } for one in contestants}
 
 
@@ -202,5 +206,5 @@ def table(found: Mapping[str, Row]) -> str:
 
 
 def _shown(row: Mapping[str, Any], sign: str = "") -> str:
-    mean, low, high = (format(row[name], f"{sign}.3f") for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    mean, *ends = (format(row[name], f"{sign}.3f") for name in ("mean", "low", "high") if row[name] is not None)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean

@@ -13,6 +13,7 @@ from keel.report.evaluation_charts import (
     diversity_table,
     length_table,
     measured,
+    n_prompts,
     names_of,
     p_value,
     part_difference_charts,
@@ -23,7 +24,7 @@ from keel.report.evaluation_charts import (
 )
 from keel.report.folder import Row, RunFolder, part
 from keel.report.lines import Chart
-from keel.report.words import brief, finite, joined, number, share, times
+from keel.report.words import brief, finite, joined, share, times
 
 __all__ = ["Evaluation", "Said", "Shown", "evaluated", "evaluation_evidence", "evaluation_notes", "evaluation_subject",
            "evaluation_title"]
@@ -113,7 +114,7 @@ def evaluation_evidence(run: RunFolder) -> str:
         return ""
     told = [f"{name} {signed(gap)} ({p_value(gap.get('p_holm'), 'p ')})" for name, gap in found.items()]
     more = [] if len(told) <= MOST_NAMED else [f"{len(told) - MOST_NAMED} more below"]
-    return (f"Mean total less that of {_baseline(run)} on the same {number(run.result.get('n'))} prompts, with 95% "
+    return (f"Mean total less that of {_baseline(run)} on the same {n_prompts(run.result.get('n'))}, with 95% "
             f"intervals over prompts: {', '.join([*told[:MOST_NAMED], *more])}; p by turning signs, after Holm's "
             f"correction over {_family(run)}.")
 
@@ -124,7 +125,7 @@ def evaluation_subject(run: RunFolder) -> str:
         return ""
     file = PurePath(str(part(run.config, "prompts").get("path") or "")).name
     seed = f"; seed {run.environment['seed']}" if "seed" in run.environment else ""
-    prompts = f"the same {number(run.result.get('n'))} prompts" + (f" of {file}" if file else "")
+    prompts = f"the same {n_prompts(run.result.get('n'))}" + (f" of {file}" if file else "")
     return f"{times(len(measured(run)), 'model')} on {prompts}, with the same random numbers for all{seed}."
 
 

@@ -10,7 +10,7 @@ from keel.report.lines import Chart, Place, Strip, Ticks, dot
 from keel.report.words import DASH, brief, finite, interval, number, share
 
 __all__ = ["TOTAL", "beside_baseline", "difference_chart", "diversity_table", "known", "length_table", "measured",
-           "names_of", "number_scale", "p_value", "part_difference_charts", "reward_charts", "signed",
+           "n_prompts", "names_of", "number_scale", "p_value", "part_difference_charts", "reward_charts", "signed",
            "subset_tables", "verdict_bars"]
 
 TOTAL = "total"
@@ -38,8 +38,11 @@ def beside_baseline(run: RunFolder, key: str = TOTAL) -> dict[str, Row]:
 
 
 def known(row: Row) -> Row:
-    """Mean, low and high, and nothing where one of them is no number or they contradict each other."""
+    """Mean, low and high; the mean alone where there was one prompt, which gives no interval; nothing where one of them
+    is no number or they contradict each other."""
     found = {key: x for key in ("mean", "low", "high") if (x := finite(row.get(key))) is not None and abs(x) < LARGEST}
+    if "mean" in found and row.get("low", 0) is None and row.get("high", 0) is None:
+        return found
     return found if len(found) == 3 and found["low"] <= found["high"] else {}
 
 
@@ -178,7 +181,9 @@ def _bar(name: str, row: Row) -> ShareBar:
         at += row[kind]
     said = ", ".join(f"{kind} {brief(row[kind])}%" for kind in OUTCOMES)
     p = "" if finite(row.get("p_holm")) is None else f", {p_value(row['p_holm'], 'p ')}"
-    return ShareBar(f"{name} ({number(row.get('n'))})", tuple(pieces), interval(known(part(row, "win_rate"))) + p,
+    same = finite(row.get("n_identical"))
+    n = number(row.get("n")) + (f", {number(same)} identical" if same else "")
+    return ShareBar(f"{name} ({n})", tuple(pieces), interval(known(part(row, "win_rate"))) + p,
                     f"{name}: {said}")
 
 
@@ -192,8 +197,8 @@ def subset_tables(run: RunFolder) -> tuple[Table, ...]:
         heads, lines = _subset_heads(list(inside.values())), []
         for name, row in inside.items():
             lines.append((name, *(cell for head, cell in _subset_cells(row).items() if head in heads)))
-        n = next((number(row.get("n")) for row in inside.values() if finite(row.get("n")) is not None), DASH)
-        found.append(Table(f"{subset}: {n} prompts", "", ("", *heads), tuple(lines)))
+        n = next((row["n"] for row in inside.values() if finite(row.get("n")) is not None), None)
+        found.append(Table(f"{subset}: {n_prompts(n)}", "", ("", *heads), tuple(lines)))
     return tuple(found)
 
 
@@ -221,6 +226,11 @@ def _joined(row: Row, key: str, sizes: Sequence[int], decimals: int) -> str:
 def _shares(row: Row) -> str:
     values = [finite(row.get(kind)) for kind in OUTCOMES]
     return " / ".join(f"{x:.0f}" for x in values if x is not None) + "%" if None not in values else DASH
+
+
+def n_prompts(value: object) -> str:
+    """`1 prompt`, `40 prompts`."""
+    return f"{number(value)} prompt{'' if finite(value) == 1 else 's'}"
 
 
 def signed(gap: Row) -> str:
