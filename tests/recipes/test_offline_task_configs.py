@@ -55,7 +55,7 @@ def written(path, rows):
 def hha(folder):
     def rows(start):
         for i in range(start, start + N):
-            turns = [f"<|prompter|>{text(i)}", "<|assistant|>"]
+            turns = [f"<|prompter|>{text(i)} {i}", "<|assistant|>"]
             last = text(i + 1) + (":" if i % 10 == 0 else "")
             yield {"prefix": [turns, turns], "suffix": [text(i, 4), last], "reward": [(i % 7) - 3.0, -(i % 5) - 0.5],
                    "sft_index": 0, "meta": {"path": "raw/harmless-base/train.jsonl", "line_num": i, "task": "dialogue"}}
@@ -86,7 +86,7 @@ def wizard(folder, name, part):
     """A file of dialogues of one of the two sets, converted."""
     dialogues = []
     for i in range(N):
-        knowledge, history = text(i + 2, 5), [text(i), text(i + 1), f"{text(i + 3)} {i}"]
+        knowledge, history = text(i + 2, 5), [text(i), text(i + 1), f"{text(i + 3)} {part} {i}"]
         spoken = {"speaker": "0_Wizard", "text": text(i, 4), "checked_sentence": {"chosen": knowledge}}
         dialogues.append({"dialog": [{"speaker": "1_Apprentice", "text": said} for said in history] + [spoken]}
                          if name == "wow" else {"utterances": [{
