@@ -141,7 +141,7 @@ def test_a_preset_may_stand_after_an_option_of_several_values(capsys, tmp_path):
     start = ["reward-model", "--out", "o", "--model", "m", "--data", "d", "--benchmark.path", "b",
              "--benchmark.exclude", "S1"]
     (tmp_path / "plain").write_text("seed = 3")
-    for word, line in (("rm_margin", ''), (str(tmp_path / "plain"), "seed = 3")):
+    for word, line in (("rm_margin", 'margin = 1.0'), (str(tmp_path / "plain"), "seed = 3")):
         assert main([*start, word, "--print-config"]) == 0
         assert line in capsys.readouterr().out
 
