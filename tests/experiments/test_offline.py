@@ -188,6 +188,7 @@ def test_nested_resampling_keeps_the_mean_and_knows_what_varies(monkeypatch) -> 
 
 def test_planned_comparisons_tables_and_pictures(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(offline_numbers, "N_DRAWS", 500)
+    monkeypatch.setitem(inspect.unwrap(bootstrap_interval).__kwdefaults__, "n_resamples", 500)
     found = [seed(shift=0.5), seed(shift=0.4)]
     rows = planned(found)
     assert [(row["one"], row["other"]) for row in rows] == list(PLANNED)
