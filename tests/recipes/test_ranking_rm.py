@@ -50,11 +50,11 @@ def test_it_learns_the_order_and_prints_the_length_baseline(tmp_path, loss):
 
 def test_the_numbers_of_an_evaluation_by_hand(tmp_path):
     """Scores of the saved model, counted pair by pair."""
-    held = tmp_path / "held.jsonl"
+    held, (one, other) = tmp_path / "held.jsonl", tiny.conversations(60)[-2:]
     tiny.write_rows(held, [
-        {"prompt": tiny.conversations(1)[0], "responses": ["yes", "no no", "no"], "ranks": [1, 2, 2]},
-        {"prompt": tiny.conversations(1)[0], "responses": ["the cat", "dog"], "ranks": [1, 2]},
-        {"prompt": tiny.conversations(2)[1], "responses": ["red", "blue"], "ranks": [1, 2]}])
+        {"prompt": one, "responses": ["yes", "no no", "no"], "ranks": [1, 2, 2]},
+        {"prompt": one, "responses": ["the cat", "dog"], "ranks": [1, 2]},
+        {"prompt": other, "responses": ["red", "blue"], "ranks": [1, 2]}])
     cfg = config(tmp_path)
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"validation": str(held)})})
     found = ranking_rm.run(cfg).values["evaluation"]

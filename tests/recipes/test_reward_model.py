@@ -108,7 +108,7 @@ def test_without_any_weight_there_is_nothing_to_learn(tmp_path):
 
 def test_a_held_out_row_beyond_the_context_is_refused_at_the_door(tmp_path):
     long = [{"prompt": p, "chosen": tiny.said("yes . " * 70), "rejected": tiny.said("no .")}
-            for p in tiny.conversations(2)]
+            for p in tiny.conversations(60)[-2:]]
     file = tiny.write_rows(tmp_path / "long.jsonl", long)
     cfg = reward_config(tmp_path, model=ModelConfig(path=str(tiny.gpt2(tmp_path / "gpt2"))))
     data = cfg.data.model_copy(update={"validation": str(file), "max_length": 400})

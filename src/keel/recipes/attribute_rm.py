@@ -83,7 +83,7 @@ def run(cfg: AttributeRMConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(tokenizer)
         read = partial(read_graded, attributes=cfg.attributes, on_bad_record=cfg.data.on_bad_record,
                        as_text=cfg.data.as_text)
-        train, held_out, n_bad = load_split(cfg.data, cfg.seed, read)
+        train, held_out, n_bad = load_split(cfg.data, cfg.seed, read, log.note)
         seen, cut = examples(words, train, cfg)
         unseen, _ = examples(words, held_out[: cfg.eval_responses], cfg)
         require_variety(seen.grades, cfg.attributes)

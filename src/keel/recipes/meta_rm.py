@@ -112,7 +112,7 @@ def run(cfg: MetaRMConfig, *, resume: bool = False) -> runs.RunResult:
         told = sampled(cfg, log) if cfg.responses is None else cfg.responses
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
-        train, held_out, n_dropped = load_pairs(cfg.data, cfg.seed)
+        train, held_out, n_dropped = load_pairs(cfg.data, cfg.seed, log.note)
         train, changes = denoised(train, cfg.denoise, where=cfg.data.path)
         rows, cut = render_pairs(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)

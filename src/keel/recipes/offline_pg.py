@@ -47,7 +47,7 @@ from keel.train import checkpoint
 from keel.train.baseline import Reference, reference_values
 from keel.train.clock import Clock
 from keel.train.frozen import OnDone, reference_identity
-from keel.train.inputs import DataConfig, held_apart, load_split, write_seen
+from keel.train.inputs import DataConfig, load_split, write_seen
 from keel.train.offline import (
     OfflineLossConfig,
     SelectionConfig,
@@ -160,14 +160,12 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)
         told, held_told, n_bad = load_split(cfg.data, cfg.seed, lambda path: read_responses(
-            path, which="all", on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text))
+            path, which="all", on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text), log.note)
         (told, n_weightless), (held_told, _) = weighty(told, cfg.data.path), weighty(held_told, "held-out records")
         disorder = lower_first(told)
         told, held_told = (wanted(part, cfg.responses, cfg.drop_ending, cfg.data.path) for part in (told, held_told))
         (rows, cut), (held_rows, _) = rendered(cfg, words, told), rendered(cfg, words, held_told)
         asked = asked_prompts(cfg, words, held_told)
-        for text in held_apart(told, held_told, cfg.data.validation):
-            log.note(text)
         write_seen(cfg.out, [one.prompt for one in told], [one.prompt for one in held_told])
 
         # What every response is worth, what the reference reaches on its prompt, and so what is learned from.

@@ -5,7 +5,7 @@ themselves. What the reference says of the data is computed before anything is l
 memory while the policy learns. Left out: pairs sampled from the policy on the way.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,7 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
     with runs.start("preference", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)
-        rows, held_rows, skipped = loaded(cfg, words)
+        rows, held_rows, skipped = loaded(cfg, words, log.note)
         prompts = shown_prompts(cfg, words, held_rows)
         if cfg.loss == "kto" and (unbalanced := balance_note(rows, cfg.desirable_weight, cfg.undesirable_weight)):
             log.note(unbalanced)
@@ -202,7 +202,8 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
             "before": before, "reference": counts, "skipped": skipped, "headline": headline(found)})
 
 
-def loaded(cfg: PreferenceConfig, words: Template) -> tuple[Rows, Rows, dict[str, int]]:
+def loaded(cfg: PreferenceConfig, words: Template, note: Callable[[str], None],
+           ) -> tuple[Rows, Rows, dict[str, int]]:
     """Training and held-out rows, all pairs or all labelled responses, and what was left out or cut.
 
     Raises:
@@ -214,12 +215,12 @@ def loaded(cfg: PreferenceConfig, words: Template) -> tuple[Rows, Rows, dict[str
             raise ConfigError(f"loss = {cfg.loss} compares two responses, and the data hold single ones with a label",
                               where=data.path, remedy="Use loss = kto, or pairs: prompt, chosen, rejected.")
         read = partial(read_labelled, on_bad_record=data.on_bad_record, as_text=data.as_text)
-        told, told_held, n_bad = load_split(data, cfg.seed, read)
+        told, told_held, n_bad = load_split(data, cfg.seed, read, note)
         write_seen(cfg.out, [one.prompt for one in told], [one.prompt for one in told_held])
         singles, cut = labelled_rows(words, told, data.max_length, data.too_long)
         held = labelled_rows(words, told_held[: cfg.eval_pairs], data.max_length, data.too_long)[0]
         return singles, held, {"records": n_bad} | vars(cut)
-    train, held_out, n_bad = load_pairs(data, cfg.seed)
+    train, held_out, n_bad = load_pairs(data, cfg.seed, note)
     write_seen(cfg.out, [pair.prompt for pair in train], [pair.prompt for pair in held_out])
     rows, cut = render_pairs(words, train, data.max_length, data.too_long)
     held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], data.max_length, data.too_long)

@@ -68,7 +68,7 @@ def run(cfg: RankingRMConfig, *, resume: bool = False) -> runs.RunResult:
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
         read = partial(read_rankings, on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text)
-        train, held_out, n_bad = load_split(cfg.data, cfg.seed, read)
+        train, held_out, n_bad = load_split(cfg.data, cfg.seed, read, log.note)
         rows, cut = render_rankings(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_rankings(words, held_out[: cfg.eval_rankings], cfg.data.max_length, cfg.data.too_long)
 

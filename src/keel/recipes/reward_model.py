@@ -105,7 +105,7 @@ def run(cfg: RewardModelConfig, *, resume: bool = False) -> runs.RunResult:
     with runs.start("reward_model", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
-        train, held_out, n_bad = load_pairs(cfg.data, cfg.seed)
+        train, held_out, n_bad = load_pairs(cfg.data, cfg.seed, log.note)
         train, changes = denoised(train, cfg.denoise, where=cfg.data.path)
         rows, cut = render_pairs(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)

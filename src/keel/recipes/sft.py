@@ -15,6 +15,7 @@ from keel.config import Config
 from keel.data.collate import budget_batches, collate
 from keel.data.load import read_demonstrations
 from keel.data.render import Row, render_demonstrations, render_prompts, template
+from keel.data.seen import said_key
 from keel.functional.masked import masked_sum
 from keel.functional.policy import nll
 from keel.models.forward import token_logprobs
@@ -23,7 +24,7 @@ from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.clock import Clock
-from keel.train.inputs import DataConfig, split, write_seen
+from keel.train.inputs import DataConfig, require_apart, split, write_seen
 from keel.train.order import batch_indices, n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
@@ -65,6 +66,9 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
                      "`keel preference --loss kto` tells good from bad")
         if cfg.data.validation:
             held_out = read_demonstrations(cfg.data.validation, **how)[0]
+            keys = [{said_key(one.prompt.messages, one.prompt.text, one.response) for one in part}
+                    for part in (train, held_out)]
+            require_apart(keys[0], keys[1], "demonstrations", cfg.data.validation, log.note)
         else:
             train, held_out = split(train, cfg.data.validation_fraction, cfg.seed)
         write_seen(cfg.out, [shown.prompt for shown in train], [shown.prompt for shown in held_out])

@@ -1,6 +1,6 @@
 """From a data file to rendered rows, split into training and validation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -19,8 +19,8 @@ from keel.errors import ConfigError, DataError
 from keel.rng import digest
 from keel.train.order import batch_indices
 
-__all__ = ["DataConfig", "FileConfig", "held_apart", "load_demonstrations", "load_pairs", "load_prompts",
-           "load_split", "mixed_in", "prompt_room", "split", "split_prompts", "write_seen"]
+__all__ = ["DataConfig", "FileConfig", "load_demonstrations", "load_pairs", "load_prompts",
+           "load_split", "mixed_in", "prompt_room", "require_apart", "split", "split_prompts", "write_seen"]
 
 
 class HasPrompt(Protocol):
@@ -55,13 +55,36 @@ def prompt_room(data: FileConfig, max_new_tokens: int) -> int:
     return data.max_length - max_new_tokens
 
 
+def require_apart(train: Set[str], held_out: Set[str], what: str, file: str, note: Callable[[str], None]) -> None:
+    """What is held out must not be learned from; a few that are, as in some published splits, are noted.
+
+    Args:
+        train, held_out: keys, equal where two records are the same thing.
+        what: they are keys of, for messages.
+        file: of what is held out.
+        note: is told what a reader must know.
+
+    Raises:
+        DataError: more than MOST_SHARED of what is held out is in the training data.
+    """
+    n = len(train & held_out)
+    said = f"{n} of {len(held_out)} validation {what} are in the training data"
+    if n > MOST_SHARED * len(held_out):
+        raise DataError(f"{said}, so they hold nothing out", where=file,
+                        remedy="Remove them from one of the two files; or leave the validation file out, which splits "
+                               "off a share of the prompts.")
+    if n:
+        note(f"{said}: what is measured on them is no held-out measurement")
+
+
 def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_held_out: int, seed: int,
-                 ) -> tuple[list[PromptRow], list[PromptRow], dict[str, int]]:
+                 note: Callable[[str], None]) -> tuple[list[PromptRow], list[PromptRow], dict[str, int]]:
     """Training prompts, at most `n_held_out` held-out prompts, and what was dropped or cut."""
     room = prompt_room(data, max_new_tokens)
     train, report = read_prompts(data.path, on_bad_record=data.on_bad_record, as_text=data.as_text)
     if data.validation:
         held_out = read_prompts(data.validation, on_bad_record=data.on_bad_record, as_text=data.as_text)[0]
+        require_apart({*map(prompt_key, train)}, {*map(prompt_key, held_out)}, "prompts", data.validation, note)
     else:
         train, held_out = split_prompts(train, data.validation_fraction, seed)
     rows, cut = render_prompts(words, train, room, data.too_long)
@@ -69,14 +92,15 @@ def load_prompts(data: DataConfig, words: Template, *, max_new_tokens: int, n_he
     return rows, held_rows, {"records": report.n_dropped} | vars(cut)
 
 
-def load_pairs(data: DataConfig, seed: int) -> tuple[list[PreferencePair], list[PreferencePair], int]:
+def load_pairs(data: DataConfig, seed: int, note: Callable[[str], None],
+               ) -> tuple[list[PreferencePair], list[PreferencePair], int]:
     """Training pairs, held-out pairs, and how many records were dropped, those of weight 0 among them.
 
     Raises:
-        DataError: every training pair has weight 0.
+        DataError: every training pair has weight 0; or see `require_apart`.
     """
     train, held_out, n_dropped = load_split(
-        data, seed, partial(read_pairs, on_bad_record=data.on_bad_record, as_text=data.as_text))
+        data, seed, partial(read_pairs, on_bad_record=data.on_bad_record, as_text=data.as_text), note)
     weighty = [pair for pair in train if pair.weight > 0]
     if train and not weighty:
         raise DataError(f"all of {len(train)} training pairs have weight 0", where=data.path,
@@ -85,30 +109,19 @@ def load_pairs(data: DataConfig, seed: int) -> tuple[list[PreferencePair], list[
 
 
 def load_split(data: DataConfig, seed: int, read: Callable[[str], tuple[list[R], ReadReport]],
-               ) -> tuple[list[R], list[R], int]:
-    """The same for records of any kind with a prompt: `read` gives those of a file."""
-    train, report = read(data.path)
-    if data.validation:
-        return train, read(data.validation)[0], report.n_dropped
-    return *split(train, data.validation_fraction, seed), report.n_dropped
-
-
-def held_apart(train: Sequence[HasPrompt], held_out: Sequence[HasPrompt], file: str | None) -> list[str]:
-    """Notes on prompts of a validation file that are training prompts too; of none without such a file.
+               note: Callable[[str], None]) -> tuple[list[R], list[R], int]:
+    """The same for records of any kind with a prompt: `read` gives those of a file.
 
     Raises:
-        DataError: they are more than MOST_SHARED of its prompts.
+        DataError: see `require_apart`.
     """
-    known, asked = ({prompt_key(one.prompt) for one in part} for part in (train, held_out))
-    n = len(known & asked)
-    if file is None or not n:
-        return []
-    said = f"{n} of {len(asked)} validation prompts are in the training data"
-    if n > MOST_SHARED * len(asked):
-        raise DataError(f"{said}, so they hold nothing out", where=file,
-                        remedy="Remove them from one of the two files; or leave data.validation out, which splits off "
-                               "a share of the prompts.")
-    return [f"{said}: what is measured on them is no held-out measurement"]
+    train, report = read(data.path)
+    if data.validation:
+        held_out = read(data.validation)[0]
+        keys = [{prompt_key(one.prompt) for one in part} for part in (train, held_out)]
+        require_apart(keys[0], keys[1], "prompts", data.validation, note)
+        return train, held_out, report.n_dropped
+    return *split(train, data.validation_fraction, seed), report.n_dropped
 
 
 def load_demonstrations(data: FileConfig, words: Template) -> list[Row]:
