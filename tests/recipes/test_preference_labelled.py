@@ -142,10 +142,12 @@ def test_a_step_without_one_of_the_classes_says_nothing_of_it(tmp_path):
 def test_held_out_area_is_the_share_of_good_and_bad_in_order(tmp_path):
     """Of a policy against another reference, by counting; none where all held-out responses are good."""
     models, cfg = two_models(tmp_path, kto(tmp_path, steps=1))
-    held = tmp_path / "held.jsonl"
-    held.write_bytes(labelled_file(tmp_path).read_bytes())
-    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"validation": str(held)})})
-    found = preference.run(cfg).values["before"]
+    held = labelled_file(tmp_path)
+    rows = [json.loads(line) for line in held.read_text().splitlines()]
+    others = [row | {"prompt": tiny.conversations(60)[-1 - i // 2]} for i, row in enumerate(rows)]
+    asked = cfg.model_copy(update={"data": cfg.data.model_copy(
+        update={"path": str(tiny.write_rows(tmp_path / "others.jsonl", others)), "validation": str(held)})})
+    found = preference.run(asked).values["before"]
     with torch.no_grad():
         drift = [(one, float(summed(models[0], one.row) - summed(models[1], one.row))) for one in rendered(cfg)]
     length = [(one, one.row.n_tokens) for one in rendered(cfg)]
@@ -160,7 +162,7 @@ def test_held_out_area_is_the_share_of_good_and_bad_in_order(tmp_path):
     assert found["length_auc"] == pytest.approx(area(responses), rel=tol.RELATIVE32)
     good_only = [line for line in held.read_text().splitlines() if json.loads(line)["label"]]
     held.write_text("\n".join(good_only) + "\n")
-    values = preference.run(cfg.model_copy(update={"out": tmp_path / "good"})).values
+    values = preference.run(asked.model_copy(update={"out": tmp_path / "good"})).values
     assert "auc" not in values["before"] and values["headline"] is None and values["before"]["n"] == 12
 
 
