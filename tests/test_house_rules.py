@@ -18,10 +18,11 @@ ROOMS = {
     "functional": 1,
     "data": 2, "models": 2,
     "rollout": 3, "train": 3, "bench": 3, "persona": 3, "sandbox": 3,
-    "recipes": 4, "report": 4, "serve": 4,
-    "experiments": 5,
-    "cli": 6,
-    "__main__": 7,
+    "online": 4,
+    "recipes": 5, "report": 5, "serve": 5,
+    "experiments": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "base", "misc", "helpers", "tools", "manager"}
 EXCEPTIONS = {"Exception", "ValueError", "KeyError", "TypeError", "RuntimeError", "OSError"}

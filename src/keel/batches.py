@@ -124,6 +124,10 @@ class RankingBatch:
         return RankingBatch(self.tokens.to(device), self.present.to(device), self.tied.to(device))
 
 
+BY_TOKEN = frozenset({"logprobs", "ref_logprobs", "kl", "values", "rewards", "advantages", "returns"})
+"""Fields of a rollout whose columns are tokens."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Responses sampled for prompts, right-padded, with what each model says about them.
@@ -140,6 +144,14 @@ class Rollout:
         rewards: per token, after shaping; None until credit is assigned, as are the next three.
         advantages, returns: per token; there are no returns without a critic.
         counted: False for responses that the losses leave out.
+        kl_coefs: price per nat of drift, where each response has its own.
+        places: the column of each row in which `states` are read.
+        states: the critic's final hidden state there.
+        state_pull: gradient of what the critic's states are moved by, beside its own loss; None: nothing.
+        memberships: probability of each response to belong to each group.
+        group_returns: the returns whose group means are held together.
+        ratio_coef: weight of their variance in the policy's loss, through sequence ratios; 0 where it acts otherwise.
+        ratio_pull: gradient of that in each response's log-ratio.
     """
 
     tokens: TokenBatch
@@ -154,6 +166,14 @@ class Rollout:
     advantages: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None
     counted: Bool[Tensor, " B"] | None = None
+    kl_coefs: Float[Tensor, " B"] | None = None
+    places: Int[Tensor, " B"] | None = None
+    states: Float[Tensor, "B D"] | None = None
+    state_pull: Float[Tensor, "B D"] | None = None
+    memberships: Float[Tensor, "B G"] | None = None
+    group_returns: Float[Tensor, " B"] | None = None
+    ratio_coef: float = 0.0
+    ratio_pull: Float[Tensor, " B"] | None = None
 
     def rows(self, index: list[int]) -> "Rollout":
         """Those rows, in that order, without the columns that none of them needs."""
@@ -164,7 +184,7 @@ class Rollout:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 part = value[picked.to(value.device)]
-                changed[field.name] = part[:, :width] if part.ndim == 2 else part
+                changed[field.name] = part[:, :width] if field.name in BY_TOKEN else part
         tokens = TokenBatch(
             self.tokens.ids[picked, :width], self.tokens.attention_mask[picked, :width],
             self.tokens.response_mask[picked, :width], tuple(self.tokens.record_ids[i] for i in index))

@@ -20,6 +20,7 @@ from keel.data.collate import collate
 from keel.data.render import Row
 from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, ScratchConfig, load_tokenizer, save_model, scalar_model
+from keel.online import update as updates
 from keel.recipes import ppo, sft
 from keel.recipes.ppo import PPOConfig
 from keel.recipes.preference import PreferenceConfig
@@ -123,7 +124,7 @@ def watched(monkeypatch) -> SimpleNamespace:
     steps: name of the learner, number of its step, gradients before and after clipping (one vector), learning rate.
     """
     seen = SimpleNamespace(phases=[], updates=[], steps=[])
-    monitors, update, step, learners = ppo.monitors, ppo.update, Learner.step, {}
+    monitors, update, step, learners = ppo.monitors, updates.update, Learner.step, {}
 
     def watch_monitors(rollout, scored, processed, moments):
         seen.phases.append(SimpleNamespace(rollout=rollout, scored=scored, processed=processed, moments=moments))
@@ -146,7 +147,7 @@ def watched(monkeypatch) -> SimpleNamespace:
         return found
 
     monkeypatch.setattr(ppo, "monitors", watch_monitors)
-    monkeypatch.setattr(ppo, "update", watch_update)
+    monkeypatch.setattr(updates, "update", watch_update)
     monkeypatch.setattr(Learner, "step", watch_step)
     return seen
 

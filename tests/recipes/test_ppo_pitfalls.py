@@ -20,6 +20,7 @@ from keel.functional.preference import bradley_terry
 from keel.models.actors import Actors
 from keel.models.forward import response_scores, token_kl, token_logprobs
 from keel.models.load import LoraSettings, ModelConfig, causal_lm, frozen_copy, load_tokenizer, scalar_model
+from keel.online import update as updates
 from keel.recipes import ppo, reward_model
 from keel.rng import stream
 from keel.rollout.credit import AdvantageConfig, minibatch_advantages
@@ -316,9 +317,9 @@ def test_14_19_junk_outside_the_responses_reaches_no_gradient_and_no_log(home, w
         tally = Tally()
         policy.zero_grad()
         critic.zero_grad()
-        drift = ppo.policy_gradients(Actors(policy, reference, critic), rows, [], 2, 0.3, cfg, tally)[0]
-        gap = ppo.policy_gradients(Actors(policy, reference, critic), rows, [], 1, 0.3, cfg, Tally())[1]
-        ppo.value_gradients(critic, rows, 2, cfg, tally)
+        drift = updates.policy_gradients(Actors(policy, reference, critic), rows, [], 2, 0.3, cfg, tally)[0]
+        gap = updates.policy_gradients(Actors(policy, reference, critic), rows, [], 1, 0.3, cfg, Tally())[1]
+        updates.value_gradients(critic, rows, 2, cfg, tally)
         gradients = [p.grad.clone() for model in (policy, critic) for p in model.parameters() if p.grad is not None]
         found.append((tally.means(), gradients, float(drift), float(gap)))
     assert found[0][0] == found[1][0] and found[0][2:] == found[1][2:]
@@ -424,7 +425,7 @@ def test_15_invariance_to_padding_and_micro_batches(home):
     for rows, micro in ((part, 2048), (part, 1), (part, 25), (wider, 2048), (part.rows([3, 1, 5, 0, 2, 4]), 2048)):
         policy.zero_grad()
         settings = cfg.model_copy(update={"micro_tokens": micro})
-        ppo.policy_gradients(Actors(policy, reference, None), rows, [], 2, 0.2, settings, Tally())
+        updates.policy_gradients(Actors(policy, reference, None), rows, [], 2, 0.2, settings, Tally())
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], **tol.GRADIENT32)

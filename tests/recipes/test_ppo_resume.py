@@ -11,6 +11,7 @@ from recipes.running import FAST, brief, killed_here, logged, same_results, shor
 
 from keel.errors import NumericsError
 from keel.models.load import LoraSettings, ModelConfig, causal_lm
+from keel.online import close
 from keel.recipes import ppo
 from keel.train import alarms
 
@@ -66,7 +67,7 @@ def test_a_stop_keeps_its_checkpoint_and_resuming_goes_on(home, tmp_path):
 def test_going_back_restores_every_bit_and_goes_on_more_carefully(home, tmp_path, monkeypatch):
     """Parameters, optimisers and moments are those of the checkpoint that the alarm names; drift is dearer, steps are
     smaller; samples are new; the checkpoint is never one of a phase with an alarm."""
-    cfg, real, returns = racing(home, tmp_path / "run"), ppo.go_back, []
+    cfg, real, returns = racing(home, tmp_path / "run"), close.go_back, []
 
     def watched(log, memory, state, shown, settings):
         found = real(log, memory, state, shown, settings)
@@ -83,7 +84,7 @@ def test_going_back_restores_every_bit_and_goes_on_more_carefully(home, tmp_path
         returns.append((shown, memory["good"] - memory["pretrained"]))
         return found
 
-    monkeypatch.setattr(ppo, "go_back", watched)
+    monkeypatch.setattr(close, "go_back", watched)
     result = ppo.run(cfg).values
     rows, said = logged(tmp_path / "run"), alarm_rows(tmp_path / "run")
     assert returns and result["n_rollbacks"] == len(returns)

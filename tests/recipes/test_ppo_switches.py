@@ -15,6 +15,8 @@ from keel.config import PRESETS, read_toml
 from keel.models.actors import Actors, CriticConfig, load_actors
 from keel.models.forward import response_scores, token_values
 from keel.models.load import LoraSettings, ModelConfig, causal_lm, load_tokenizer, save_model, scalar_model
+from keel.online import setup
+from keel.online import update as updates
 from keel.recipes import ppo
 from keel.rollout.credit import TruncationConfig, with_credit
 from keel.train.inputs import prompt_room
@@ -101,7 +103,7 @@ def minibatch(home):
 def policy_gradient(minibatch, cfg, micro_tokens: int = 2048):
     policy, reference, part = minibatch
     policy.zero_grad()
-    ppo.policy_gradients(Actors(policy, reference, None), part, [], 2, cfg.kl.coef,
+    updates.policy_gradients(Actors(policy, reference, None), part, [], 2, cfg.kl.coef,
                          cfg.model_copy(update={"micro_tokens": micro_tokens}), Tally())
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
@@ -165,7 +167,7 @@ def test_k1_in_the_loss_is_warned_of(run):
 def test_each_value_loss_has_the_gradient_of_plain_loops(home, minibatch, settings, micro_tokens):
     cfg, (_, _, part) = brief(home, loss=settings, micro_tokens=micro_tokens), minibatch
     critic = scalar_model(cfg.reward_model)
-    ppo.value_gradients(critic, part, 1, cfg, Tally())
+    updates.value_gradients(critic, part, 1, cfg, Tally())
     found, c64, terms, weights = [p.grad for p in critic.parameters()], copy.deepcopy(critic).double(), [], []
     c64.zero_grad()
     for i, mask in enumerate(part.tokens.response_mask):
@@ -404,9 +406,9 @@ def test_masked_responses_are_left_out_of_both_losses_and_of_the_statistics(home
     policy, critic = causal_lm(seen.cfg.policy), scalar_model(seen.cfg.reward_model)
     found = []
     for part in (rollout, rollout.rows(ended)):
-        ppo.policy_gradients(Actors(policy, policy, None), part, [], 2, 0.0, seen.cfg, Tally())
+        updates.policy_gradients(Actors(policy, policy, None), part, [], 2, 0.0, seen.cfg, Tally())
         if estimator == "gae":
-            ppo.value_gradients(critic, part, 2, seen.cfg, Tally())
+            updates.value_gradients(critic, part, 2, seen.cfg, Tally())
         found.append([p.grad.clone() for m in (policy, critic) for p in m.parameters() if p.grad is not None])
         policy.zero_grad()
         critic.zero_grad()
@@ -417,14 +419,14 @@ def test_masked_responses_are_left_out_of_both_losses_and_of_the_statistics(home
 @pytest.mark.parametrize("estimator", ["gae", "reinforce++"])
 def test_where_every_response_is_masked_nothing_is_learned_and_nothing_is_nan(home, run, monkeypatch, estimator):
     """Neither in pre-training, which ends by count, nor later; the alarm rings."""
-    real = ppo.respond
+    real = setup.respond
 
     def cut(*arguments, **named):
         found = real(*arguments, **named)
         found.rollout.ended.fill_(False)
         return found
 
-    monkeypatch.setattr(ppo, "respond", cut)
+    monkeypatch.setattr(setup, "respond", cut)
     pretrain = 2 if estimator == "gae" else 0
     seen = run(steps=2, truncation={"how": "mask"}, critic={"pretrain": pretrain, "pretrain_until": 1.0},
                advantage={"estimator": estimator, "normalise": "minibatch"})

@@ -86,18 +86,21 @@ def cut_scores(
 
 
 def token_rewards(
-    scores: Float[Tensor, " B"], kl: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"], *, kl_coef: float,
+    scores: Float[Tensor, " B"], kl: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"], *,
+    kl_coef: float | Float[Tensor, " B"],
 ) -> Float[Tensor, "B T"]:
     """Pay the score on the last response token and charge `kl_coef` per nat on every response token.
 
         r_t = -kl_coef * kl_t + s [t = last]
 
-    Source: arXiv:2307.04964, Eq. 19, with the score on the last token only as in the released code.
+    Source: arXiv:2307.04964, Eq. 19, with the score on the last token only as in the released code; a price for each
+    response: arXiv:2310.11971, section 6 of our spec.
     """
     position = torch.arange(response_mask.shape[1], device=response_mask.device)
     last = torch.where(response_mask, position, -1).max(dim=1, keepdim=True).values
     paid = torch.where(position == last, wide(scores.detach())[:, None], 0.0)
-    return paid - kl_coef * torch.where(response_mask, wide(kl.detach()), 0.0)
+    price = wide(kl_coef.detach())[:, None] if isinstance(kl_coef, Tensor) else kl_coef
+    return paid - price * torch.where(response_mask, wide(kl.detach()), 0.0)
 
 
 def gae(

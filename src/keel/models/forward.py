@@ -16,7 +16,8 @@ from keel.models.attention import attending
 from keel.models.load import is_encoder, trunk_of
 
 __all__ = ["autocasting", "head_layer", "head_outputs", "hidden_states", "pooled_hidden", "position_ids",
-           "response_scores", "scalar_head", "token_kl", "token_logprobs", "token_values", "trunk_output"]
+           "response_scores", "scalar_head", "token_kl", "token_logprobs", "token_values", "trunk_output",
+           "values_and_states"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once: 16 MB in float32."""
@@ -120,7 +121,14 @@ def token_kl(
 
 
 def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
-    """The critic's value just before each response token, 0 elsewhere.
+    """The critic's value just before each response token, 0 elsewhere. Raises: see `values_and_states`."""
+    return values_and_states(model, batch, None)[0]
+
+
+def values_and_states(
+    model: nn.Module, batch: TokenBatch, places: Int[Tensor, " B"] | None,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B D"] | None]:
+    """`token_values`, and from the same pass the final hidden state of each row in the column that `places` names.
 
     Raises:
         ModelError: the model looks both ways, so its value would see the future.
@@ -128,8 +136,11 @@ def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
     if is_encoder(model):
         raise ModelError("an encoder cannot be a critic: its value of a token would see the tokens after it",
                          remedy="Use a causal model as critic; an encoder can be the reward model.")
-    wanted = batch.response_mask[:, 1:]
-    return _scattered(scalar_head(model, hidden_states(model, batch)[:, :-1][wanted]), wanted)
+    wanted, hidden = batch.response_mask[:, 1:], hidden_states(model, batch)
+    values = _scattered(scalar_head(model, hidden[:, :-1][wanted]), wanted)
+    if places is None:
+        return values, None
+    return values, hidden[torch.arange(len(hidden), device=hidden.device), places].float()
 
 
 def response_scores(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " B"]:

@@ -89,16 +89,18 @@ class AdvantageConfig(Config):
         return self
 
 
-def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float, truncation: TruncationConfig,
-                advantage: AdvantageConfig) -> Rollout:
+def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float | Tensor, truncation: TruncationConfig,
+                advantage: AdvantageConfig, factor: Tensor | None = None, shaping: Tensor | None = None) -> Rollout:
     """The rollout with `rewards`, `advantages`, `returns` and `counted`.
 
     Args:
         rollout: measured; rows that answer one prompt stand together, `advantage.group` of them.
         scores: processed scores, one per response.
-        kl_coef: price per nat charged in the rewards; 0 where the KL is part of the loss.
+        kl_coef: price per nat charged in the rewards, one or one per response; 0 where the KL is part of the loss.
         truncation: what cut responses are paid.
         advantage: which estimator.
+        factor: multiplies the advantages of each response, once they are normalised over the phase; none: nothing.
+        shaping: is then added to them, before they are clipped; none: nothing.
     """
     mask, device = rollout.tokens.response_mask, rollout.tokens.ids.device
     ended = rollout.ended.to(device)
@@ -116,7 +118,13 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float, truncation:
         advantages = grpo(rewards, mask, groups, scale=advantage.group_std)
     else:
         advantages = reinforce_plus_plus(rewards, mask & counted[:, None], gamma=advantage.gamma)
-    advantages = shaped_advantages(advantages, mask & counted[:, None], normalise=advantage.normalise == "rollout",
+    where = mask & counted[:, None]
+    advantages = shaped_advantages(advantages, where, normalise=advantage.normalise == "rollout", clip=None)
+    if factor is not None:
+        advantages = advantages * factor.to(advantages)[:, None]
+    if shaping is not None:
+        advantages = advantages + shaping.to(advantages)[:, None]
+    advantages = shaped_advantages(advantages, where, normalise=False,
                                    clip=None if advantage.normalise == "minibatch" else advantage.clip)
     return replace(rollout, rewards=rewards, advantages=advantages, returns=returns, counted=counted)
 

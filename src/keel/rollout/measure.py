@@ -11,7 +11,7 @@ from keel.data.collate import budget_batches, collate
 from keel.data.render import Row, Template
 from keel.errors import ModelError, NumericsError
 from keel.functional.policy import kl_k1, kl_k2, kl_k3
-from keel.models.forward import response_scores, token_kl, token_logprobs, token_values
+from keel.models.forward import response_scores, token_kl, token_logprobs, token_values, values_and_states
 from keel.models.load import check_context, device_of
 from keel.rollout.respond import Responses
 
@@ -86,7 +86,7 @@ def finite(scores: Tensor, record_ids: Sequence[str]) -> Tensor:
 @torch.no_grad()
 def measure(responses: Responses, *, policy: nn.Module, reference: nn.Module, critic: nn.Module | None,
             micro_tokens: int, temperature: float, kl: str, bootstrap: bool = False) -> Rollout:
-    """The rollout with `ref_logprobs`, `kl`, `values` and `after_values`.
+    """The rollout with `ref_logprobs`, `kl`, `values` and `after_values`; with `states` too where it has `places`.
 
     Args:
         responses: what the policy wrote, with its log-probabilities.
@@ -105,11 +105,25 @@ def measure(responses: Responses, *, policy: nn.Module, reference: nn.Module, cr
     else:
         drift = KL[kl](rollout.logprobs, ref)
     if critic is not None:
-        measured["values"] = by_parts(rollout, micro_tokens, lambda part: token_values(critic, part))
+        measured |= seen_by(critic, rollout, micro_tokens)
         if bootstrap:
             measured["after_values"] = by_parts(rollout, micro_tokens, lambda part: response_scores(critic, part),
                                                 flat=True)
     return replace(rollout, ref_logprobs=ref, kl=drift, **measured)
+
+
+def seen_by(critic: nn.Module, rollout: Rollout, micro_tokens: int) -> dict[str, Tensor]:
+    """`values`, and from the same forward passes `states` where the rollout has `places`."""
+    if rollout.places is None:
+        return {"values": by_parts(rollout, micro_tokens, lambda part: token_values(critic, part))}
+    values, states = torch.zeros_like(rollout.logprobs), list[tuple[list[int], Tensor]]()
+    for part in parts_of(rollout, micro_tokens):
+        rows, index = rollout.rows(part), torch.tensor(part, device=values.device)
+        found, state = values_and_states(critic, rows.tokens, rows.places)
+        values[index, : found.shape[1]] = found
+        states.append((part, state))
+    order = torch.tensor([i for part, _ in states for i in part], device=values.device)
+    return {"values": values, "states": torch.cat([state for _, state in states])[order.argsort()]}
 
 
 def parts_of(rollout: Rollout, micro_tokens: int) -> list[list[int]]:
