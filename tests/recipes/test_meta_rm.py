@@ -218,7 +218,9 @@ def test_the_policy_answers_at_the_start(tmp_path) -> None:
 
 def test_held_out_prompts_of_their_own(tmp_path) -> None:
     cfg = sampling_config(tmp_path)
-    asked = cfg.prompts.model_copy(update={"validation": str(tiny.prompts(tmp_path / "held.jsonl", 4))})
+    held = tiny.write_rows(tmp_path / "held.jsonl", [
+        {"id": f"h{i}", "prompt": asked} for i, asked in enumerate(tiny.conversations(14)[10:])])
+    asked = cfg.prompts.model_copy(update={"validation": str(held)})
     found = meta_rm.run(cfg.model_copy(update={"prompts": asked, "eval_prompts": 3})).values
     assert found["n_prompts"] == 10 and found["n_held_out_prompts"] == 3
     assert len({r.prompt.messages for r in read_demonstrations(cfg.out / "responses-validation.jsonl")[0]}) == 3
@@ -226,7 +228,7 @@ def test_held_out_prompts_of_their_own(tmp_path) -> None:
 
 def test_what_was_cut_has_no_end(tmp_path) -> None:
     words = meta_rm.template(load_tokenizer(config(tmp_path).model.path))
-    groups, held_out, n_left_out = meta_rm.load_groups(config(tmp_path).responses, words, config(tmp_path))
+    groups, held_out, n_left_out = meta_rm.load_groups(config(tmp_path).responses, words, config(tmp_path), print)
     assert len(groups) + len(held_out) == 12 and n_left_out == 0
     for group in groups + held_out:
         assert [row.ids[-1] == words.end_id for row in group] == [True, True, True, False]

@@ -4,7 +4,7 @@ Each step looks at weights from which it separates unlabelled responses of the p
 pairs there; the weights themselves never take that step up. Left out: the language-model term of `keel reward-model`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from keel.data.collate import JOIN_FROM, budget_batches, collate, join, pair_bat
 from keel.data.load import read_demonstrations, read_prompts
 from keel.data.records import Demonstration
 from keel.data.render import PairRow, Row, Template, fit, render_pairs, render_prompts, template
+from keel.data.seen import prompt_key
 from keel.data.write import write_records
 from keel.errors import DataError
 from keel.functional.calibration import expected_calibration_error
@@ -42,7 +43,7 @@ from keel.train.alarms import Alarm
 from keel.train.ascent import AscentConfig
 from keel.train.clock import Clock
 from keel.train.denoise import DenoiseConfig, denoised
-from keel.train.inputs import DataConfig, load_pairs, prompt_room, split
+from keel.train.inputs import DataConfig, load_pairs, load_split, prompt_room, require_apart
 from keel.train.order import batch_indices, n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
@@ -116,7 +117,7 @@ def run(cfg: MetaRMConfig, *, resume: bool = False) -> runs.RunResult:
         train, changes = denoised(train, cfg.denoise, where=cfg.data.path)
         rows, cut = render_pairs(words, train, cfg.data.max_length, cfg.data.too_long)
         held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], cfg.data.max_length, cfg.data.too_long)
-        groups, held_groups, n_left_out = load_groups(told, words, cfg)
+        groups, held_groups, n_left_out = load_groups(told, words, cfg, log.note)
 
         scorer = scalar_model(cfg.model, seed=cfg.seed)
         check_context(scorer, max([row.longest for row in rows + held_rows]
@@ -190,6 +191,10 @@ def sampled(cfg: MetaRMConfig, log: runs.Run) -> DataConfig:
     places = {"path": (cfg.prompts.path, cfg.limit, log.folder / "responses.jsonl")}
     if cfg.prompts.validation:
         places["validation"] = (cfg.prompts.validation, cfg.eval_prompts, log.folder / "responses-validation.jsonl")
+        # Refused before hours of answers; the few that may be there are noted when these are read.
+        read = partial(read_prompts, on_bad_record=cfg.prompts.on_bad_record, as_text=cfg.prompts.as_text)
+        keys = [{*map(prompt_key, read(source)[0][:limit])} for source, limit, _ in places.values()]
+        require_apart(keys[0], keys[1], "prompts", cfg.prompts.validation, note=lambda said: None)
     if any(not file.exists() for _, _, file in places.values()):
         policy = causal_lm(cfg.policy)
         words = template(load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code))
@@ -222,18 +227,15 @@ def answers(cfg: MetaRMConfig, policy: nn.Module, words: Template, source: str, 
     return found
 
 
-def load_groups(data: DataConfig, words: Template, cfg: MetaRMConfig) -> tuple[list[Group], list[Group], int]:
+def load_groups(data: DataConfig, words: Template, cfg: MetaRMConfig, note: Callable[[str], None],
+                ) -> tuple[list[Group], list[Group], int]:
     """Training and held-out responses by prompt, and how many prompts were left out: with one response, or too long.
 
     Raises:
-        DataError: a prompt of a file that was given has one response, or no prompt has more.
+        DataError: a prompt of a file that was given has one response, or no prompt has more; or see `load_split`.
     """
-    how: Any = {"on_bad_record": data.on_bad_record, "as_text": data.as_text, "unique_ids": False}
-    train = read_demonstrations(data.path, **how)[0]
-    if data.validation:
-        held_out = read_demonstrations(data.validation, **how)[0]
-    else:
-        train, held_out = split(train, data.validation_fraction, cfg.seed)
+    train, held_out, _ = load_split(data, cfg.seed, partial(
+        read_demonstrations, on_bad_record=data.on_bad_record, as_text=data.as_text, unique_ids=False), note)
     strict = cfg.responses is not None and data.on_bad_record == "stop"
     (groups, n_left_out), (held_groups, _) = (grouped(part, data, words, strict=strict) for part in (train, held_out))
     if not groups:

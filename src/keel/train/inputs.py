@@ -39,7 +39,8 @@ R = TypeVar("R", bound=HasPrompt)
 class DataConfig(FileConfig):
     """The same, with a part held out."""
 
-    validation: str | None = Field(None, description="file of held-out records; none: split off validation_fraction")
+    validation: str | None = Field(None, description="file of held-out records, at most a tenth of them in "
+                                   "path; none: split off validation_fraction")
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out from path")
 
 
