@@ -166,11 +166,9 @@ def sorted_order(order: list[int], ema: Float[Tensor, " G"], *, slack: float) ->
     if sorted(order) != list(range(len(ema))):
         raise ValueError(f"order={order} does not name each of {len(ema)} groups once")
     means, found = ema.tolist(), list(order)
-    wrong = [k for k in range(1, len(found)) if means[found[k - 1]] - means[found[k]] > slack]
-    while wrong:
+    while wrong := [k for k in range(1, len(found)) if means[found[k - 1]] - means[found[k]] > slack]:
         k = wrong[0]
         found[k - 1], found[k] = found[k], found[k - 1]
-        wrong = [k for k in range(1, len(found)) if means[found[k - 1]] - means[found[k]] > slack]
     return found
 
 
