@@ -31,7 +31,8 @@ def test_both_lists_are_found_from_the_models_folder_and_the_two_above(tmp_path)
 
 @pytest.mark.parametrize("text, why", [
     ('{"learned_from": 3, "held_out": []}', "no list of keys"), ('{"learned_from": [], "held_out": [1]}', "no list of"),
-    ('{"learned_from": []}', "held_out"), ("[]", "list indices"), ("{", "Expecting")])
+    ('{"learned_from": []}', "held_out"), ('{"keys": ["ab"]}', "learned_from"), ("[]", "list indices"),
+    ("{", "Expecting")])
 def test_a_damaged_list_is_named(tmp_path, text, why):
     (tmp_path / "prompts_seen.json").write_text(text)
     with pytest.raises(RunError, match=f"prompts_seen.json: the list of prompts that a run used is damaged: .*{why}"):
@@ -43,8 +44,3 @@ def test_the_list_is_two_sorted_lists_of_keys(tmp_path):
     write_seen(tmp_path, asked[:6], asked[6:])
     told = json.loads((tmp_path / "prompts_seen.json").read_text())
     assert told == {"learned_from": sorted(map(prompt_key, asked[:6])), "held_out": sorted(map(prompt_key, asked[6:]))}
-
-
-def test_one_list_for_both_is_one_of_prompts_learned_from(tmp_path):
-    (tmp_path / "prompts_seen.json").write_text('{"keys": ["ab"]}')
-    assert read_seen(tmp_path) == Seen(frozenset({"ab"}), frozenset())

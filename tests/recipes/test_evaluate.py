@@ -424,12 +424,30 @@ def test_a_reward_that_only_data_hold_is_refused_and_one_with_a_scorer_beside_is
         run(config(tmp_path, "range", rewards=[BRIEF | {"high": 0.01}], limit=3))
 
 
-def test_only_the_first_prompts_of_each_subset_go_before_the_judge(tmp_path):
-    result = run(config(tmp_path, judge={"function": "recipes.test_evaluate:longer", "per_subset": 4})).values
-    for part, n in [(result["models"]["b"], 8), *((one, 4) for one in result["models"]["b"]["subsets"].values())]:
-        assert part["judge"]["helpful"]["n"] == n
-    judged = [bool(row["models"]["b"]["verdicts"]) for row in logged(tmp_path / "out", "samples.jsonl", None)]
-    assert judged == [True] * 8 + [False] * 16
+def test_the_seed_draws_the_prompts_of_each_subset_that_go_before_the_judge(tmp_path):
+    """Out of its whole file, which may be sorted; the same of every model; each with its own verdict."""
+    drawn = {}
+    for seed in (0, 1):
+        cfg = config(tmp_path, f"out{seed}", seed=seed,
+                     judge={"function": "recipes.test_evaluate:longer", "per_subset": 3})
+        result = run(cfg).values
+        for part, n in [(result["models"]["b"], 6), *((one, 3) for one in result["models"]["b"]["subsets"].values())]:
+            assert part["judge"]["helpful"]["n"] == n
+        rows = logged(tmp_path / f"out{seed}", "samples.jsonl", None)
+        judged = {name: [i for i, row in enumerate(rows) if row["models"][name]["verdicts"]] for name in "bc"}
+        assert judged["b"] == judged["c"] and max(judged["b"]) > 9
+        for name in "bc":
+            for models in (rows[i]["models"] for i in judged[name]):
+                sizes = [len(models[who]["response"]) for who in (name, "a")]
+                expected = "tie" if sizes[0] == sizes[1] else "win" if sizes[0] > sizes[1] else "lose"
+                assert models[name]["verdicts"]["helpful"] == expected
+        drawn[seed] = judged["b"]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_subset_of_fewer_prompts_goes_before_the_judge_whole(tmp_path):
+    judge = {"function": "recipes.test_evaluate:longer", "per_subset": 13}
+    assert run(config(tmp_path, judge=judge)).values["models"]["b"]["judge"]["helpful"]["n"] == 24
 
 
 def test_subsets_by_a_column_of_the_file(tmp_path):

@@ -65,8 +65,8 @@ def asked(case: Case, tmp_path: Path, n_shared: int):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_more_than_a_tenth_of_what_is_held_out_in_the_training_file_is_refused(tmp_path, case):
-    with pytest.raises(DataError, match=f"4 of 30 validation {case.what} are in the training data, so they hold nothing "
-                                        "out") as caught:
+    said = f"4 of 30 validation {case.what} are in the training data, so they hold nothing out"
+    with pytest.raises(DataError, match=said) as caught:
         case.recipe.run(asked(case, tmp_path, 4))
     assert caught.value.where == str(tmp_path / "held.jsonl")
 

@@ -54,7 +54,8 @@ class ResponseJudgeConfig(Config):
                                  "text) -> {helpful, safe}")
     model: FrozenModelConfig | None = Field(None, description="a causal language model, run here")
     endpoint: ChatConfig | None = Field(None, description="an OpenAI-compatible chat endpoint")
-    per_subset: int | None = Field(None, ge=1, description="judge this many prompts of each subset; none: all")
+    per_subset: int | None = Field(None, ge=1, description="judge this many prompts of each subset, drawn by the "
+                                   "seed; none: all")
     template: Path | None = Field(None, description="jinja file of your own with the blocks of keel's templates")
     temperature: float = Field(0.0, ge=0, le=10, description="of sampling; 0 takes the most probable token")
     max_new_tokens: int = Field(200, ge=1, description="longest reply in tokens")

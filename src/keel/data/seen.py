@@ -67,8 +67,6 @@ def read_seen(model: Path) -> Seen | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "keys" in found:  # first runs of offline-pg: one list for both
-            found = {"learned_from": found["keys"], "held_out": []}
         return Seen(*(_keys(found[name]) for name in ("learned_from", "held_out")))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"the list of prompts that a run used is damaged: {error}", where=str(file),

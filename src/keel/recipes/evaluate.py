@@ -219,10 +219,6 @@ def _template(spec: FrozenModelConfig) -> Template:
     return template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
 
 
-def _as_named(spec: FrozenModelConfig) -> NamedModel:
-    return NamedModel(**spec.model_dump())
-
-
 def _rows_of_all(cfg: EvaluateConfig, words: Mapping[str, Template], records: list[Prompt],
                  ) -> tuple[dict[str, list[PromptRow]], dict[str, int]]:
     """Each model's tokens of the prompts that fit all; and what did not fit, of the model that lost most.
@@ -359,13 +355,14 @@ def _rewarded(log: Run, scorers: tuple[SequenceRewards | None, SequenceRewards |
 
 def _judged(cfg: EvaluateConfig, judge: ResponseJudgeConfig, log: Run,
             asked: tuple[Sequence[Prompt], Sequence[str | None]], answers: Mapping[str, Sequence[Answer]]) -> _Court:
-    """Each model against the baseline, on the first prompts of each subset."""
+    """Each model against the baseline, on prompts of each subset drawn by the seed: a file may be sorted by topic."""
     prompts, subsets = asked
     n_before, places = Counter[str | None](), list[int]()
-    for i, subset in enumerate(subsets):
-        if judge.per_subset is None or n_before[subset] < judge.per_subset:
+    for i in shuffled(len(prompts), cfg.seed, "judge"):
+        if judge.per_subset is None or n_before[subsets[i]] < judge.per_subset:
             places.append(i)
-        n_before[subset] += 1
+        n_before[subsets[i]] += 1
+    places.sort()
     others = [name for name in answers if name != cfg.base]
     bouts = [Bout(prompts[i], answers[name][i].text, answers[cfg.base][i].text) for name in others for i in places]
     told = judged_bouts(judge, bouts, cfg.out, seed=cfg.seed, watch=Watch(stop=log.stop_requested))
