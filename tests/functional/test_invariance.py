@@ -58,8 +58,9 @@ class OneRank:
     reduce = gather = None
 
 
-def rows_of(x: Tensor, part: slice, whole: Tensor) -> Tensor:
-    return x[part] if len(x) == len(whole) else x
+def rows_per_call(result: Tensor) -> bool:
+    """Whether a result has one row for each of the seven responses."""
+    return result.dim() > 0 and len(result) == 7
 
 
 CALLS: dict[str, Callable[[Tensor, Tensor, object], Tensor]] = {
@@ -94,7 +95,7 @@ def test_permuting_responses_permutes_results(name: str) -> None:
     p, returns = draw(1)
     order = torch.tensor([3, 0, 6, 5, 1, 2, 4])
     whole, moved = CALLS[name](p, returns, OneRank), CALLS[name](p[order], returns[order], OneRank)
-    assert_close(moved, whole[order] if len(whole.shape) and len(whole) == len(p) else whole, **FLOAT64)
+    assert_close(moved, whole[order] if rows_per_call(whole) else whole, **FLOAT64)
 
 
 @every_call
@@ -166,9 +167,8 @@ def test_two_ranks_compute_what_one_does(name: str) -> None:
     p, returns = draw(4)
     whole = CALLS[name](p, returns, OneRank)
     parts = Ranks(2).run(lambda rank, at: CALLS[name](p[PARTS[rank]], returns[PARTS[rank]], at))
-    per_row = whole.dim() > 0 and len(whole) == len(p)
     for part, rows in zip(parts, PARTS, strict=True):
-        assert_close(part, whole[rows] if per_row else whole, **FLOAT64)
+        assert_close(part, whole[rows] if rows_per_call(whole) else whole, **FLOAT64)
 
 
 @pytest.mark.parametrize("name", LEARN_FROM_P)
