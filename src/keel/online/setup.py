@@ -1,6 +1,7 @@
 """What a run needs before its first phase: data, models, rewards, learners, and the exam it sits."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keel.data.render import PromptRow, Row, Template, template
@@ -54,6 +55,10 @@ class Setup:
     exam: Exam
     skipped: dict[str, int]
 
+    def with_state(self, more: Mapping[str, Mapping[str, Any]]) -> "Setup":
+        """The same with further modules and optimisers in every checkpoint."""
+        return replace(self, state={name: part | more[name] for name, part in self.state.items()})
+
     def respond(self, step: int) -> Responses:
         """The responses of a phase: prompts in a seeded order, each answered `advantage.group` times."""
         cfg, group = self.cfg, self.cfg.advantage.group
@@ -104,13 +109,14 @@ def load_models(cfg: OnlineConfig, words: Template) -> Actors:
                        seed=cfg.seed)
 
 
-def begun(setup: Setup, *, resume: bool) -> tuple[int, Memory]:
-    """How many phases are done, and what is known of them: from the last checkpoint, or after the first exam."""
+def begun(setup: Setup, *, resume: bool, more: Memory | None = None) -> tuple[int, Memory]:
+    """How many phases are done, and what is known of them: from the last checkpoint, or after the first exam and with
+    `more` beside what PPO must know."""
     cfg = setup.cfg
     step, memory = checkpoint.restore(setup.log, **setup.state) if resume else (0, {})
     if memory:
         return step, memory
-    memory = beginning(cfg)
+    memory = beginning(cfg) | (more or {})
     memory["before"] = memory["after"] = setup.exam.sit(setup.models.policy, cfg.sampling, 0, {}, cfg.n_samples)
     setup.keep_best(memory, 0)
     if cfg.on_alarm == "rollback":

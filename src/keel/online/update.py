@@ -11,7 +11,7 @@ from keel.functional.invariance import ratio_variance
 from keel.functional.masked import loss_weights, masked_sum, weighted_sum
 from keel.functional.policy import clipped_value_loss, nll
 from keel.models.actors import Actors
-from keel.models.forward import token_kl, token_logprobs, token_values, values_and_states
+from keel.models.forward import token_kl, token_logprobs, values_and_states
 from keel.online.memory import Memory, Phase
 from keel.online.settings import OnlineConfig
 from keel.online.setup import Setup
@@ -115,14 +115,12 @@ def value_gradients(critic: nn.Module | None, part: Rollout, number: int, cfg: O
     total = weights_of(part, cfg).sum()
     for micro in (part.rows(index) for index in parts_of(part, cfg.micro_tokens)):
         weights = weights_of(micro, cfg)
-        if micro.state_pull is None:
-            values, pulled = token_values(critic, micro.tokens), 0.0
-        else:
-            values, states = values_and_states(critic, micro.tokens, micro.places)
-            pulled = (micro.state_pull * states).sum() * cfg.rollouts / len(part.ended)
+        values, states = values_and_states(critic, micro.tokens, None if micro.state_pull is None else micro.places)
         loss, stats = clipped_value_loss(values, micro.values, micro.returns, micro.tokens.response_mask,
                                          clip=cfg.loss.value_clip)
-        objective = cfg.loss.value_coef * weighted_sum(loss, weights) / total + pulled
+        objective = cfg.loss.value_coef * weighted_sum(loss, weights) / total
+        if states is not None:  # a minibatch's share of an objective of the whole phase
+            objective = objective + (micro.state_pull * states).sum() * cfg.rollouts / len(part.ended)
         require_finite(objective.detach(), "loss/value", number, micro.tokens.record_ids)
         objective.backward()
         tally.add({"loss/value": loss} | stats, weights)

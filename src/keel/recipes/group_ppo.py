@@ -1,0 +1,126 @@
+"""Group-invariant PPO: no group of prompts or responses is left behind (Zheng et al. 2023, arXiv:2310.11971).
+
+PPO-max with three additions, each of which can be left out: groups of responses, inferred by a head on the critic or
+known from the data; an objective that holds their returns together; a price of drift by group. Left out: EIIL's split
+and IRMv1, which need the loss of single samples under a scaled model, and several processes in one run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pydantic import model_validator
+
+from keel import runs
+from keel.online.close import closed, finish
+from keel.online.group_monitor import agreement, group_metrics
+from keel.online.group_settings import LONGEST_RATIO, GroupConfig
+from keel.online.groups import Groups, with_places
+from keel.online.memory import Phase
+from keel.online.portrait import portrayed
+from keel.online.settings import OnlineConfig
+from keel.online.setup import begun, prepared
+from keel.online.update import learned
+from keel.rollout.credit import with_credit
+from keel.rollout.measure import measure
+from keel.rollout.monitor import monitors
+from keel.rollout.respond import scoring_function
+from keel.rollout.reward import merged_moments, processed
+from keel.train.clock import Clock
+
+__all__ = ["GroupPPOConfig", "run"]
+
+
+class GroupPPOConfig(OnlineConfig):
+    """Everything `keel group-ppo` reads: all of `keel ppo`, and the groups."""
+
+    groups: GroupConfig = GroupConfig()
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> "GroupPPOConfig":
+        for found, complaint in contradictions(self):
+            if found:
+                raise ValueError(complaint)
+        return self
+
+
+def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
+    """Train, and leave the policy in `out/model` and what the groups are in `out/groups.json`."""
+    with runs.start("group_ppo", cfg, cfg.out, seed=cfg.seed, data=cfg.files, resume=resume) as log:
+        setup = prepared(cfg, log)
+        models, rewards = setup.models, setup.rewards
+        groups = Groups(cfg.groups, models.critic, [row.record for row in setup.prompts], seed=cfg.seed)
+        setup = setup.with_state(groups.state)
+        for warning in warnings_of(cfg, groups):
+            log.note(warning)
+        step, memory = begun(setup, resume=resume, more={"groups": groups.beginning()})
+        clock, progress = Clock(), log.bar(cfg.critic.pretrain + cfg.steps, step)
+        while not (memory["pretrained"] is not None and step == memory["pretrained"] + cfg.steps):
+            phase = Phase.after(step, memory)
+            step = phase.step
+            # Write: sample once, then measure the same tokens with every model that has an opinion.
+            responses = setup.respond(step)
+            clock.phase("sample")
+            rollout = with_places(responses.rollout, groups)
+            rollout = measure(replace(responses, rollout=rollout), policy=models.policy, reference=models.reference,
+                              critic=models.critic, micro_tokens=cfg.micro_tokens, kl=cfg.kl.estimator,
+                              temperature=cfg.sampling.logprob_temperature,
+                              bootstrap=cfg.truncation.how == "bootstrap")
+            scored = rewards(responses)
+            memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask)
+            scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
+            # Groups: prices by the memberships so far, then the head learns, then it says what advantages change.
+            names, swaps = groups.names(memory["groups"]["order"]), memory["groups"]["swaps"]
+            asked = groups.ask(rollout, scores, responses.prompts, memory, phase, cfg.steps)
+            # Credit: one score per response becomes one advantage per token.
+            in_reward = cfg.kl.within == "reward"
+            rollout = with_credit(rollout, scores, truncation=cfg.truncation, advantage=cfg.advantage,
+                                  kl_coef=asked.prices if in_reward else 0.0, factor=asked.factor,
+                                  shaping=asked.shaping)
+            rollout = replace(rollout, kl_coefs=None if in_reward else asked.prices, **groups.terms(rollout, asked))
+            metrics = monitors(rollout, scored, scores, memory["moments"]) | {"kl/coef": memory["kl_coef"]}
+            metrics |= group_metrics(asked, rollout, scored, names) | {"groups/swaps": swaps}
+            if cfg.groups.source == "inferred":
+                metrics |= agreement(asked.memberships, responses.prompts, cfg.groups.column)
+            if cfg.gold:
+                metrics["gold/mean"] = float(responses.scored_by(scoring_function(cfg.gold)).mean())
+            clock.phase("measure")
+            # Learn: several passes over one rollout; what a token weighs is fixed before the micro-batches.
+            metrics |= learned(setup, rollout, memory, phase)
+            clock.phase("update")
+            memory = closed(setup, memory, metrics, phase, clock)
+            progress.reach(phase.shown if phase.pretraining else cfg.critic.pretrain + phase.shown,
+                           f"score {metrics['score/mean']:.3f}  worst group {metrics['groups/worst']:+.2f}")
+        return finish(setup, memory, portrayed(setup, groups, memory))
+
+
+def warnings_of(cfg: GroupPPOConfig, groups: Groups) -> Iterator[str]:
+    """What a reader of this run's numbers must know of its groups."""
+    if cfg.rollouts < FEWEST:
+        yield f"rollouts={cfg.rollouts}: means of groups are unsteady below {FEWEST} responses per phase."
+    if groups.labels:
+        yield f"known groups: {', '.join(groups.labels)}"
+    elif cfg.groups.level == "trajectory":
+        yield ("groups.level='trajectory': such groups largely follow the score itself; read what marks them in "
+               "groups.json before calling them kinds of prompts.")
+
+
+FEWEST = 64
+"""Responses per phase below which group means are unsteady (section 7 of our spec)."""
+
+
+def contradictions(cfg: GroupPPOConfig) -> Iterator[tuple[bool, str]]:
+    """Settings that exclude each other: whether they are there, and what to say."""
+    groups = cfg.groups
+    yield groups.source == "inferred" and not cfg.advantage.has_critic, (
+        f"groups.source='inferred' and advantage.estimator={cfg.advantage.estimator!r} exclude each other: the head "
+        "reads a critic; name known groups, or take gae")
+    yield cfg.advantage.normalise == "minibatch" and groups.objective is not None, (
+        "advantage.normalise='minibatch' would rescale what groups.objective adds to the advantages of each minibatch; "
+        "use 'rollout', which comes before it, or none")
+    yield groups.warmup >= cfg.steps, (
+        f"groups.warmup={groups.warmup} and steps={cfg.steps}: the run would end before the groups act")
+    yield groups.estimator == "ratio" and cfg.sampling.max_new_tokens > LONGEST_RATIO, (
+        f"groups.estimator='ratio' and sampling.max_new_tokens={cfg.sampling.max_new_tokens}: ratios of whole "
+        f"responses explode beyond {LONGEST_RATIO} tokens; use 'shaping'")
+    yield groups.kl == "adaptive" and cfg.kl.coef == 0, (
+        "groups.kl='adaptive' and kl.coef=0: there is no price of drift to share out; set groups.kl to equal")
