@@ -9,7 +9,7 @@ import tolerances as tol
 from keel.errors import ConfigError, DataError
 from keel.rng import python_stream
 from keel.sandbox import PERSONAS, Annotator, World, demonstrations, pairs, panel, score, speak, talk, with_role, write
-from keel.sandbox.lexicon import DOMAINS
+from keel.sandbox.lexicon import DOMAINS, TROUBLES
 from keel.sandbox.personas import RIDDLES
 
 WORLD = World()
@@ -156,3 +156,12 @@ def test_draws_that_cannot_succeed_are_our_own_bug(monkeypatch):
     monkeypatch.setattr("keel.sandbox.world.split_of", lambda _: "nowhere")
     with pytest.raises(AssertionError, match="no wording of guard falls into train"):
         WORLD.prompts(1, domains=("guard",))
+
+
+def test_an_off_topic_response_never_answers_a_question_of_the_held_out_domain():
+    """Such a town could not be exported; and its training files would have shown the domain after all."""
+    world = World(holdout_domain="advice")
+    fitting = [suggestion for trouble in TROUBLES.values() for suggestion in trouble.suggestions]
+    told = pairs(world, 300, off_topic=1.0)
+    assert not any(suggestion in text for pair in told for text in (pair.chosen, pair.rejected)
+                   for suggestion in fitting)

@@ -116,8 +116,8 @@ def pairs(
 
 
 def _off_topic(world: World, number: int, rng: Random, *names: str | int) -> str:
-    """A good answer to a question of any domain, each as likely."""
-    domain = rng.choice([name for name, share in world.shares.items() if share > 0])
+    """A good answer to a question of any domain that is asked, each as likely."""
+    domain = rng.choice([name for name, share in world.shares.items() if share > 0 and name != world.holdout_domain])
     other = world.prompts(1, "off topic", *names, number, domains=(domain,), unknown=False)[0]
     return write(world, other, 1.0, rng)
 
