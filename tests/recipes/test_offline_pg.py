@@ -12,9 +12,9 @@ from keel.data.collate import collate
 from keel.models.load import FrozenModelConfig, ModelConfig, causal_lm
 from keel.models.lora import LoraSettings
 from keel.recipes import offline_pg
+from keel.train.choice import drawn
 from keel.train.offline import offline_loss
 from keel.train.step import Learner
-from keel.train.worth import drawn
 
 VARIANTS = {
     "nll": {}, "wbc": {}, "r_gold": {"gold_floor": 0.05}, "r_lol": {"clip": 0.5}, "a_lol": {"clip": 0.9},

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import tolerances as tol
@@ -113,6 +114,13 @@ def test_checkpoint_rewinds_logs_and_refuses_other_weights(tmp_path):
             checkpoint.restore(log, modules={"m": torch.nn.Linear(2, 2, bias=False)}, optimizers={})
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(row["step"], row["a"]) for row in rows] == [(1, 1.0), (2, 3.0)]
+
+
+def test_what_a_run_began_with_must_be_what_it_goes_on_with():
+    begun = {"reference": "a", "rewards": "b", "tokenizer": "c"}
+    checkpoint.require_same(begun, dict(begun), Path("run"))
+    with pytest.raises(RunError, match="rewards, tokenizer: not what this run began with"):
+        checkpoint.require_same(begun, begun | {"rewards": "x", "tokenizer": "y"}, Path("run"))
 
 
 def test_only_whole_checkpoints_count_and_the_last_two_are_kept(tmp_path):

@@ -1,27 +1,22 @@
 """Which loss a variant has, which settings belong to it, and where the reference's numbers go."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import tolerances as tol
 import torch
 from references import offline as slow
 
 from keel.data.collate import collate
 from keel.data.render import Row
-from keel.errors import ConfigError, RunError
-from keel.models.load import ModelConfig, causal_lm
+from keel.errors import ConfigError
 from keel.train.offline import (
     BY_ADVANTAGE,
     BY_REWARD,
     OfflineLossConfig,
     SelectionConfig,
     aligned,
-    drift,
     offline_loss,
-    require_same,
 )
 from keel.train.offline import ranked_loss as ranked
 
@@ -122,25 +117,3 @@ def test_what_is_usual_for_a_variant():
     for wrong in ({"keep": "top"}, {"top_fraction": 0.5}):
         with pytest.raises(ConfigError, match="do not go together: top needs it, the others take none"):
             SelectionConfig.checked(wrong)
-
-
-def test_drift_has_an_interval_over_prompts(tmp_path):
-    """The same four responses ten times over, to four prompts: no more is known than from four."""
-    policy = causal_lm(ModelConfig(path=str(tiny.llama(tmp_path / "base"))))
-    rows = [Row([1, 5, 6 + i, 7, 2][: 4 + i % 2], 2, f"r{i}") for i in range(4)]
-    said = [np.array([-1.0, -float(i), -2.0], dtype=np.float32) for i in range(4)]
-    how = {"pad_id": 0, "micro_tokens": 40, "seed": 0}
-    once = drift(policy, rows, said, [0, 1, 2, 3], **how)
-    again = drift(policy, rows * 10, said * 10, [0, 1, 2, 3] * 10, **how)
-    alone = drift(policy, rows * 10, said * 10, list(range(40)), **how)
-    assert again["shift"] == pytest.approx(once["shift"] | {"n": 40}, rel=tol.GRADIENT32["rtol"])
-    assert again["nll"]["mean"] == pytest.approx(once["nll"]["mean"], rel=tol.GRADIENT32["rtol"])
-    widths = [one["shift"]["high"] - one["shift"]["low"] for one in (again, alone)]
-    assert widths[1] < widths[0] / 2 and drift(policy, [], [], [], **how) == {}
-
-
-def test_what_a_run_began_with_must_be_what_it_goes_on_with():
-    begun = {"reference": "a", "rewards": "b", "tokenizer": "c"}
-    require_same(begun, dict(begun), Path("run"))
-    with pytest.raises(RunError, match="rewards, tokenizer: not what this run began with"):
-        require_same(begun, begun | {"rewards": "x", "tokenizer": "y"}, Path("run"))

@@ -45,35 +45,17 @@ from keel.rollout.respond import respond, sample_rows, summary
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.baseline import Reference, reference_values
+from keel.train.choice import chosen, drawn, lower_first, wanted, weighty
 from keel.train.clock import Clock
+from keel.train.drift import drift, reference_logprobs
 from keel.train.frozen import OnDone, reference_identity
 from keel.train.inputs import DataConfig, load_split, write_seen
-from keel.train.offline import (
-    OfflineLossConfig,
-    SelectionConfig,
-    aligned,
-    drift,
-    offline_loss,
-    ranked_loss,
-    reference_logprobs,
-    require_same,
-)
+from keel.train.offline import OfflineLossConfig, SelectionConfig, aligned, offline_loss, ranked_loss
 from keel.train.order import n_steps
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
 from keel.train.value import ValueConfig
-from keel.train.worth import (
-    Worth,
-    chosen,
-    drawn,
-    lower_first,
-    require_positive,
-    responses_of_rows,
-    step_credit,
-    wanted,
-    weighty,
-    write_worth,
-)
+from keel.train.worth import Worth, require_positive, responses_of_rows, step_credit, write_worth
 
 __all__ = ["OfflinePGConfig", "run"]
 
@@ -211,7 +193,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         learner = Learner.of([policy], cfg.optimizer, total)
         state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
         done, extra = checkpoint.restore(log, **state) if resume else (0, {})
-        require_same(extra.get("origin", origin), origin, cfg.out)
+        checkpoint.require_same(extra.get("origin", origin), origin, cfg.out)
         before, found, best = (extra.get(name) for name in ("before", "found", "best"))
         progress = log.bar(total, done)
 

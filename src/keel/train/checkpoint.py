@@ -12,7 +12,7 @@ from torch import nn
 from keel.errors import RunError
 from keel.runs import Run, explained_disk_errors
 
-__all__ = ["go_back", "latest", "restore", "save"]
+__all__ = ["go_back", "latest", "require_same", "restore", "save"]
 
 KEEP = 2
 
@@ -62,6 +62,19 @@ def restore(run: Run, *, modules: Mapping[str, nn.Module], optimizers: Mapping[s
     state = _loaded(newest, modules, optimizers)
     run.rewind(state["offsets"])
     return state["step"], state["extra"]
+
+
+def require_same(begun: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
+    """Go on only with what the first steps were made with.
+
+    Raises:
+        RunError: something is another one now.
+    """
+    changed = [name for name in now if begun[name] != now[name]]
+    if changed:
+        raise RunError(f"{', '.join(changed)}: not what this run began with", where=str(folder),
+                       remedy="Steps with one and the other would be mixed. Put back what it began with, or start a "
+                              "new run in another folder.")
 
 
 def go_back(run: Run, step: int, *, modules: Mapping[str, nn.Module],
