@@ -131,7 +131,7 @@ def test_help_explains_every_field(command, capsys):
         assert field.description and len(field.description) <= 130 and not field.description.endswith("."), field.name
     assert ("--resume RUN" in text) == (
         command in {"sft", "reward-model", "ranking-rm", "attribute-rm", "strength", "meta-rm", "meta-rm loop", "ppo",
-                    "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select"}
+                    "group-ppo", "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select"}
         or command.startswith("experiment "))
 
 
@@ -174,10 +174,11 @@ def test_a_preset_of_another_command_is_refused_by_name(capsys):
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_presets_are_complete_but_for_paths(preset, capsys):
-    command = {"rm": "reward-model", "strength": "strength", **dict.fromkeys(
+    command = {"rm": "reward-model", "strength": "strength", "group": "group-ppo", **dict.fromkeys(
         ("cpo", "dpo", "ipo", "kto", "orpo", "simpo"), "preference")}.get(preset.split("_")[0], "ppo")
-    field = "kl.coef" if command == "ppo" else "data.max_length"
-    given = {"ppo": ["--policy", "p", "--reward_model", "r", "--prompts", "q"],
+    online = ["--policy", "p", "--reward_model", "r", "--prompts", "q"]
+    field = "kl.coef" if command in ("ppo", "group-ppo") else "data.max_length"
+    given = {"ppo": online, "group-ppo": online,
              "preference": ["--policy", "p", "--data", "d"]}
     paths = ["--out", "o", *given.get(command, ["--model", "m", "--data.path", "d"])]
     assert main([command, preset, *paths, "--print-config"]) == 0

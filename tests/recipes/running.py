@@ -22,6 +22,7 @@ from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, ScratchConfig, load_tokenizer, save_model, scalar_model
 from keel.online import update as updates
 from keel.recipes import ppo, sft
+from keel.recipes.group_ppo import GroupPPOConfig
 from keel.recipes.ppo import PPOConfig
 from keel.recipes.preference import PreferenceConfig
 from keel.recipes.reward_model import RewardModelConfig
@@ -116,7 +117,13 @@ def brief(tmp: Path, **changes) -> PPOConfig:
     return ppo_config(tmp, **(settings | changes))
 
 
-def watched(monkeypatch) -> SimpleNamespace:
+def group_ppo_config(tmp: Path, **changes) -> GroupPPOConfig:
+    """The same with groups that act from the first phase on; the prompts know their domain, even or odd."""
+    groups = {"warmup": 0, "ramp_fraction": 0.0, "column": "domain"} | changes.pop("groups", {})
+    return GroupPPOConfig.checked(brief(tmp, **changes).model_dump() | {"groups": groups})
+
+
+def watched(monkeypatch, recipe=ppo) -> SimpleNamespace:
     """What a run computes on its way, in order.
 
     phases: rollout with credit, scores of the sources, processed scores, moments.
@@ -124,7 +131,7 @@ def watched(monkeypatch) -> SimpleNamespace:
     steps: name of the learner, number of its step, gradients before and after clipping (one vector), learning rate.
     """
     seen = SimpleNamespace(phases=[], updates=[], steps=[])
-    monitors, update, step, learners = ppo.monitors, updates.update, Learner.step, {}
+    monitors, update, step, learners = recipe.monitors, updates.update, Learner.step, {}
 
     def watch_monitors(rollout, scored, processed, moments):
         seen.phases.append(SimpleNamespace(rollout=rollout, scored=scored, processed=processed, moments=moments))
@@ -146,7 +153,7 @@ def watched(monkeypatch) -> SimpleNamespace:
         seen.steps.append(SimpleNamespace(name=name, number=number, raw=raw, taken=taken[0], lr=found["lr"]))
         return found
 
-    monkeypatch.setattr(ppo, "monitors", watch_monitors)
+    monkeypatch.setattr(recipe, "monitors", watch_monitors)
     monkeypatch.setattr(updates, "update", watch_update)
     monkeypatch.setattr(Learner, "step", watch_step)
     return seen
