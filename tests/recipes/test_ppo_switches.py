@@ -589,7 +589,8 @@ def test_ratios_against_the_reference_are_those_of_the_whole_drift(run):
 # --- presets ---------------------------------------------------------------------------------------------------------
 
 
-PRESETS_OF_PPO = sorted(path.stem for path in PRESETS.glob("*.toml") if "rollouts" in read_toml(path))
+PRESETS_OF_PPO = sorted(path.stem for path in PRESETS.glob("*.toml")
+                        if "rollouts" in read_toml(path) and "groups" not in read_toml(path))
 
 
 @pytest.mark.parametrize("preset", PRESETS_OF_PPO)
