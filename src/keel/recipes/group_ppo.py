@@ -50,6 +50,7 @@ def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
         models, rewards = setup.models, setup.rewards
         groups = Groups(cfg.groups, models.critic, [row.record for row in setup.prompts], seed=cfg.seed)
         setup = setup.with_state(groups.state)
+        setup.exam.by_label(cfg.groups.column)
         for warning in warnings_of(cfg, groups):
             log.note(warning)
         step, memory = begun(setup, resume=resume, more={"groups": groups.beginning()})

@@ -28,9 +28,16 @@ class Exam:
 
     def __init__(self, log: Run, words: Template, prompts: Sequence[PromptRow], rewards: RewardSources, *,
                  reference: nn.Module, gold: str | None, micro_tokens: int, seed: int) -> None:
+        self.members: dict[str, list[int]] = {}
         self.log, self.words, self.prompts, self.rewards = log, words, prompts, rewards
         self.reference, self.micro_tokens, self.seed = reference, micro_tokens, seed
         self.gold = None if gold is None else scoring_function(gold)
+
+    def by_label(self, column: str) -> None:
+        """Also say what the answers to the prompts of each label are worth, where prompts carry labels in `column`."""
+        labels = [row.record.meta.get(column) for row in self.prompts]
+        self.members = {str(label): [i for i, other in enumerate(labels) if other == label]
+                        for label in labels if label is not None}
 
     def sit(self, policy: nn.Module, sampling: SamplingConfig, step: int, start: Found, n_samples: int) -> Found:
         """Answer, mark, log the means with their intervals, keep samples.
@@ -53,6 +60,8 @@ class Exam:
         if self.gold is not None:
             columns["gold"] = responses.scored_by(self.gold)
         found: Found = {name: summary(x, self.seed, name) for name, x in (columns | {"length": lengths}).items()}
+        found |= {f"group/{label}/{name}": summary(x[rows], self.seed, name, label)
+                  for label, rows in sorted(self.members.items()) for name, x in columns.items()}
         found["kl"] = {"mean": float(masked_sum(measured.kl, mask) / mask.sum())}
         for name in [name for name in columns if f"each/{name}" in start]:
             gap = columns[name] - torch.tensor(start[f"each/{name}"])
