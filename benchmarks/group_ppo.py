@@ -1,0 +1,90 @@
+"""What a phase of group-invariant PPO costs beside one of plain PPO: `python benchmarks/group_ppo.py`.
+
+The sandbox's base model as policy, critic and reward model, prompts of the town; one process of one thread. The kinds
+start again and again in turn; of each, CPU seconds per phase are taken after a warm-up phase, and ratios are those of
+the medians. Learning rates are next to nothing, so that every kind answers the same prompts with the same words. Groups
+act from the first phase: prices by group, shaped advantages, agreement with the town's domains. Not counted: the
+portrait of the groups at the end of a run, which is one more examination on held-out prompts.
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+from keel.models.load import ModelConfig, load_tokenizer, save_model, scalar_model
+from keel.recipes import group_ppo, ppo
+from keel.sandbox import export
+from keel.sandbox.shipped import base_model_folder
+from keel.train import clock
+
+ROLLOUTS, MINIBATCH, PASSES, RESPONSE = 64, 16, 1, 48
+PHASES, TURNS = 3, 5
+OFF = 10**6
+PARTS = ("sample_s", "measure_s", "update_s")
+GROUPS = {"column": "domain", "warmup": 0, "ramp_fraction": 0.0}
+KINDS: dict[str, dict[str, Any] | None] = {
+    "ppo": None,
+    "group-ppo": {},
+    "group-ppo, joint loss": {"critic_coef": 1.0},
+}
+
+
+def settings(home: Path, out: Path) -> dict[str, Any]:
+    """What both recipes are given."""
+    still = {"lr": 1e-12, "schedule": "constant"}
+    return {"out": out, "policy": {"path": str(base_model_folder())}, "reward_model": {"path": str(home / "reward")},
+            "prompts": {"path": str(home / "town/prompts.jsonl"), "validation_fraction": 0.0, "max_length": 128},
+            "steps": 1 + PHASES, "rollouts": ROLLOUTS, "minibatch": MINIBATCH, "passes": PASSES,
+            "sampling": {"max_new_tokens": RESPONSE}, "critic": {"pretrain": 0}, "policy_optimizer": still,
+            "critic_optimizer": still, "eval_every": OFF, "save_every": OFF, "n_samples": 0}
+
+
+def phases(kind: str, home: Path, out: Path) -> list[dict[str, Any]]:
+    """Timings of one run, less the warm-up; and how many tokens were written."""
+    changes, given = KINDS[kind], settings(home, out)
+    if changes is None:
+        ppo.run(ppo.PPOConfig(**given))
+    else:
+        group_ppo.run(group_ppo.GroupPPOConfig(**given, groups=GROUPS | changes))
+    times, said = ([json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+                   for name in ("timings", "metrics"))
+    written = [row["response/tokens"] for row in said if row["phase"] == "train"]
+    return [{part: row[part] for part in PARTS} | {"tokens": n} for row, n in zip(times, written, strict=True)][1:]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    clock.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        export.run(export.SandboxExportConfig(out=home / "town", n_pairs=10, n_prompts=ROLLOUTS * (1 + PHASES),
+                                              n_heldout=20, n_demonstrations=10))
+        words = load_tokenizer(str(base_model_folder()))
+        save_model(scalar_model(ModelConfig(path=str(base_model_folder())), seed=0), words, home / "reward",
+                   pad_id=words.pad_token_id)
+        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+        for turn in range(TURNS):
+            for kind in KINDS:
+                found[kind] += phases(kind, home, home / f"{turn}-{kind}")
+        tokens = {kind: [row["tokens"] for row in rows] for kind, rows in found.items()}
+        assert len({tuple(n) for n in tokens.values()}) == 1, f"the kinds wrote different answers: {tokens}"
+        print(f"{ROLLOUTS} responses of {median(tokens['ppo']) / ROLLOUTS:.0f} tokens a phase, "
+              f"{len(found['ppo'])} phases of each")
+        plain = median(sum(row[part] for part in PARTS) for row in found["ppo"])
+        for kind, rows in found.items():
+            whole = median(sum(row[part] for part in PARTS) for row in rows)
+            parts = "   ".join(f"{part[:-2]} {median(row[part] for row in rows):.2f}" for part in PARTS)
+            print(f"{kind:24} {whole:.2f} CPU-s a phase ({parts})   {whole / plain:.3f} x ppo")
+
+
+if __name__ == "__main__":
+    main()
