@@ -1,5 +1,6 @@
 """The town as a laboratory: files, SFT and reward model from the shipped base model, and kinds of PPO from there."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from keel.experiments.courses import Course, read
 from keel.experiments.stages import side_by_side
 from keel.experiments.trial import seeds_of
 from keel.models.load import ModelConfig
+from keel.recipes.group_ppo import GroupPPOConfig
 from keel.recipes.ppo import PPOConfig
 from keel.recipes.reward_model import RewardModelConfig
 from keel.recipes.sft import SFTConfig
@@ -37,6 +39,8 @@ class TownConfig(Config):
     n_prompts: int = Field(4000, ge=1, description="questions that PPO asks")
     n_test: int = Field(1000, ge=20, description="prompts in each validation and test file")
     length_bias: float = Field(0.0, description="annotators' log-odds of a preference per extra token")
+    holdout_domain: str | None = Field(None, description="domain that train and validation files leave out; the test "
+                                       "files keep it")
 
 
 class PPOSize(Config):
@@ -55,15 +59,27 @@ class PPOSize(Config):
 
 
 def write_town(cfg: TownConfig, folder: Path) -> None:
-    """Export the town of seed 0, which the base model knows, unless it is there already."""
+    """Export the town of seed 0, which the base model knows, unless it is there already.
+
+    Validation files leave the held-out domain out too: PPO is examined on what it may learn.
+    """
     if folder.exists():
         return
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     export.run(export.SandboxExportConfig(
         out=beside, seed=0, n_prompts=cfg.n_prompts, n_demonstrations=cfg.n_demonstrations, n_pairs=cfg.n_pairs,
-        n_heldout=cfg.n_test, quality=cfg.quality, length_bias=cfg.length_bias))
+        n_heldout=cfg.n_test, quality=cfg.quality, length_bias=cfg.length_bias,
+        holdout_domain=cfg.holdout_domain))
+    for file in sorted(beside.glob("*-validation.jsonl")):
+        without(file, cfg.holdout_domain)
     beside.rename(folder)
+
+
+def without(file: Path, domain: str | None) -> None:
+    """Leave the lines of a domain out: the export holds it out of training files alone."""
+    kept = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["meta"]["domain"] != domain]
+    file.write_text("".join(kept))
 
 
 def data(town: Path, kind: str) -> DataConfig:
@@ -109,15 +125,17 @@ def with_changes(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
         settings.get(name), dict) else value for name, value in changes.items()}}
 
 
-def run_kinds(cfg: Any, kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Course]]:
+def run_kinds(cfg: Any, kinds: Mapping[str, Mapping[str, Any]], *, n_parts: int = 2) -> dict[str, list[Course]]:
     """SFT and reward model of every seed, then from both every kind of PPO; the courses of each kind, seed by seed.
 
     Args:
         cfg: an experiment's settings: out, seeds, first_seed, jobs, town, ppo.
-        kinds: by the name of its folder, the `preset` it starts from and the settings that differ.
+        kinds: by the name of its folder, the `preset` it starts from and the settings that differ; with `groups` it is
+            group PPO.
+        n_parts: of the experiment, as its titles count them; these are the first two.
     """
     again = "give the same command again: it goes on where it was"
-    town, starts, trials = cfg.out / "town", dict[str, Config](), dict[str, PPOConfig]()
+    town, starts, trials = cfg.out / "town", dict[str, Config](), dict[str, Config]()
     for seed in seeds_of(cfg):
         home = cfg.out / f"seed-{seed}"
         starts |= {f"seed-{seed}/sft": sft_config(cfg.town, town, home / "sft", seed),
@@ -125,10 +143,11 @@ def run_kinds(cfg: Any, kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, lis
         for kind, changes in kinds.items():
             settings = ppo_settings(cfg.ppo, town, home / kind, changes["preset"], seed)
             rest = {name: value for name, value in changes.items() if name != "preset"}
-            trials[f"seed-{seed}/{kind}"] = PPOConfig.checked(with_changes(settings, rest))
+            recipe = GroupPPOConfig if "groups" in changes else PPOConfig
+            trials[f"seed-{seed}/{kind}"] = recipe.checked(with_changes(settings, rest))
     write_town(cfg.town, town)
-    side_by_side(cfg.out, f"1/2  SFT and reward model, {cfg.seeds} seeds", starts, again=again, jobs=cfg.jobs,
+    side_by_side(cfg.out, f"1/{n_parts}  SFT and reward model, {cfg.seeds} seeds", starts, again=again, jobs=cfg.jobs,
                  tidy=True)
-    side_by_side(cfg.out, f"2/2  PPO: {', '.join(kinds)}", trials, again=again, jobs=cfg.jobs,
+    side_by_side(cfg.out, f"2/{n_parts}  PPO: {', '.join(kinds)}", trials, again=again, jobs=cfg.jobs,
                  tidy=True)
     return {kind: [read(cfg.out / f"seed-{seed}" / kind) for seed in seeds_of(cfg)] for kind in kinds}

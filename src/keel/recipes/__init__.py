@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "experiment meta-rm": ("keel.experiments.meta_rm", "MetaRMTrialConfig", "does MetaRM see as the policy moves?"),
     "experiment rm-bench": ("keel.experiments.rm_bench", "RMBenchTrialConfig", "does a benchmark foretell use?"),
     "experiment offline": ("keel.experiments.offline", "OfflineTrialConfig", "does A-LoL learn from noisy data?"),
+    "experiment groups": ("keel.experiments.groups", "GroupsTrialConfig", "do groups help the hard domains?"),
     "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
 }
 """Command -> module, config class, one line of help. Modules are imported only when their command is called."""
