@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from experimenting import InThisProcess, collapse_config
 
 from keel.errors import RunError
 from keel.experiments import stages
-from keel.experiments.stages import side_by_side
+from keel.experiments.stages import each_ends, side_by_side
 from keel.experiments.town import data, sft_config, with_changes, write_town
 from keel.recipes.sft import SFTConfig
 from keel.runs import is_finished
@@ -34,7 +35,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         given.append(words[3:])
         return InThisProcess(words)
 
-    monkeypatch.setattr(stages.subprocess, "Popen", start)
+    monkeypatch.setattr(stages, "subprocess", SimpleNamespace(Popen=start))  # others ask the system by it too
     return given
 
 
@@ -127,6 +128,30 @@ def test_jobs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     side_by_side(tmp_path, "seven", many, again=AGAIN, jobs=3)
     assert max(most) == 3
     assert len(most) == 7
+
+
+def test_one_that_fails_ends_the_others() -> None:
+    workers: dict[str, subprocess.Popen] = {}
+
+    def start(name: str) -> subprocess.Popen:
+        does = "pass" if name == "brief" else "import time; time.sleep(60)"
+        workers[name] = subprocess.Popen([sys.executable, "-S", "-c", does])
+        return workers[name]
+
+    def ended(name: str, worker: subprocess.Popen) -> None:
+        raise RunError(f"{name} ended with {worker.returncode}", where="here")
+
+    with pytest.raises(RunError, match="brief ended with 0"):
+        each_ends(["long", "brief", "never"], 2, start=start, ended=ended, look=lambda n: None)
+    assert list(workers) == ["long", "brief"] and workers["long"].returncode == -signal.SIGTERM
+
+
+def test_the_looker_is_told_how_many_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages.time, "sleep", lambda _: None)
+    seen, done = [], []
+    each_ends("abc", 1, start=lambda name: subprocess.Popen([sys.executable, "-S", "-c", "pass"]), look=seen.append,
+              ended=lambda name, worker: done.append(name))
+    assert done == ["a", "b", "c"] and seen == sorted(seen) and {*seen} - {0} == {1, 2, 3}
 
 
 def test_a_town_that_was_cut_short_is_written_anew(tmp_path: Path) -> None:

@@ -8,10 +8,8 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,7 @@ from keel.experiments.offline_methods import (
     trial,
 )
 from keel.experiments.offline_world import rewards, write_world
-from keel.experiments.stages import begun, is_done
+from keel.experiments.stages import SHOWN, begun, each_ends, is_done
 from keel.experiments.trial import seeds_of
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
 from keel.progress import bar
@@ -53,7 +51,7 @@ from keel.train.frozen import row_numbers
 __all__ = ["do_rows", "first_rows", "main", "second_rows", "work"]
 
 TUNING = "tuning"
-FAILED, SHOWN = 3, 300
+FAILED = 3
 
 
 # --- what there is to do ---------------------------------------------------------------------------------------------
@@ -209,26 +207,9 @@ def do_rows(cfg: OfflineTrialConfig, title: str, rows: Sequence[str]) -> None:
         RunError: a row failed; its log says why.
     """
     print(title, file=sys.stderr, flush=True)
-    waiting, running = list(rows), dict[str, subprocess.Popen[bytes]]()
-    # A signal interrupts this process, so that `finally` ends the others; each keeps what it has done.
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     with bar("rows", len(rows), 0) as progress:
-        try:
-            while waiting or running:
-                while waiting and len(running) < cfg.jobs:
-                    row = waiting.pop(0)
-                    running[row] = started(cfg, row)
-                time.sleep(0.2)
-                for row in [row for row, worker in running.items() if worker.poll() is not None]:
-                    require_success(cfg, row, running.pop(row).returncode)
-                progress.reach(len(rows) - len(waiting) - len(running))
-        finally:
-            for worker in running.values():
-                worker.terminate()
-            for worker in running.values():
-                worker.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        each_ends(rows, cfg.jobs, start=lambda row: started(cfg, row), look=progress.reach,
+                  ended=lambda row, worker: require_success(cfg, row, worker.returncode))
 
 
 def started(cfg: OfflineTrialConfig, row: str) -> "subprocess.Popen[bytes]":

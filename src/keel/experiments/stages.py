@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from keel.progress import bar
 from keel.recipes import COMMANDS
 from keel.runs import is_finished
 
-__all__ = ["side_by_side"]
+__all__ = ["each_ends", "side_by_side"]
 
 SHOWN = 300  # last characters of a failed stage's log
+Worker = subprocess.Popen[bytes]
 
 
 def side_by_side(folder: Path, title: str, stages: Mapping[str, Any], *, again: str, jobs: int = 2,
@@ -37,28 +38,47 @@ def side_by_side(folder: Path, title: str, stages: Mapping[str, Any], *, again: 
         RunError: a stage failed (its log says why), or its folder holds a run with other settings.
     """
     print(title, file=sys.stderr, flush=True)
-    waiting = [name for name, config in stages.items() if not is_done(config)]
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    # A signal interrupts this process, so that `finally` ends the stages; each keeps a checkpoint.
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ended(name: str, worker: Worker) -> None:
+        require_success(folder, name, worker, again)
+        drop_checkpoints(stages[name].out, tidy)
+
     with bar("", sum(getattr(config, "steps", None) or 0 for config in stages.values())) as progress:
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    name = waiting.pop(0)
-                    running[name] = started(folder, name, stages[name])
-                time.sleep(0.2)
-                for name in [name for name, worker in running.items() if worker.poll() is not None]:
-                    require_success(folder, name, running.pop(name), again)
-                    drop_checkpoints(stages[name].out, tidy)
-                progress.reach(sum(trained(config.out) for config in stages.values()))
-        finally:
-            for worker in running.values():
-                worker.terminate()
-            for worker in running.values():
-                worker.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        each_ends([name for name, config in stages.items() if not is_done(config)], jobs,
+                  start=lambda name: started(folder, name, stages[name]), ended=ended,
+                  look=lambda _: progress.reach(sum(trained(config.out) for config in stages.values())))
+
+
+def each_ends(names: Sequence[str], jobs: int, *, start: Callable[[str], Worker],
+              ended: Callable[[str, Worker], None], look: Callable[[int], None]) -> None:
+    """A process for each name, side by side, until all have ended; what ends this one ends them too.
+
+    Args:
+        names: in the order in which they are started.
+        jobs: processes at a time.
+        start: the process of a name.
+        ended: told of each that has ended; what it raises ends the others.
+        look: told again and again how many have ended.
+    """
+    waiting, running = list(names), dict[str, Worker]()
+    # A signal interrupts this process, so that `finally` ends the others; each keeps what it has done.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.pop(0)
+                running[name] = start(name)
+            time.sleep(0.2)
+            for name in [name for name, worker in running.items() if worker.poll() is not None]:
+                ended(name, running.pop(name))
+            look(len(names) - len(waiting) - len(running))
+    finally:
+        for worker in running.values():
+            worker.terminate()
+        for worker in running.values():
+            worker.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_done(config: Any) -> bool:
@@ -82,7 +102,7 @@ def begun(run: Path) -> bool:
     return (run / "environment.json").exists()
 
 
-def started(folder: Path, name: str, config: Config) -> subprocess.Popen[bytes]:
+def started(folder: Path, name: str, config: Config) -> Worker:
     """One stage, from the start or from its last checkpoint."""
     out = config.out  # type: ignore[attr-defined]
     command = next(command for command, (module, kind, _) in COMMANDS.items()
@@ -101,7 +121,7 @@ def file_of(folder: Path, name: str) -> Path:
     return folder / "stages" / f"{name.replace('/', '-')}.toml"
 
 
-def require_success(folder: Path, name: str, worker: subprocess.Popen[bytes], again: str) -> None:
+def require_success(folder: Path, name: str, worker: Worker, again: str) -> None:
     """Pass on what went wrong in a stage."""
     if worker.returncode:
         log = file_of(folder, name).with_suffix(".log")
