@@ -25,7 +25,8 @@ class Measured:
     Attributes:
         gold: mean by the name of the set, then by domain.
         length: tokens of a response to the plain set.
-        agreement: rand and information of found groups with the domains of held-out prompts; none where none are found.
+        agreement: rand and information of found groups with the domains of held-out prompts, and `at_first`, the
+            information in the first phase, when the head has hardly learned; none without found groups.
         groups: name, mass, score, kl and labels of each group on those prompts, the lowest first; empty without groups.
     """
 
@@ -62,9 +63,20 @@ def measured(home: Path, arm: str, asked: Path) -> Measured:
         lengths += [row["n_tokens"]] if meta["set"] == "plain" else []
     gold = {name: {domain: fmean(x) for domain, x in domains.items()} for name, domains in cells.items()}
     file = home / arm / "groups.json"
-    told = json.loads(file.read_text()) if file.exists() else {"agreement": None, "groups": []}
+    told = json.loads(file.read_text()) if file.exists() else {"source": None, "groups": []}
     groups = [{name: group[name] for name in ("name", "mass", "score", "kl", "labels")} for group in told["groups"]]
-    return Measured(gold, fmean(lengths), told["agreement"], groups)
+    agreement = None
+    if told["source"] == "inferred":
+        # Prompts that happen to be of one domain have no agreement with anything; groups say nothing of it.
+        agreement = (told["agreement"] or {"rand": 0.0, "information": 0.0}) | {"at_first": at_first(home / arm)}
+    return Measured(gold, fmean(lengths), agreement, groups)
+
+
+def at_first(run: Path) -> float:
+    """What the groups of a run's first phase say of the domain: a head of random weights already says something, for
+    the critic's states know the domain."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return next((row["groups/information"] for row in rows if "groups/information" in row), 0.0)
 
 
 def claims(arms: Arms) -> list[Claim]:
@@ -115,7 +127,7 @@ def informed(found: Sequence[Measured]) -> list[float]:
 
 def agreement_of(one: Measured) -> Mapping[str, float]:
     """Of an arm that finds its groups."""
-    assert one.agreement is not None, "every validation prompt of the town has a domain"
+    assert one.agreement is not None, "asked of arms that find their groups"
     return one.agreement
 
 
@@ -149,6 +161,7 @@ def beside(arms: Arms, courses: Mapping[str, Sequence[Course]], names: Mapping[s
                       "KL, end": with_interval([c.last("kl") for c in courses[arm]]) if arm in courses else "",
                       "length": with_interval([one.length for one in found], digits=1),
                       "information about the domain": agreed(found, "information"),
+                      "in the first phase": agreed(found, "at_first"),
                       "adjusted Rand index": agreed(found, "rand")} for arm, found in arms.items()])
 
 
