@@ -49,8 +49,8 @@ def test_every_arm_is_ppo_max_but_for_its_groups() -> None:
 
 
 @pytest.mark.parametrize("kind, changed", [
-    ("inferred_prompt", {"level"}), ("known", {"source"}), ("group_dro", {"source", "objective", "kl"}),
-    ("no_variance", {"objective"}), ("no_adaptive_kl", {"kl"}), ("cvar", {"objective", "kl"})])
+    ("inferred_prompt", {"level"}), ("low_only", {"objective"}), ("known", {"source"}),
+    ("group_dro", {"source", "objective", "kl"}), ("no_variance", {"objective"}), ("no_adaptive_kl", {"kl"}), ("cvar", {"objective", "kl"})])
 def test_arms_differ_in_what_their_names_say(kind: str, changed: set[str]) -> None:
     ours, theirs = settings("inferred").groups.model_dump(), settings(kind).groups.model_dump()
     assert {name for name in ours if ours[name] != theirs[name]} == changed
@@ -63,7 +63,7 @@ def test_the_complete_method_and_the_experiments_own_settings() -> None:
     assert (found.column, found.kl_renorm, found.coef, found.warmup) == ("domain", True, 0.7, 1)
     assert settings("no_variance").groups.objective is None
     assert settings("group_dro").groups.objective == "dro" and settings("group_dro").groups.dro_step == 0.3
-    assert settings("cvar").groups.objective == "cvar"
+    assert (settings("cvar").groups.objective, settings("low_only").groups.objective) == ("cvar", "low_only")
 
 
 def test_every_arm_has_a_name_and_the_drawn_ones_exist() -> None:
@@ -176,7 +176,7 @@ LESSER = policy(0.6, 0.1, information=0.2)
 
 def arms(n: int = 5, **changes: Measured) -> dict[str, list[Measured]]:
     """Equal seeds of a world in which everything that the paper says is so."""
-    usual = {"sft": policy(0.1, -0.1), "ppo_max": PLAIN, "inferred": OURS, "inferred_prompt": OURS,
+    usual = {"sft": policy(0.1, -0.1), "ppo_max": PLAIN, "inferred": OURS, "inferred_prompt": OURS, "low_only": OURS,
              "known": policy(0.5, 0.2), "group_dro": policy(0.5, 0.2), "no_variance": LESSER,
              "no_adaptive_kl": LESSER, "cvar": LESSER}
     return {name: [one] * n for name, one in (usual | changes).items()}
@@ -232,7 +232,7 @@ def test_the_tables() -> None:
     names = {"sft": "SFT policy"} | NAMES
     courses = {kind: [course(gold=(0, 0, 0), kl=(0, 0.1, 0.25))] * 2 for kind in NAMES}
     text = table(arms(2), courses, names).split("\n\n")
-    assert [len(part.splitlines()) for part in text] == [11, 11, 11]  # two lines of head, nine policies
+    assert [len(part.splitlines()) for part in text] == [12, 12, 12]  # two lines of head, ten policies
     assert text[0].splitlines()[0].startswith("| gold | mean | worst domain | variance over domains |")
     assert text[0].splitlines()[4].startswith("| groups of responses | 0.375 [0.375, 0.375] | 0.200 [0.200, 0.200] |")
     assert text[1].splitlines()[0] == "| gold | recall | guard | advice |"

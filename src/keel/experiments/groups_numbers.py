@@ -73,8 +73,8 @@ def measured(home: Path, arm: str, asked: Path) -> Measured:
 
 
 def at_first(run: Path) -> float:
-    """What the groups of a run's first phase say of the domain: a head of random weights already says something, for
-    the critic's states know the domain."""
+    """What the groups of a run's first phase say of the domain: a head that has hardly learned says something already,
+    for the critic's states know the domain."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return next((row["groups/information"] for row in rows if "groups/information" in row), 0.0)
 
