@@ -50,7 +50,8 @@ def test_every_arm_is_ppo_max_but_for_its_groups() -> None:
 
 @pytest.mark.parametrize("kind, changed", [
     ("inferred_prompt", {"level"}), ("low_only", {"objective"}), ("known", {"source"}),
-    ("group_dro", {"source", "objective", "kl"}), ("no_variance", {"objective"}), ("no_adaptive_kl", {"kl"}), ("cvar", {"objective", "kl"})])
+    ("group_dro", {"source", "objective", "kl"}), ("no_variance", {"objective"}), ("no_adaptive_kl", {"kl"}),
+    ("cvar", {"objective", "kl"})])
 def test_arms_differ_in_what_their_names_say(kind: str, changed: set[str]) -> None:
     ours, theirs = settings("inferred").groups.model_dump(), settings(kind).groups.model_dump()
     assert {name for name in ours if ours[name] != theirs[name]} == changed
