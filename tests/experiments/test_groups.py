@@ -163,9 +163,9 @@ def test_known_groups_and_prompts_of_one_domain_agree_with_nothing(tmp_path: Pat
 
 
 def policy(recall: float, guard: float, *, dialect: float = 0.1, advice: float = 0.1,
-           information: float | None = None) -> Measured:
+           information: float | None = None, at_first: float = 0.0) -> Measured:
     agreement = None if information is None else {
-        "rand": information / 2, "information": information, "at_first": information / 4}
+        "rand": information / 2, "information": information, "at_first": at_first}
     return Measured({"plain": {"recall": recall, "guard": guard}, "dialect": {"recall": dialect, "guard": dialect},
                      "held_out": {"advice": advice}}, 20.0, agreement, [])
 
@@ -188,27 +188,28 @@ def verdicts(found: dict[str, list[Measured]]) -> list[str]:
 
 
 def test_the_paper_confirmed() -> None:
-    assert verdicts(arms()) == [HOLDS] * 12
-    assert verdicts(arms(4)) == [OPEN] * 12
+    assert verdicts(arms()) == [HOLDS] * 14
+    assert verdicts(arms(4)) == [OPEN] * 14
 
 
 def test_the_paper_refuted() -> None:
-    worse = policy(0.6, -0.1, dialect=0.0, advice=0.0, information=0.04)
-    found = arms(inferred=worse, inferred_prompt=worse, known=worse, group_dro=worse)
-    assert verdicts(found) == [NOT] * 12
+    worse = policy(0.6, -0.1, dialect=0.0, advice=0.0, information=0.04, at_first=0.05)
+    found = arms(inferred=worse, inferred_prompt=worse, low_only=worse, known=worse, group_dro=worse)
+    assert verdicts(found) == [NOT] * 14
 
 
-@pytest.mark.parametrize("arm, refuted", [("inferred_prompt", [0, 3]), ("known", [4]), ("group_dro", [5])])
+@pytest.mark.parametrize("arm, refuted", [("inferred_prompt", [0, 2, 5]), ("low_only", [4]), ("known", [6]),
+                                          ("group_dro", [7])])
 def test_each_claim_looks_at_its_own_arm(arm: str, refuted: list[int]) -> None:
-    found = verdicts(arms(**{arm: policy(0.6, -0.1, information=0.01)}))
+    found = verdicts(arms(**{arm: policy(0.6, -0.1, information=0.01, at_first=0.02)}))
     assert [i for i, verdict in enumerate(found) if verdict == NOT] == refuted
-    assert found.count(HOLDS) == 12 - len(refuted)
+    assert found.count(HOLDS) == 14 - len(refuted)
 
 
-@pytest.mark.parametrize("arm, refuted", [("no_variance", 10), ("no_adaptive_kl", 11)])
+@pytest.mark.parametrize("arm, refuted", [("no_variance", 12), ("no_adaptive_kl", 13)])
 def test_a_part_carries_nothing_if_the_worst_domain_does_better_without_it(arm: str, refuted: int) -> None:
     found = verdicts(arms(**{arm: policy(0.1, 0.3, information=0.2)}))  # the worst is now recall, with 0.1
-    assert found == [HOLDS] * 12
+    assert found == [HOLDS] * 14
     assert verdicts(arms(**{arm: policy(0.4, 0.3, information=0.2)}))[refuted] == NOT
 
 
@@ -216,17 +217,17 @@ def test_margins() -> None:
     assert verdicts(arms(inferred=replace(OURS, agreement={"rand": 0.0, "information": 0.06})))[1] == HOLDS
     assert verdicts(arms(inferred=replace(OURS, agreement={"rand": 0.9, "information": 0.04})))[1] == NOT
     # PLAIN's mean is 0.3: less by 0.01 is little, by 0.03 is not.
-    assert verdicts(arms(inferred=policy(0.29, 0.29, information=0.2)))[6] == HOLDS
-    assert verdicts(arms(inferred=policy(0.27, 0.27, information=0.2)))[6] == NOT
+    assert verdicts(arms(inferred=policy(0.29, 0.29, information=0.2)))[8] == HOLDS
+    assert verdicts(arms(inferred=policy(0.27, 0.27, information=0.2)))[8] == NOT
 
 
 def test_domains_come_closer_or_do_not() -> None:
-    assert verdicts(arms(inferred=policy(1.0, 0.3, information=0.2)))[7] == NOT  # all better, but further apart
+    assert verdicts(arms(inferred=policy(1.0, 0.3, information=0.2)))[9] == NOT  # all better, but further apart
 
 
 def test_transfer_is_asked_of_dialect_and_of_the_held_out_domain() -> None:
-    assert verdicts(arms(inferred=replace(OURS, gold=OURS.gold | {"dialect": {"recall": 0.0}})))[8:10] == [NOT, HOLDS]
-    assert verdicts(arms(inferred=replace(OURS, gold=OURS.gold | {"held_out": {"advice": 0.0}})))[8:10] == [HOLDS, NOT]
+    assert verdicts(arms(inferred=replace(OURS, gold=OURS.gold | {"dialect": {"recall": 0.0}})))[10:12] == [NOT, HOLDS]
+    assert verdicts(arms(inferred=replace(OURS, gold=OURS.gold | {"held_out": {"advice": 0.0}})))[10:12] == [HOLDS, NOT]
 
 
 def test_the_tables() -> None:
@@ -271,7 +272,7 @@ def test_the_whole_experiment_in_miniature(tmp_path: Path, monkeypatch, capsys) 
     assert len(rows) == 9 and all(row["domain"] == row["id"].split("/")[1].split("-")[0] for row in rows)
     mean = fmean(row["gold"] for row in rows if row["id"].startswith("plain/"))
     assert fmean(said["known"][0]["gold"]["plain"].values()) == pytest.approx(mean, rel=tol.RELATIVE64)
-    assert [row["verdict"] for row in result.values["findings"]] == [OPEN] * 12  # one seed
+    assert [row["verdict"] for row in result.values["findings"]] == [OPEN] * 14  # one seed
     for name in ("domains.png", "domains.svg", "plot.svg", "report.md", "table.md"):
         assert (tmp_path / "groups" / name).stat().st_size > 0
     assert town.GOLD in (tmp_path / "groups/stages/seed-0-said_known.toml").read_text()

@@ -87,8 +87,14 @@ def claims(arms: Arms) -> list[Claim]:
             f"normalised information about the domain, less {NO_MATCH}": informed(arms["inferred_prompt"])}),
         Claim("Groups of responses tell the domains apart.", {
             f"normalised information about the domain, less {NO_MATCH}": informed(arms["inferred"])}),
+        # This one and that of the low side were added while the first of forty-five runs was under way: see the page.
+        Claim("The head learns it: groups of prompts say more of the domain at the end than in the first phase.", {
+            "normalised information about the domain, end minus first phase": [
+                agreement_of(one)["information"] - agreement_of(one)["at_first"] for one in arms["inferred_prompt"]]}),
         Claim("The worst domain gains with groups of responses.", {
             "gold of the worst domain, groups of responses minus PPO-max": worse("inferred", "ppo_max")}),
+        Claim("The worst domain gains with groups of responses, low side only.", {
+            "gold of the worst domain, low side only minus PPO-max": worse("low_only", "ppo_max")}),
         Claim("The worst domain gains with groups of prompts.", {
             "gold of the worst domain, groups of prompts minus PPO-max": worse("inferred_prompt", "ppo_max")}),
         Claim("The worst domain gains with known domains.", {
