@@ -240,7 +240,7 @@ def test_the_tables() -> None:
     assert text[1].splitlines()[0] == "| gold | recall | guard | advice |"
     assert text[2].splitlines()[2] == "| SFT policy |  | 20.0 [20.0, 20.0] |  |  |  |"
     assert text[2].splitlines()[4] == ("| groups of responses | 0.250 [0.250, 0.250] | 20.0 [20.0, 20.0] | "
-                                       "0.200 [0.200, 0.200] | 0.050 [0.050, 0.050] | 0.100 [0.100, 0.100] |")
+                                       "0.200 [0.200, 0.200] | 0.000 [0.000, 0.000] | 0.100 [0.100, 0.100] |")
 
 
 def test_the_picture_has_a_panel_for_each_domain_and_is_the_same_each_time(tmp_path: Path) -> None:
