@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from keel.report.folder import Row, RunFolder
-from keel.report.glossary import WARM_UP, describe, position, recipe_title
+from keel.report.glossary import EACH_GROUP, WARM_UP, describe, position, recipe_title
+from keel.report.groups_course import drawn_apart
 from keel.report.series import Collected, axis_range, histograms, line
 from keel.report.words import clean, finite
 
@@ -35,6 +36,8 @@ def _section(
     inside = [(i, collected[i]) for i in members]
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, phase in addresses([series for _, series in inside]):
+        if drawn_apart(name, phase, [folders[i] for i in members]):
+            continue
         warm_up = phase == "critic"
         group = WARM_UP if warm_up else describe(name).group
         shown = groups.setdefault(group, [])
@@ -46,7 +49,8 @@ def _section(
         "id": name_on_page,
         "title": clean(recipe_title(folders[members[0]].recipe)),
         "members": members,
-        "groups": [{"title": clean(title), "charts": shown} for title, shown in groups.items() if shown],
+        "groups": [{"title": clean(title), "charts": shown, "open": title != EACH_GROUP}
+                   for title, shown in groups.items() if shown],
         "versus": _versus(inside),
         "heat": [
             {"run": i, "name": clean(name), "columns": columns}

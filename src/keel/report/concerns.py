@@ -11,6 +11,7 @@ from keel.report.contest import JUDGES, judges, opponents
 from keel.report.evaluation import evaluation_notes
 from keel.report.exams import exam_doubts, exam_notes
 from keel.report.folder import Row, RunFolder
+from keel.report.groups_words import group_notes
 from keel.report.probes import probe_doubts
 from keel.report.series import Collected
 from keel.report.verdict import Divergence, divergence
@@ -35,7 +36,7 @@ def concerns(run: RunFolder, series: Collected, shown: Row, judged: str) -> list
         found += _against_trivial_rules(shown, series)
     grave = (*doubts(run), *probe_doubts(run), *exam_doubts(run), *bench_doubts(run))
     found += [Concern(text, remedy, grave=True) for text, remedy in grave]
-    found += [Concern(*told) for told in (*comparison_notes(run), *evaluation_notes(run))]
+    found += [Concern(*told) for told in (*comparison_notes(run), *evaluation_notes(run), *group_notes(run, series))]
     found += _contest(run) + _left_out(run.result.get("skipped"))
     cut = series.get(("response/cut", "eval")) or series.get(("response/cut", "train"))
     if cut and cut.last is not None and cut.last > 0:

@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class RunFolder:
     audit: Row
     suspects: list[Row]
     probes: Row
+    groups: Row = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -116,6 +117,7 @@ def read(path: Path, name: str | None = None) -> RunFolder:
         audit=_object(path / "audit.json", notes),
         suspects=[row for _, row in islice(_lines(path / "suspects.jsonl"), MAX_SUSPECTS) if isinstance(row, dict)],
         probes=_object(path / "probes.json", notes),
+        groups=_object(path / "groups.json", notes),
         notes=tuple(notes),
     )
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
-__all__ = ["GROUPS", "RECIPES", "Metric", "describe", "position", "recipe_title"]
+__all__ = ["EACH_GROUP", "GROUPS", "RECIPES", "Metric", "describe", "is_of_groups", "position", "recipe_title"]
 
 
 class Metric(NamedTuple):
@@ -42,7 +42,9 @@ OUTCOME, DRIFT, RESPONSES, POLICY = "Outcome", "Drift", "Responses", "Policy upd
 CRITIC, CREDIT, LOSSES, OPTIMISER, TIME = "Critic", "Rewards and credit", "Losses", "Optimiser", "Time"
 SIZES = "Sample sizes"
 WARM_UP = "Critic warm-up"
-GROUPS = (OUTCOME, DRIFT, RESPONSES, POLICY, CRITIC, CREDIT, LOSSES, OPTIMISER, TIME, SIZES, WARM_UP)
+BY_GROUP, EACH_GROUP = "Groups", "Groups one by one"
+GROUPS = (OUTCOME, BY_GROUP, EACH_GROUP, DRIFT, RESPONSES, POLICY, CRITIC, CREDIT, LOSSES, OPTIMISER, TIME, SIZES,
+          WARM_UP)
 
 METRICS = {
     "gold/mean": Metric(OUTCOME, "True reward of the responses, known where a task can be checked.", "gold score"),
@@ -72,6 +74,19 @@ METRICS = {
     "score_chosen": Metric(OUTCOME, "Mean score of chosen responses.", "score"),
     "score_rejected": Metric(OUTCOME, "Mean score of rejected responses.", "score"),
     "perplexity": Metric(OUTCOME, "Exponential of the mean loss per token; 1 is perfect prediction.", ""),
+    "groups/gap": Metric(BY_GROUP, "Highest less lowest return of a group.", "standard deviations"),
+    "groups/worst": Metric(BY_GROUP, "Return of the lowest group; 0 is the mean of all responses.",
+                           "standard deviations"),
+    "groups/variance": Metric(BY_GROUP, "Variance of the groups' returns: the head raises it, the policy lowers it."),
+    "groups/rand": Metric(BY_GROUP, "Adjusted Rand index of groups and known labels: 1 the same split, 0 chance."),
+    "groups/information": Metric(BY_GROUP, "What groups and known labels tell of each other: 1 all, 0 nothing."),
+    "groups/shaping": Metric(BY_GROUP, "Mean size of what is added to advantages. Near 0: the groups act no more.",
+                             "advantage"),
+    "groups/shaping_max": Metric(BY_GROUP, "The largest of it; groups.cap bounds it.", "advantage"),
+    "groups/coef": Metric(BY_GROUP, "Weight of the groups' objective: 0 in the warm-up, then a ramp."),
+    "groups/entropy": Metric(BY_GROUP, "Doubt about which group a response belongs to; 0 is none.", "nats"),
+    "groups/objective": Metric(BY_GROUP, "What the head that finds the groups maximises, after its steps."),
+    "groups/swaps": Metric(BY_GROUP, "Changes of the groups' order so far.", "count"),
     "kl/reference_k1": Metric(DRIFT, "Drift from the reference, unbiased; can dip below zero.", "nats per token"),
     "kl/reference_k3": Metric(DRIFT, "Drift from the reference, as the estimate never below zero.", "nats per token"),
     "kl/mean": Metric(DRIFT, "Drift from the reference on held-out answers.", "nats per token"),
@@ -142,23 +157,46 @@ METRICS = {
     "time/sample_s": Metric(TIME, "Time spent writing responses.", "seconds"),
 }
 
+OF_A_GROUP = {
+    "return": Metric(EACH_GROUP, "Mean return of its responses; 0 is the mean of all.", "standard deviations"),
+    "score": Metric(EACH_GROUP, "What the reward model gives its responses, before any scaling.", "score"),
+    "mass": Metric(EACH_GROUP, "Part of the responses that belongs to it.", "share"),
+    "kl_coef": Metric(EACH_GROUP, "What its drift costs.", "per nat"),
+    "kl": Metric(EACH_GROUP, "Its drift from the reference.", "nats per token"),
+    "length": Metric(EACH_GROUP, "Mean length of its responses.", "tokens"),
+    "disagreement": Metric(EACH_GROUP, "How far the models of the ensemble lie apart on it.", "score"),
+}
+"""By the end of the metric's name; the group stands before it."""
+
 
 def describe(name: str) -> Metric:
     """The entry of a metric; a name that keel does not know is shown all the same, under its prefix."""
     if name in METRICS:
         return METRICS[name]
     prefix, slash, rest = name.partition("/")
+    if slash and (patterned := _patterned(prefix, rest)):
+        return patterned
+    related = Counter(metric.group for known, metric in METRICS.items() if slash and known.startswith(prefix + "/"))
+    if related:
+        return Metric(related.most_common(1)[0][0], "")
+    return Metric(prefix.replace("_", " ").capitalize() if slash else "Other", "")
+
+
+def _patterned(prefix: str, rest: str) -> Metric | None:
+    """The entry of a metric whose name holds one that the user gave: of a group, an ensemble, a reward, a clock."""
+    if prefix == "group" and "/" in rest:
+        return OF_A_GROUP.get(rest.rpartition("/")[2], Metric(EACH_GROUP, ""))
     if prefix == "score" and rest.endswith("/disagreement"):
         return Metric(OUTCOME, "How far the models of this ensemble lie apart. Rising: no model knows these responses.",
                       "score")
     if prefix == "reward" and rest.endswith(("/mean", "/n")):
         return _reward(*rest.rsplit("/", 1))
-    if prefix == "time":
-        return _time(rest)
-    related = Counter(metric.group for known, metric in METRICS.items() if slash and known.startswith(prefix + "/"))
-    if related:
-        return Metric(related.most_common(1)[0][0], "")
-    return Metric(prefix.replace("_", " ").capitalize() if slash else "Other", "")
+    return _time(rest) if prefix == "time" else None
+
+
+def is_of_groups(name: str) -> bool:
+    """Whether a metric is about groups, one or all of them."""
+    return describe(name).group in (BY_GROUP, EACH_GROUP)
 
 
 def _reward(name: str, what: str) -> Metric:

@@ -13,6 +13,7 @@ from keel.report.contest import contest_evidence, contest_title
 from keel.report.evaluation import evaluation_evidence, evaluation_subject, evaluation_title
 from keel.report.folder import Row, RunFolder
 from keel.report.glossary import recipe_title
+from keel.report.groups_words import group_evidence
 from keel.report.probes import probe_evidence, probe_title
 from keel.report.series import Collected
 from keel.report.verdict import Divergence, divergence, proxy_rose, verdict
@@ -50,6 +51,7 @@ def headline(run: RunFolder, series: Collected) -> Headline:
         judged = "past_best" if intervals == "better" else "overoptimised"
     told = (contest_evidence, audit_evidence, probe_evidence, bench_evidence, comparison_evidence, evaluation_evidence)
     evidence = next((words for one in told if (words := one(run))), "") or _evidence(shown, intervals)
+    evidence = " ".join(text for text in (evidence, group_evidence(run)) if text)
     title = _title(run, shown, judged, fall)
     return Headline(title, evidence, _subject(run), judged, tuple(concerns(run, series, shown, judged)))
 

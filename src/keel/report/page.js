@@ -51,8 +51,8 @@ function beyondNote(chart) {
 function legend(parent, section, context) {
   const row = make("div", { class: "legend" });
   for (const index of section.members.length > 1 ? section.members : []) {
-    const button = make("button", { type: "button", "aria-pressed": "true", title: "Show or hide this run" });
-    button.append(make("i", { class: `swatch ${runClass(report.runs[index])}` }), report.runs[index].name);
+    const button = make("button", { type: "button", "aria-pressed": "true", title: section.runs ? "Show or hide this group" : "Show or hide this run" });
+    button.append(make("i", { class: `swatch ${runClass(context.runs[index])}` }), context.runs[index].name);
     button.addEventListener("click", () => {
       if (!context.hidden.delete(index)) context.hidden.add(index);
       button.setAttribute("aria-pressed", String(!context.hidden.has(index)));
@@ -90,7 +90,7 @@ function fold(parent, title, count, open) {
 function chartSection(section) {
   const host = document.querySelector(`[data-section="${section.id}"]`);
   if (!host) return;
-  const context = { runs: report.runs, hidden: new Set(), alarms: section.alarms, redraw: [], xRange: null };
+  const context = { runs: section.runs ?? report.runs, hidden: new Set(), alarms: section.alarms, redraw: [], xRange: null };
   const main = section.groups.flatMap((g) => g.charts.flatMap((c) => c.lines)).filter((line) => line.phase !== "critic");
   context.xRange = extent(main.flatMap((line) => [line.x[0], line.x.at(-1)]));
   const warmUp = Object.create(context, { alarms: { value: [] }, xRange: { value: null } });
@@ -110,7 +110,7 @@ function chartSection(section) {
   }
   const narrow = window.matchMedia("(max-width: 640px)").matches;
   section.groups.forEach((group, i) => {
-    const grid = fold(host, group.title, group.charts.length, !narrow || i < 2);
+    const grid = fold(host, group.title, group.charts.length, group.open !== false && (!narrow || i < 2));
     for (const chart of group.charts) {
       const critic = chart.lines.every((line) => line.phase === "critic");
       chartBox(grid, { ...chart, note: beyondNote(chart) }, critic ? warmUp : context, (at, own) => lineChart(at, chart, own));

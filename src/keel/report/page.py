@@ -12,7 +12,20 @@ import tomli_w
 
 from keel import __version__
 from keel.errors import RunError
-from keel.report import audit, bench, charts, comparison, contest, evaluation, exams, learned, probes, samples, tables
+from keel.report import (
+    audit,
+    bench,
+    charts,
+    comparison,
+    contest,
+    evaluation,
+    exams,
+    groups,
+    learned,
+    probes,
+    samples,
+    tables,
+)
 from keel.report.folder import Demo, RunFolder, find
 from keel.report.glossary import recipe_title
 from keel.report.headline import Headline, between, headline, stages
@@ -23,7 +36,7 @@ __all__ = ["build"]
 
 HERE = Path(__file__).parent
 N_COLORS = 7
-STYLES = ("page.css", "audit.css", "probes.css", "exams.css", "bench.css")
+STYLES = ("page.css", "audit.css", "probes.css", "exams.css", "bench.css", "groups.css")
 SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js")
 
 
@@ -41,10 +54,10 @@ def build(runs: list[Path], out: Path) -> Path:
     folders, demos = find([Path(run) for run in runs])
     collected = [collect(folder) for folder in folders]
     told = [headline(folder, series) for folder, series in zip(folders, collected, strict=True)]
-    sections = charts.sections(folders, collected)
+    sections, groups_found = charts.sections(folders, collected), groups.grouped(folders, collected)
     data = {
         "runs": [{"name": clean(f.name), "color": i % N_COLORS, "dash": i // N_COLORS} for i, f in enumerate(folders)],
-        "sections": sections,
+        "sections": [*sections, *(found.course for found in groups_found)],
         "samples": samples.browser(folders),
     }
     words = {
@@ -60,6 +73,8 @@ def build(runs: list[Path], out: Path) -> Path:
         "compared": comparison.compared(folders),
         "evaluated": evaluation.evaluated(folders),
         "learned": learned.learned(folders),
+        "grouped": groups_found,
+        "groups_beside": groups.beside(folders),
         "boards": bench.boards(folders),
         "benched": bench.benched(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
