@@ -97,6 +97,7 @@ def test_known_groups_go_by_their_label_and_stand_in_the_order_of_the_portraits(
     (panel,) = panels(group_ppo(tmp_path / "run", source="known", metrics=metrics,
                                 groups=portraits(names, source="known", agreement=None)))
     assert lines_of(panel, "Return") == ["ledger", "a/b", "list"]
+    assert "whose likeliest group" not in panel.numbers.words
     assert panel.labels.rows == () and [row[0] for row in panel.numbers.rows] == list(names)
     alone = group_ppo(tmp_path / "alone", source="known", metrics=course(names=("z", "y", "x")), groups={})
     assert lines_of(panels(alone)[0], "Return") == ["z", "y", "x"]  # the lowest return first
@@ -219,10 +220,12 @@ def test_several_runs_with_groups_are_compared_by_their_ends(tmp_path: Path) -> 
         ("list", "ledger"), source="known", agreement=None))
     table = beside([read(one), read(other)])
     assert table is not None
-    assert table.rows[0] == ("one", "inferred, by prompt", "2", "0.10 [0.00, 0.20] (1)", "0.90 [0.80, 1.00] (2)",
-                             "0.20 [0.10, 0.30] (1)", "0.50 [0.40, 0.60] (2)", "0.3")
-    assert table.rows[1][1] == "known: domain" and table.rows[1][3] == "0.10 [0.00, 0.20] (list)"
+    assert table.rows[0] == ("one", "2 inferred, by prompt", "0.10 [0.00, 0.20] (1)", "0.20 [0.10, 0.30] (1)",
+                             "0.50 [0.40, 0.60] (2)", "0.3")
+    assert table.rows[1][1:3] == ("2 known, by domain", "0.10 [0.00, 0.20] (list)")
     assert table.rows[1][-1] == "\u2013" and beside([read(one)]) is None
+    known = beside([read(other), read(other)])
+    assert known is not None and known.head[-1] == "highest gold"  # no column that nobody fills
     assert "Groups side by side" in made(tmp_path, one, other)
 
 

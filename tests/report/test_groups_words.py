@@ -109,12 +109,12 @@ def test_where_gold_ranks_another_group_lowest_the_page_says_so(tmp_path: Path) 
     names = ("list", "ledger")
     turned = portraits(names, source="known")
     turned["groups"][0]["gold"], turned["groups"][1]["gold"] = mean(0.4, 0.1), mean(-0.4, 0.1)
-    words = "The score ranks “list” lowest, gold ranks “ledger” lowest (\u22120.4 against 0.4 there)"
+    words = "By score “list” is lowest, by gold “ledger” is (gold \u22120.4, that of “list” 0.4)"
     known = {"source": "known", "metrics": course(names=names)}
     assert words in said(tmp_path / "run", groups=turned, **known)
     turned["groups"][1]["gold"] = mean(0.39, 0.1)
-    assert "gold ranks" not in said(tmp_path / "chance", groups=turned, **known)
-    assert "gold ranks" not in said(tmp_path / "same")
+    assert "By score" not in said(tmp_path / "chance", groups=turned, **known)
+    assert "By score" not in said(tmp_path / "same")
 
 
 @pytest.mark.parametrize(("start", "end", "words"), [

@@ -83,18 +83,25 @@ def beside(runs: list[RunFolder]) -> Table | None:
         return None
     lines = []
     for run in told:
-        inferred = run.groups.get("source") == "inferred"
-        how = f"inferred, by {run.groups.get('level')}" if inferred else f"known: {run.groups.get('column')}"
-        lines.append((run.name, how, number(len(rows(run.groups, "groups"))),
-                      *(_end(run, key, last) for key in ("score", "gold") for last in (False, True)),
-                      brief(part(run.groups, "agreement").get("rand"))))
-    head = ("run", "groups", "n", "lowest score", "highest score", "lowest gold", "highest gold", "adjusted Rand")
+        n = number(len(rows(run.groups, "groups")))
+        how = (f"{n} inferred, by {run.groups.get('level')}" if run.groups.get("source") == "inferred" else
+               f"{n} known, by {run.groups.get('column')}")
+        lines.append((run.name, how, _end(run, "score", last=False), _end(run, "gold", last=False),
+                      _end(run, "gold", last=True), brief(part(run.groups, "agreement").get("rand"))))
+    head = ("run", "groups", "lowest score", "lowest gold", "highest gold", "adjusted Rand")
     words = ("Means of groups on held-out prompts with their 95% intervals. Groups that were found in one run are not "
              "those of another: compare the lowest of known groups, or the run as a whole.")
-    return Table("Groups side by side", words, head, tuple(lines))
+    return Table("Groups side by side", words, *_without_blanks(head, lines))
 
 
-def _end(run: RunFolder, key: str, last: bool) -> str:
+def _without_blanks(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> tuple[tuple[str, ...],
+                                                                                  tuple[tuple[str, ...], ...]]:
+    """The columns in which some row has something."""
+    kept = [i for i in range(len(head)) if not lines or any(line[i] != DASH for line in lines)]
+    return tuple(head[i] for i in kept), tuple(tuple(line[i] for i in kept) for line in lines)
+
+
+def _end(run: RunFolder, key: str, *, last: bool) -> str:
     found = [(row["mean"], str(group.get("name")), row) for group in rows(run.groups, "groups")
              if (row := known(part(group, key)))]
     if not found:
@@ -126,11 +133,9 @@ def _numbers(named: dict[str, Row], who: Cast, series: Collected) -> Table:
         lines.append((who.title(name), number(row.get("n")), _share(row.get("mass")),
                       *(interval(known(part(row, key))) for key in ("score", "gold", "length")), brief(row.get("kl")),
                       brief(price)))
-    keep = [i for i in range(len(head)) if i < 3 or any(line[i] != DASH for line in lines)]
-    words = ("Means with 95% intervals over the held-out responses whose likeliest group it is; mass counts every "
-             "response by its memberships. Price: in the last quarter of the phases.")
-    return Table("In numbers", words, tuple(head[i] for i in keep), tuple(tuple(line[i] for i in keep)
-                                                                          for line in lines))
+    of = "whose likeliest group it is; mass counts every response by its memberships" if who.inferred else "of it"
+    words = f"Means with 95% intervals over the held-out responses {of}. Price: in the last quarter of the phases."
+    return Table("In numbers", words, *_without_blanks(head, lines))
 
 
 def _means(title: str, key: str, named: dict[str, Row], who: Cast) -> Chart:

@@ -115,9 +115,9 @@ def _order(run: RunFolder, who: Cast) -> str:
     one, other = found[by_score][1], found[by_gold][1]
     if by_score == by_gold or (_apart([one, other]) or 0.0) <= 1.0:
         return ""
-    lowest = who.called(by_score)
-    return (f"The score ranks {lowest} lowest, gold ranks {who.called(by_gold)} lowest ({brief(other['mean'])} against "
-            f"{brief(one['mean'])} there): who is left behind is the reward model's word here.")
+    low, left = who.called(by_score), who.called(by_gold)
+    return (f"By score {low} is lowest, by gold {left} is (gold {brief(other['mean'])}, that of {low} "
+            f"{brief(one['mean'])}): the order of the groups, and with it who is helped, is the reward model's.")
 
 
 def _gap(series: Collected, who: Cast) -> str:
