@@ -1,5 +1,6 @@
 """The groups of a run on the page: their course over the phases, and a portrait of each on held-out prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +95,9 @@ def beside(runs: list[RunFolder]) -> Table | None:
     return Table("Groups side by side", words, *_without_blanks(head, lines))
 
 
-def _without_blanks(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> tuple[tuple[str, ...],
-                                                                                  tuple[tuple[str, ...], ...]]:
+def _without_blanks(
+    head: tuple[str, ...], lines: Sequence[tuple[str, ...]],
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The columns in which some row has something."""
     kept = [i for i in range(len(head)) if not lines or any(line[i] != DASH for line in lines)]
     return tuple(head[i] for i in kept), tuple(tuple(line[i] for i in kept) for line in lines)

@@ -94,7 +94,7 @@ def change(one: Series | None) -> Change | None:
     for quarter in (values[:n], values[-n:]):
         means.append(sum(quarter) / n)
         errors.append(sum((x - means[-1]) ** 2 for x in quarter) / (n - 1) / n)
-    return Change(*means, math.sqrt(sum(errors)))
+    return Change(means[0], means[1], math.sqrt(sum(errors)))
 
 
 def course(who: Cast, series: Collected, name_on_page: str) -> dict[str, Any]:
