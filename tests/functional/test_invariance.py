@@ -18,9 +18,8 @@ from torch.testing import assert_close
 from keel.functional.invariance import (
     adaptive_kl_coef,
     cvar_shaping,
-    dro_factor,
     dro_weights,
-    equal_group_factor,
+    group_factor,
     group_objective,
     group_stats,
     membership_gradient,
@@ -76,8 +75,8 @@ CALLS: dict[str, Callable[[Tensor, Tensor, object], Tensor]] = {
     "low_only": lambda p, r, ranks: variance_shaping(p, r, side="low_only", reduce=ranks.reduce),
     "worst": lambda p, r, ranks: variance_shaping(p, r, side="worst", reduce=ranks.reduce),
     "ratio": lambda p, r, ranks: ratio_variance(p, r, 0.25 * r, reduce=ranks.reduce),
-    "equal": lambda p, r, ranks: equal_group_factor(p, reduce=ranks.reduce),
-    "dro": lambda p, r, ranks: dro_factor(p, p.new_tensor([0.125, 0.25, 0.625])),
+    "equal": lambda p, r, ranks: group_factor(p, torch.ones(3), reduce=ranks.reduce),
+    "dro": lambda p, r, ranks: group_factor(p, p.new_tensor([0.125, 0.25, 0.625]), reduce=ranks.reduce),
     "cvar": lambda p, r, ranks: cvar_shaping(r, share=0.3, gather=ranks.gather),
     "kl": lambda p, r, ranks: adaptive_kl_coef(p, coef=0.05, floor=0.4, renorm=False, reduce=ranks.reduce),
     "kl_renorm": lambda p, r, ranks: adaptive_kl_coef(p, coef=0.05, floor=0.4, renorm=True, reduce=ranks.reduce),
@@ -251,7 +250,8 @@ def test_an_absent_group_is_left_out_of_mean_variance_weights_and_factors() -> N
     for side in SIDES:
         assert_close(variance_shaping(with_hole, returns, side=side), variance_shaping(without, returns, side=side),
                      **FLOAT64)
-    assert_close(equal_group_factor(with_hole), equal_group_factor(without), **FLOAT64)
+    q = float64([0.1, 0.5, 0.2, 0.2])  # of the present ones, a third and two thirds
+    assert_close(group_factor(with_hole, q), group_factor(without, q[[0, 2]]), **FLOAT64)
     assert membership_gradient(with_hole, returns)[:, [1, 3]].tolist() == [[0.0, 0.0]] * 6
 
 
@@ -496,7 +496,7 @@ def test_an_order_names_every_group_once(order: list[int]) -> None:
 
 
 def test_a_negative_slack_is_refused() -> None:
-    with pytest.raises(ValueError, match="would change places for ever"):
+    with pytest.raises(ValueError, match="would change places in every phase"):
         sorted_order([0, 1], torch.zeros(2), slack=-0.01)
 
 
@@ -613,7 +613,7 @@ def test_ratios_beyond_twenty_nats_count_as_twenty_and_learn_nothing() -> None:
 
 def test_the_factor_makes_a_small_group_count_as_much_as_a_large_one() -> None:
     p, losses = known([0, 0, 0, 1], 2), float64([1, 2, 3, 10])
-    factor = equal_group_factor(p)
+    factor = group_factor(p, torch.ones(2))
     assert_close(factor, float64([2 / 3, 2 / 3, 2 / 3, 2]), **FLOAT64)  # (1/2)(4/3) and (1/2)(4/1)
     assert (factor * losses).mean().item() == pytest.approx((2 + 10) / 2, rel=RELATIVE64)
 
@@ -621,7 +621,7 @@ def test_the_factor_makes_a_small_group_count_as_much_as_a_large_one() -> None:
 @given(seeds, sizes, n_groups)
 def test_factors_of_soft_groups_follow_the_page_and_have_mean_one(seed: int, n: int, m: int) -> None:
     p, _ = draw(seed, n, m)
-    factor = equal_group_factor(p)
+    factor = group_factor(p, torch.ones(m))
     assert_close(factor, float64(truth.equal_group_factors(p.tolist())), **FLOAT64)
     assert_close(factor.mean(), float64(1.0), **FLOAT64)
 
@@ -649,15 +649,19 @@ def test_group_weights_take_no_negative_step() -> None:
         dro_weights(torch.ones(2) / 2, torch.zeros(2), torch.tensor([True, True]), step=-0.1)
 
 
-def test_responses_are_multiplied_by_the_weight_of_their_groups() -> None:
-    # G = 2: known members 2 q_g; half of each 2 (0.3 + 0.7) / 2 = 1.
-    assert_close(dro_factor(float64([[1, 0], [0, 1], [0.5, 0.5]]), float64([0.3, 0.7])), float64([0.6, 1.4, 1.0]),
-                 **FLOAT64)
+def test_the_factor_weighs_the_mean_of_each_group() -> None:
+    """Sagawa's objective is sum_g q_g mean_g, whatever the size of a group."""
+    p, losses = known([0, 0, 0, 1], 2), float64([1, 2, 3, 10])
+    factor = group_factor(p, float64([0.3, 0.7]))
+    assert_close(factor, float64([0.4, 0.4, 0.4, 2.8]), **FLOAT64)  # 0.3 (4/3) and 0.7 (4/1)
+    assert (factor * losses).mean().item() == pytest.approx(0.3 * 2 + 0.7 * 10, rel=RELATIVE64)
+    soft = group_factor(float64([[1, 0], [0, 1], [0.5, 0.5]]), float64([0.3, 0.7]))
+    assert_close(soft, float64([0.6, 1.4, 1.0]), **FLOAT64)  # masses of 1.5: 3 / 1.5 = 2
 
 
 def test_factors_of_responses_carry_no_graph() -> None:
     q = torch.ones(2).bfloat16().requires_grad_()
-    assert not dro_factor(torch.ones(3, 2), q).requires_grad
+    assert not group_factor(torch.ones(3, 2), q).requires_grad
 
 
 @given(seeds, st.sampled_from([0.05, 0.25, 0.3, 0.5, 0.77, 0.98]))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from keel.functional.masked import wide
 
-__all__ = ["GroupStats", "adaptive_kl_coef", "cvar_shaping", "dro_factor", "dro_weights", "equal_group_factor",
+__all__ = ["GroupStats", "adaptive_kl_coef", "cvar_shaping", "dro_weights", "group_factor",
            "group_objective", "group_stats", "membership_gradient", "memberships", "ratio_variance", "sorted_order",
            "standardised_returns", "variance_shaping"]
 
@@ -162,13 +162,14 @@ def sorted_order(order: list[int], ema: Float[Tensor, " G"], *, slack: float) ->
         ValueError: slack is negative, or order does not name every column once.
     """
     if slack < 0:
-        raise ValueError(f"slack={slack} is negative: two groups would change places for ever")
+        raise ValueError(f"slack={slack} is negative: equal groups would change places in every phase")
     if sorted(order) != list(range(len(ema))):
         raise ValueError(f"order={order} does not name each of {len(ema)} groups once")
     means, found = ema.tolist(), list(order)
-    while wrong := [k for k in range(1, len(found)) if means[found[k - 1]] - means[found[k]] > slack]:
-        k = wrong[0]
-        found[k - 1], found[k] = found[k], found[k - 1]
+    for last in range(len(found)):  # each one moves down among those before it, which stand as they should
+        for k in range(last, 0, -1):
+            if means[found[k - 1]] - means[found[k]] > slack:
+                found[k - 1], found[k] = found[k], found[k - 1]
     return found
 
 
@@ -222,17 +223,25 @@ def ratio_variance(
     return group_stats(wide(p.detach()) * ratio[:, None], returns, reduce=reduce).variance
 
 
-def equal_group_factor(p: Float[Tensor, "B G"], *, reduce: Across = None) -> Float[Tensor, " B"]:
-    """What turns a mean over responses into a mean over the groups that are present.
+def group_factor(
+    p: Float[Tensor, "B G"], q: Float[Tensor, " G"], *, reduce: Across = None,
+) -> Float[Tensor, " B"]:
+    """What turns a mean over responses into a mean over groups of weights q, whatever their size.
 
-        f_i = mean_g B p_ig / S_g
+        f_i = sum_g q_g B p_ig / S_g,    q of the present groups scaled to sum 1
 
-    Source: Krueger et al. 2021, arXiv:2003.00688, Eq. 8 (V-REx sums risks of domains, whatever their size); section 9.
+    Equal weights give each group the same say. Source: Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1 (q_g times the
+    mean loss of a group); Krueger et al. 2021, arXiv:2003.00688, Eq. 8 (risks of domains summed, whatever their size).
+
+    Args:
+        p: memberships; detached here.
+        q: weights of the groups, >= 0; detached here.
+        reduce: turns sums of this rank into those of all ranks.
     """
     p = wide(p.detach())
     stats = group_stats(p, p.new_zeros(len(p)), reduce=reduce)
-    shares = p / torch.where(stats.present, stats.mass, 1.0)
-    return _n_rows(p, reduce) * shares.sum(1) / stats.present.sum()
+    weights = torch.where(stats.present, q.detach().to(p), 0.0)
+    return _n_rows(p, reduce) * (p @ (weights / torch.where(stats.present, stats.mass, 1.0))) / weights.sum()
 
 
 def dro_weights(
@@ -256,16 +265,6 @@ def dro_weights(
         raise ValueError(f"step={step} is negative: the groups that earn most would gain weight")
     losses = torch.where(present, -wide(group_returns.detach()), 0.0)
     return (wide(q.detach()).log() + step * losses).softmax(0)
-
-
-def dro_factor(p: Float[Tensor, "B G"], q: Float[Tensor, " G"]) -> Float[Tensor, " B"]:
-    """What each response's advantage is multiplied by: 1 where all groups weigh the same.
-
-        f_i = sum_g G q_g p_ig
-
-    Source: Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1 (the step of the model), with soft groups; section 9.
-    """
-    return wide(p.detach()) @ wide(q.detach()) * p.shape[1]
 
 
 def cvar_shaping(returns: Float[Tensor, " B"], *, share: float, gather: Across = None) -> Float[Tensor, " B"]:

@@ -13,9 +13,8 @@ from keel.errors import DataError
 from keel.functional.invariance import (
     adaptive_kl_coef,
     cvar_shaping,
-    dro_factor,
     dro_weights,
-    equal_group_factor,
+    group_factor,
     group_objective,
     group_stats,
     memberships,
@@ -168,10 +167,11 @@ class Groups:
             return None, None
         if cfg.objective == "dro":
             stats = group_stats(p, returns)
-            q = dro_weights(torch.tensor(known["q"]), stats.returns, stats.present, step=cfg.dro_step)
+            q = dro_weights(torch.tensor(known["q"], dtype=torch.float64), stats.returns, stats.present,
+                            step=cfg.dro_step)
             known["q"] = q.tolist()
-            return dro_factor(p, q), None
-        factor = equal_group_factor(p) if cfg.objective == "vrex" else None
+            return group_factor(p, q), None
+        factor = group_factor(p, torch.ones(self.n)) if cfg.objective == "vrex" else None
         if cfg.estimator == "ratio":
             return factor, None
         weights = cvar_shaping(returns, share=cfg.cvar_share) if cfg.objective == "cvar" else variance_shaping(
