@@ -97,6 +97,12 @@ def test_every_prompt_layout(jsonl, row):
     assert record == Prompt("rows:1", ASKED)
 
 
+def test_a_label_is_a_word_or_nothing():
+    meta = {"a": 1, "b": "1", "c": True, "d": None, "e": math.nan, "f": ""}
+    prompt = Prompt("p", (Message("user", "hello"),), meta=meta)
+    assert [prompt.label(name) for name in "abcdefg"] == ["1", "1", "True", None, None, "", None]
+
+
 def test_as_text_keeps_a_string_prompt_and_refuses_a_conversation(jsonl):
     path = jsonl({"prompt": HH, "completion": "so."}, {"prompt": [USER], "completion": "so."})
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the prompt is a conversation, and as_text was asked for"):

@@ -15,12 +15,19 @@ from keel.functional.masked import (
     masked_sum,
     merge_moments,
     no_moments,
+    row_sums,
     weighted_sum,
     whiten,
     wide,
 )
 
 NAN = float("nan")
+
+
+def test_row_sums_by_hand_and_blind_to_what_is_masked() -> None:
+    x, mask = torch.tensor([[1.0, NAN, 4.0], [2.0, 3.0, NAN]]), torch.tensor([[1, 0, 1], [0, 1, 0]]).bool()
+    assert row_sums(x, mask).tolist() == [5.0, 3.0]
+    assert row_sums(x.bfloat16(), mask).dtype == torch.float32
 
 
 def test_wide_keeps_float64_and_widens_the_rest() -> None:

@@ -163,7 +163,8 @@ class Slow:
         if acts and cfg.objective == "dro":
             raw = [q * math.exp(-cfg.dro_step * float(means.get(g, 0.0))) for g, q in enumerate(known["q"])]
             known["q"] = [q / sum(raw) for q in raw]
-            found.factor = [len(raw) * sum(q * float(x) for q, x in zip(known["q"], row, strict=True)) for row in p]
+            there = sum(known["q"][g] for g in means)
+            found.factor = [sum(n * known["q"][g] / there * float(row[g] / mass[g]) for g in means) for row in p]
         elif acts and cfg.objective is not None:
             if cfg.objective == "vrex":
                 found.factor = [sum(n * float(row[g] / mass[g]) for g in means) / len(means) for row in p]
@@ -369,10 +370,11 @@ def test_inferred_groups_are_called_by_their_place_and_known_ones_by_their_label
 
 
 def test_prompts_without_a_label_are_named_and_how_many_there_are():
-    prompts = [Prompt(f"q{i}", (), text="x", meta={"group": "a"} if i else {}) for i in range(3)]
-    with pytest.raises(DataError, match="1 of 3 prompts have no label 'group'") as caught:
+    """NaN, which a table has where a cell is empty, is no label."""
+    prompts = [Prompt(f"q{i}", (), text="x", meta={"group": x}) for i, x in enumerate([None, "a", math.nan])]
+    with pytest.raises(DataError, match="2 of 3 prompts have no label 'group'") as caught:
         Groups(GroupConfig(source="known"), None, prompts, seed=0)
-    assert "records q0" in str(caught.value) and "groups.column" in str(caught.value)
+    assert "records q0, q2" in str(caught.value) and "groups.column" in str(caught.value)
     with pytest.raises(DataError, match="3 of 3 prompts have no label 'topic'"):
         Groups(GroupConfig(source="known", column="topic"), None, prompts, seed=0)
 

@@ -160,7 +160,7 @@ def test_with_critic_coef_the_critics_gradient_is_that_of_the_joint_loss(home, m
     groups = Groups(cfg.groups, models.critic, [], seed=0)
     rollout = replace(part, **{name: getattr(read(models, part, level), name) for name in ("places", "states")})
     asked, returns = asked_of(groups, rollout)
-    rollout = replace(rollout, **groups.terms(rollout, asked))
+    rollout = replace(rollout, **groups.terms(rollout, asked, prices=False))
     assert groups.head.weight.grad is None and not rollout.state_pull.requires_grad
     models.critic.zero_grad()
     updates.value_gradients(models.critic, rollout, 1, cfg, Tally())
@@ -194,7 +194,9 @@ def test_with_critic_coef_the_critics_gradient_is_that_of_the_joint_loss(home, m
 def test_without_critic_coef_nothing_is_added_to_the_critics_loss(home, models, part):
     groups = Groups(group_ppo_config(home).groups, models.critic, [], seed=0)
     rollout = read(models, part, "trajectory")
-    assert groups.terms(rollout, asked_of(groups, rollout)[0]) == {}
+    asked = asked_of(groups, rollout)[0]
+    assert groups.terms(rollout, asked, prices=False) == {}
+    assert groups.terms(rollout, asked, prices=True) == {"kl_coefs": asked.prices}
     grads = []
     for one in (rollout, replace(rollout, places=None, states=None)):
         models.critic.zero_grad()
@@ -274,7 +276,7 @@ def test_ratios_are_asked_for_only_where_they_act(home, models, part):
         groups = Groups(cfg, models.critic, [], seed=0)
         rollout = read(models, part, "trajectory")
         asked, returns = asked_of(groups, rollout, coef)
-        found = groups.terms(rollout, asked)
+        found = groups.terms(rollout, asked, prices=False)
         assert bool(found) == expected
         if found:
             assert found.keys() == {"memberships", "group_returns", "ratio_coef"} and found["ratio_coef"] == 0.3

@@ -32,6 +32,12 @@ REFUSED = [
      "whole responses explode beyond 64 tokens; use 'shaping'"),
     ({"kl": {"coef": 0.0}}, "groups.kl='adaptive' and kl.coef=0: there is no price of drift to share out; set "
      "groups.kl to equal"),
+    ({"kl": {"coef": 0.0}, "groups": {"kl": "equal", "returns": "kl_penalised"}},
+     "groups.returns='kl_penalised' and kl.coef=0: drift has no price to take off; use 'score'"),
+    ({"groups": {"kl": "equal", "kl_renorm": True}},
+     "groups.kl_renorm scales adaptive prices, and groups.kl='equal': leave one out"),
+    *(({"truncation": {"how": how}}, f"truncation.how={how!r} says not what a cut response is worth, and the means of "
+       "groups count every response: use score, penalty or constant") for how in ("mask", "bootstrap")),
     # what plain PPO refuses
     ({"minibatch": 3}, "minibatch=3 does not divide rollouts=8"),
 ]
@@ -48,6 +54,7 @@ ALLOWED = [
     {"groups": {"floor": 0.5}}, {"groups": {"floor": 0.33, "n": 3}}, {"groups": {"floor": 0.9, "source": "known"}},
     RLOO | {"critic": {"pretrain": 0}, "groups": {"source": "known"}}, {"groups": {"warmup": 1}, "steps": 2},
     {"groups": {"objective": None}, "advantage": {"normalise": "minibatch"}}, {"advantage": {"normalise": "rollout"}},
+    *({"truncation": {"how": how, "value": 1.0}} for how in ("penalty", "constant")), {"groups": {"kl_renorm": True}},
     LONG, {"groups": {"estimator": "ratio"}, "sampling": {"max_new_tokens": 64}},
 ]
 

@@ -103,7 +103,7 @@ def test_pairs_without_strength_are_named():
     with pytest.raises(DataError, match=r"f\.jsonl: 1 of 2 pairs have no strength \(first: p7\)"):
         denoised([pair(1.0), pair(None, 7)], DenoiseConfig(margin=1.0), where="f.jsonl")
     assert denoised([pair(None)], DenoiseConfig(smooth=0.1, smooth_where="all"))[0][0].label_prob == 0.9
-    with pytest.raises(DataError, match="denoise.drop leaves none of 2 pairs"):
+    with pytest.raises(DataError, match=r"denoise\.drop leaves none of 2 pairs"):
         denoised(pairs(1.0, 2.0), DenoiseConfig(drop=(0.0, 1.0)))
 
 

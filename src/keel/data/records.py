@@ -46,6 +46,11 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict)
     truth: Mapping[str, Any] = field(default_factory=dict)
 
+    def label(self, column: str) -> str | None:
+        """What `meta` says under that name, as a word; none where it says nothing, or NaN."""
+        value = self.meta.get(column)
+        return None if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
 
 @dataclass(frozen=True)
 class Demonstration:

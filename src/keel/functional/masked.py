@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = ["Moments", "Stats", "loss_weights", "masked_mean", "masked_sum", "merge_moments", "no_moments",
-           "weighted_sum", "whiten", "wide"]
+           "row_sums", "weighted_sum", "whiten", "wide"]
 
 Stats = dict[str, Tensor]
 Moments = Float[Tensor, "3"]
@@ -22,6 +22,11 @@ def wide(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
 def masked_sum(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:
     """Sum of x where mask is True. Source: Zheng et al. 2023, arXiv:2307.04964, section 7 of our spec (token means)."""
     return torch.where(mask, wide(x), 0.0).sum()
+
+
+def row_sums(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    """Sum of each row where mask is True: nats of a response from nats of its tokens. Source: as `masked_sum`."""
+    return torch.where(mask, wide(x), 0.0).sum(1)
 
 
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:

@@ -9,6 +9,7 @@ from keel.batches import Rollout
 from keel.data.records import Prompt
 from keel.functional.clusters import adjusted_rand, normalised_information
 from keel.functional.invariance import group_stats
+from keel.functional.masked import row_sums
 from keel.online.groups import Asked
 from keel.rollout.reward import Scores
 
@@ -27,12 +28,12 @@ def group_metrics(asked: Asked, rollout: Rollout, scored: Scores, names: Sequenc
     p, mask = asked.memberships, rollout.tokens.response_mask
     stats = group_stats(p, asked.returns)
     lengths = mask.sum(1).float().to(p.device)
-    nats = torch.where(mask, rollout.kl, 0.0).sum(1).to(p.device)
+    nats = row_sums(rollout.kl, mask).to(p.device)
     rows = {"score": scored.total, "length": lengths, "kl_coef": asked.prices}
     if scored.disagreement:  # where drift is cheap, the rewards are least to be trusted: spec, section 11, item 4
         rows["disagreement"] = torch.stack(list(scored.disagreement.values())).mean(0)
     means = {name: group_stats(p, x.to(p)).returns for name, x in rows.items()}
-    means["kl"] = (p.T @ nats) / (p.T @ lengths).clamp_min(1)
+    means["kl"] = (p.T @ nats) / torch.where(stats.present, p.T @ lengths, 1.0)
     found = {f"group/{group}/{name}": float(x[g]) for g, group in enumerate(names) if stats.present[g]
              for name, x in ({"mass": stats.mass / len(p), "return": stats.returns} | means).items()}
     found |= {f"group/{group}/mass": 0.0 for g, group in enumerate(names) if not stats.present[g]}
@@ -48,7 +49,7 @@ def group_metrics(asked: Asked, rollout: Rollout, scored: Scores, names: Sequenc
 
 def agreement(p: Tensor, prompts: Sequence[Prompt], column: str) -> dict[str, float]:
     """How the likeliest groups agree with the labels that prompts carry; empty where not all of them do."""
-    labels: list[str] = [str(prompt.meta[column]) for prompt in prompts if prompt.meta.get(column) is not None]
+    labels = [label for prompt in prompts if (label := prompt.label(column)) is not None]
     if len(labels) < len(prompts) or len(set(labels)) < 2:
         return {}
     numbers: Mapping[str, int] = {label: i for i, label in enumerate(sorted(set(labels)))}

@@ -30,11 +30,11 @@ class GroupConfig(Config):
     objective: Literal["variance", "low_only", "worst", "vrex", "dro", "cvar"] | None = Field(
         "variance", description="what the policy's loss does about unequal groups; none: nothing")
     coef: float = Field(0.1, gt=0, description="beta_policy, on standardised returns; every objective but dro")
-    cap: float | None = Field(1.0, gt=0, description="bound on coef times the shaping of an advantage; none: unbounded")
+    cap: float | None = Field(1.0, gt=0, description="bound on what shaping adds to an advantage; none: unbounded; not dro")
     estimator: Literal["shaping", "ratio"] = Field("shaping", description="of the variance's gradient: in the "
         f"advantages, or by sequence ratios (variance; responses of at most {LONGEST_RATIO} tokens)")
-    warmup: int = Field(20, ge=0, description="phases in which groups are found and nothing is done about them")
-    ramp_fraction: float = Field(0.1, ge=0, le=1, description="share of the phases in which coef rises from 0 then")
+    warmup: int = Field(20, ge=0, description="phases in which groups are found and the policy learns as in keel ppo")
+    ramp_fraction: float = Field(0.1, ge=0, le=1, description="share of the phases in which coef rises from 0 then; not dro")
     dro_step: float = Field(0.1, gt=0, description="group DRO's step on its weights, per standardised unit; dro")
     cvar_share: float = Field(0.2, gt=0, lt=1, description="share of the worst returns that cvar raises the mean of")
     kl: Literal["adaptive", "equal"] = Field("adaptive", description="the price of drift by membership in the highest "
@@ -75,6 +75,8 @@ def contradictions(cfg: GroupConfig) -> Iterator[tuple[bool, str]]:
         "group returns has that form")
     yield cfg.objective is None and cfg.kl == "equal", (
         "groups.objective is none and groups.kl='equal': the groups would change nothing; use `keel ppo`")
+    yield cfg.kl == "equal" and cfg.kl_renorm, (
+        "groups.kl_renorm scales adaptive prices, and groups.kl='equal': leave one out")
     yield cfg.source == "known" and cfg.critic_coef is not None, (
         "groups.critic_coef needs groups.source='inferred': known groups have no head to learn with")
     yield cfg.source == "inferred" and cfg.floor > 1 / cfg.n, (

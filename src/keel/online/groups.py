@@ -22,7 +22,7 @@ from keel.functional.invariance import (
     standardised_returns,
     variance_shaping,
 )
-from keel.functional.masked import masked_sum
+from keel.functional.masked import row_sums
 from keel.models.forward import head_layer
 from keel.online.group_settings import GroupConfig
 from keel.online.memory import Memory, Phase
@@ -102,7 +102,7 @@ class Groups:
     def columns(self, states: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:
         """Memberships of each response, in the order of the head's columns or of the labels. [B G]"""
         if self.head is None:
-            index = [self.labels.index(str(prompt.meta[self.cfg.column])) for prompt in prompts]
+            index = [self.labels.index(str(prompt.label(self.cfg.column))) for prompt in prompts]
             return nn.functional.one_hot(torch.tensor(index), self.n).float()
         assert states is not None, "the critic was asked for its states"
         return memberships(self.head(states), bound=self.cfg.logit_bound)
@@ -113,7 +113,7 @@ class Groups:
 
         Args:
             rollout: measured, with `states` where groups are inferred.
-            scores: processed, one per response.
+            scores: what each response is paid, processed.
             prompts: of each response.
             memory: `kl_coef` is read; `groups` is brought up to date.
             phase: which one; nothing is asked while the critic warms up or the groups do.
@@ -128,8 +128,7 @@ class Groups:
             prices = adaptive_kl_coef(before, coef=memory["kl_coef"], floor=cfg.kl_floor, renorm=cfg.kl_renorm)
         signal = scores
         if cfg.returns == "kl_penalised":
-            drift = [masked_sum(kl, mask) for kl, mask in zip(rollout.kl, rollout.tokens.response_mask, strict=True)]
-            signal = scores - prices * torch.stack(drift).to(scores)
+            signal = scores - prices * row_sums(rollout.kl, rollout.tokens.response_mask).to(scores)
         returns = standardised_returns(signal, tails=cfg.tails)
         objective = self.learn(rollout.states, returns) if self.head is not None else None
         with torch.no_grad():
@@ -171,9 +170,9 @@ class Groups:
                             step=cfg.dro_step)
             known["q"] = q.tolist()
             return group_factor(p, q), None
-        factor = group_factor(p, torch.ones(self.n)) if cfg.objective == "vrex" else None
         if cfg.estimator == "ratio":
-            return factor, None
+            return None, None
+        factor = group_factor(p, torch.ones(self.n)) if cfg.objective == "vrex" else None
         weights = cvar_shaping(returns, share=cfg.cvar_share) if cfg.objective == "cvar" else variance_shaping(
             p, returns, side=SIDES[cfg.objective])
         shaping = -coef * weights
@@ -188,15 +187,21 @@ class Groups:
         known["swaps"] += order != known["order"]
         known["order"] = order
 
-    def terms(self, rollout: Rollout, asked: Asked) -> dict[str, Any]:
-        """Fields of the rollout that move critic or policy in the update, beside what credit says."""
-        found: dict[str, Any] = {}
+    def terms(self, rollout: Rollout, asked: Asked, *, prices: bool) -> dict[str, Any]:
+        """Fields of the rollout that move critic or policy in the update, beside what credit says.
+
+        Args:
+            rollout: measured.
+            asked: what the groups ask.
+            prices: whether drift is charged there.
+        """
+        device = rollout.tokens.ids.device
+        found: dict[str, Any] = {"kl_coefs": asked.prices.to(device)} if prices else {}
         if self.cfg.critic_coef is not None:  # the paper's joint loss: the head's objective moves the critic too
             states = rollout.states.detach().requires_grad_()
             loss = -self.cfg.critic_coef * self.objective(states, asked.returns)
             found["state_pull"] = torch.autograd.grad(loss, states)[0]
         if self.cfg.estimator == "ratio" and asked.coef:
-            device = rollout.tokens.ids.device
             found |= {"memberships": asked.memberships.to(device), "group_returns": asked.returns.to(device),
                       "ratio_coef": asked.coef}
         return found
@@ -218,12 +223,12 @@ def known_labels(prompts: Sequence[Prompt], column: str) -> tuple[str, ...]:
     Raises:
         DataError: a prompt has none, or all have the same.
     """
-    without = [prompt.id for prompt in prompts if prompt.meta.get(column) is None]
+    without = [prompt.id for prompt in prompts if prompt.label(column) is None]
     if without:
         raise DataError(f"{len(without)} of {len(prompts)} prompts have no label {column!r}",
                         where=f"records {', '.join(without[:5])}",
                         remedy="Name the column that holds it with groups.column, or leave groups.source = inferred.")
-    labels = tuple(sorted({str(prompt.meta[column]) for prompt in prompts}))
+    labels = tuple(sorted({str(prompt.label(column)) for prompt in prompts}))
     if len(labels) < 2:
         raise DataError(f"all {len(prompts)} prompts have the label {column} = {labels[0]!r}, so there is one group",
                         where="prompts", remedy="Take prompts of two or more groups, or another column.")

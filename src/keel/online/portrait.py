@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from keel.data.records import Prompt
-from keel.data.render import PromptRow
 from keel.functional.clusters import word_contrast
+from keel.functional.masked import row_sums
 from keel.online.group_monitor import agreement
 from keel.online.groups import Groups, with_places
 from keel.online.memory import Memory
@@ -47,10 +47,11 @@ class Crowd:
 def portrayed(setup: Setup, groups: Groups, memory: Memory) -> dict[str, Any]:
     """Write groups.json: a portrait of each group on the held-out prompts. What of it belongs into result.json."""
     cfg = groups.cfg
-    rows = [row for row in setup.held_out if not groups.labels or str(row.record.meta.get(cfg.column)) in groups.labels]
-    if not rows:
+    index = [i for i, row in enumerate(setup.held_out)
+             if not groups.labels or row.record.label(cfg.column) in groups.labels]
+    if not index:
         return {}
-    crowd = assembled(setup, groups, memory, rows)
+    crowd = assembled(setup, groups, memory, index)
     names, seed = groups.names(memory["groups"]["order"]), setup.cfg.seed
     found = agreement(crowd.memberships, crowd.responses.prompts, cfg.column) if groups.head is not None else {}
     told = {"source": cfg.source, "level": cfg.level if groups.head is not None else None, "column": cfg.column,
@@ -62,10 +63,12 @@ def portrayed(setup: Setup, groups: Groups, memory: Memory) -> dict[str, Any]:
     return {"groups": brief, "agreement": told["agreement"]}
 
 
-def assembled(setup: Setup, groups: Groups, memory: Memory, rows: Sequence[PromptRow]) -> Crowd:
-    """Answer held-out prompts with the streams of the exam, and ask critic and head where each answer belongs."""
+def assembled(setup: Setup, groups: Groups, memory: Memory, index: Sequence[int]) -> Crowd:
+    """The answers of the exam to these held-out prompts, and where critic and head say that each belongs."""
     cfg, models = setup.cfg, setup.models
-    responses = respond(models.policy, setup.words, rows, cfg.sampling, seed=cfg.seed, names=["evaluate"])
+    everyone = respond(models.policy, setup.words, setup.held_out, cfg.sampling, seed=cfg.seed, names=["evaluate"])
+    responses = Responses(everyone.rollout.rows(list(index)), tuple(everyone.prompts[i] for i in index),
+                          tuple(everyone.texts[i] for i in index))
     rollout = measure(replace(responses, rollout=with_places(responses.rollout, groups)), policy=models.policy,
                       reference=models.reference, critic=models.critic, micro_tokens=cfg.micro_tokens, kl="k3",
                       temperature=cfg.sampling.logprob_temperature)
@@ -73,11 +76,10 @@ def assembled(setup: Setup, groups: Groups, memory: Memory, rows: Sequence[Promp
         p = groups.columns(rollout.states, responses.prompts).cpu()[:, memory["groups"]["order"]]
     mask = rollout.tokens.response_mask
     columns = {"score": setup.rewards(responses).total, "length": mask.sum(1).float().cpu(),
-               "kl": torch.where(mask, rollout.kl, 0.0).sum(1).cpu()}
+               "kl": row_sums(rollout.kl, mask).cpu()}
     if cfg.gold is not None:
         columns["gold"] = responses.scored_by(scoring_function(cfg.gold))
-    labels = tuple(None if prompt.meta.get(groups.cfg.column) is None else str(prompt.meta[groups.cfg.column])
-                   for prompt in responses.prompts)
+    labels = tuple(prompt.label(groups.cfg.column) for prompt in responses.prompts)
     return Crowd(responses, p, p.argmax(1), labels, columns)
 
 

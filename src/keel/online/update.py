@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from keel.batches import Rollout, TokenBatch
 from keel.functional.invariance import ratio_variance
-from keel.functional.masked import loss_weights, masked_sum, weighted_sum
+from keel.functional.masked import loss_weights, masked_sum, row_sums, weighted_sum
 from keel.functional.policy import clipped_value_loss, nll
 from keel.models.actors import Actors
 from keel.models.forward import token_kl, token_logprobs, values_and_states
@@ -94,7 +94,8 @@ def policy_gradients(models: Actors, part: Rollout, mix: list[TokenBatch], numbe
             loss, stats = loss + price * drift, stats | {"loss/kl": drift}
         objective = weighted_sum(loss, weights) / total
         if micro.ratio_pull is not None:
-            objective = objective + (micro.ratio_pull * masked_rows(logprobs, micro)).sum() * len(part.ended) / total
+            pulled = micro.ratio_pull * row_sums(logprobs, micro.tokens.response_mask)
+            objective = objective + pulled.sum() * len(part.ended) / total
         require_finite(objective.detach(), "loss/policy", number, micro.tokens.record_ids)
         objective.backward()
         gap = torch.maximum(gap, (logprobs.detach() - micro.logprobs)[micro.tokens.response_mask].abs().max())
@@ -140,11 +141,6 @@ def entropy_of(policy: nn.Module, part: Rollout, cfg: OnlineConfig) -> Tensor:
     return torch.stack(summed).sum() / weights_of(part, cfg).sum()
 
 
-def masked_rows(x: Tensor, rows: Rollout) -> Tensor:
-    """Sum over the response tokens of each row. [B]"""
-    return torch.where(rows.tokens.response_mask, x, 0.0).sum(1)
-
-
 @torch.no_grad()
 def with_ratio_pull(policy: nn.Module, part: Rollout, number: int, cfg: OnlineConfig) -> Rollout:
     """A minibatch with the gradient of its variance of group returns in each response's log-ratio, where that is how
@@ -156,7 +152,7 @@ def with_ratio_pull(policy: nn.Module, part: Rollout, number: int, cfg: OnlineCo
         for index in parts_of(part, cfg.micro_tokens):
             micro = part.rows(index)
             logprobs = token_logprobs(policy, micro.tokens, temperature=cfg.sampling.logprob_temperature)[0]
-            log_ratios[torch.tensor(index)] = masked_rows(logprobs - micro.logprobs, micro)
+            log_ratios[torch.tensor(index)] = row_sums(logprobs - micro.logprobs, micro.tokens.response_mask)
     with torch.enable_grad():
         log_ratios.requires_grad_()
         variance = part.ratio_coef * ratio_variance(part.memberships, part.group_returns, log_ratios)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pydantic import model_validator
 
 from keel import runs
+from keel.functional.advantage import cut_scores
 from keel.online.close import closed, finish
 from keel.online.group_monitor import agreement, group_metrics
 from keel.online.group_settings import LONGEST_RATIO, GroupConfig
@@ -71,13 +72,15 @@ def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
             scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
             # Groups: prices by the memberships so far, then the head learns, then it says what advantages change.
             names, swaps = groups.names(memory["groups"]["order"]), memory["groups"]["swaps"]
-            asked = groups.ask(rollout, scores, responses.prompts, memory, phase, cfg.steps)
+            paid = cut_scores(scores, rollout.ended.cpu(), how=cfg.truncation.how, value=cfg.truncation.value)
+            asked = groups.ask(rollout, paid, responses.prompts, memory, phase, cfg.steps)
             # Credit: one score per response becomes one advantage per token.
+            # DEVIATION(group_ppo-3): advantages are whitened only where advantage.normalise asks for it, as in PPO-max.
             in_reward = cfg.kl.within == "reward"
             rollout = with_credit(rollout, scores, truncation=cfg.truncation, advantage=cfg.advantage,
                                   kl_coef=asked.prices if in_reward else 0.0, factor=asked.factor,
                                   shaping=asked.shaping)
-            rollout = replace(rollout, kl_coefs=None if in_reward else asked.prices, **groups.terms(rollout, asked))
+            rollout = replace(rollout, **groups.terms(rollout, asked, prices=not in_reward))
             metrics = monitors(rollout, scored, scores, memory["moments"]) | {"kl/coef": memory["kl_coef"]}
             metrics |= group_metrics(asked, rollout, scored, names) | {"groups/swaps": swaps}
             if cfg.groups.source == "inferred":
@@ -98,8 +101,12 @@ def warnings_of(cfg: GroupPPOConfig, groups: Groups) -> Iterator[str]:
     """What a reader of this run's numbers must know of its groups."""
     if cfg.rollouts < FEWEST:
         yield f"rollouts={cfg.rollouts}: means of groups are unsteady below {FEWEST} responses per phase."
+    if cfg.score.scale is None and cfg.advantage.normalise is None:
+        yield ("score.scale and advantage.normalise are none: groups.coef acts on standardised returns, so how much it "
+               "weighs beside the advantages depends on the scale of the scores.")
     if groups.labels:
-        yield f"known groups: {', '.join(groups.labels)}"
+        few = f"; more than {cfg.rollouts} responses per phase would suit so many" * (groups.n * FEW > cfg.rollouts)
+        yield f"{groups.n} known groups: {', '.join(groups.labels[:SHOWN])}{', ...' * (groups.n > SHOWN)}{few}"
     elif cfg.groups.level == "trajectory":
         yield ("groups.level='trajectory': such groups largely follow the score itself; read what marks them in "
                "groups.json before calling them kinds of prompts.")
@@ -107,6 +114,8 @@ def warnings_of(cfg: GroupPPOConfig, groups: Groups) -> Iterator[str]:
 
 FEWEST = 64
 """Responses per phase below which group means are unsteady (section 7 of our spec)."""
+FEW, SHOWN = 8, 20
+"""Responses of a known group per phase, on average, that its mean needs; labels that are named."""
 
 
 def contradictions(cfg: GroupPPOConfig) -> Iterator[tuple[bool, str]]:
@@ -125,3 +134,8 @@ def contradictions(cfg: GroupPPOConfig) -> Iterator[tuple[bool, str]]:
         f"responses explode beyond {LONGEST_RATIO} tokens; use 'shaping'")
     yield groups.kl == "adaptive" and cfg.kl.coef == 0, (
         "groups.kl='adaptive' and kl.coef=0: there is no price of drift to share out; set groups.kl to equal")
+    yield groups.returns == "kl_penalised" and cfg.kl.coef == 0, (
+        "groups.returns='kl_penalised' and kl.coef=0: drift has no price to take off; use 'score'")
+    yield cfg.truncation.how in ("mask", "bootstrap"), (
+        f"truncation.how={cfg.truncation.how!r} says not what a cut response is worth, and the means of groups count "
+        "every response: use score, penalty or constant")

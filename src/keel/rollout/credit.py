@@ -105,7 +105,8 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float | Tensor, tr
     mask, device = rollout.tokens.response_mask, rollout.tokens.ids.device
     ended = rollout.ended.to(device)
     paid = cut_scores(scores.to(device), ended, how=truncation.how, value=truncation.value)
-    rewards = token_rewards(paid, rollout.kl, mask, kl_coef=kl_coef)
+    price = kl_coef.to(device) if isinstance(kl_coef, Tensor) else kl_coef
+    rewards = token_rewards(paid, rollout.kl, mask, kl_coef=price)
     counted = ended if truncation.how == "mask" else torch.ones_like(ended)
     groups = rollout.prompt_indices.to(device) // advantage.group
     returns = None

@@ -35,8 +35,8 @@ class Exam:
 
     def by_label(self, column: str) -> None:
         """Also say what the answers to the prompts of each label are worth, where prompts carry labels in `column`."""
-        labels = [row.record.meta.get(column) for row in self.prompts]
-        self.members = {str(label): [i for i, other in enumerate(labels) if other == label]
+        labels = [row.record.label(column) for row in self.prompts]
+        self.members = {label: [i for i, other in enumerate(labels) if other == label]
                         for label in labels if label is not None}
 
     def sit(self, policy: nn.Module, sampling: SamplingConfig, step: int, start: Found, n_samples: int) -> Found:
