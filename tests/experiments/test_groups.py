@@ -114,6 +114,8 @@ def write_answers(home: Path, arm: str, rows: list[tuple[str, str, float, int]])
                              for i, (name, domain, _, _) in enumerate(rows)))
     said = [{"id": f"q{i}", "domain": row[1], "gold": row[2], "n_tokens": row[3]} for i, row in enumerate(rows)]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(said)))
+    (home / arm).mkdir()
+    (home / arm / "metrics.jsonl").write_text('{"phase": "train"}\n')
     return asked
 
 
@@ -136,24 +138,26 @@ GROUP = {"name": "1", "mass": 0.4, "score": {"mean": 0.1}, "kl": 0.02, "labels":
 
 def write_groups(home: Path, arm: str, phases: list[dict], **told) -> None:
     """What a run leaves of its groups, in its log and at its end."""
-    (home / arm).mkdir()
     (home / arm / "groups.json").write_text(json.dumps(told | {"groups": [GROUP | {"words": {}, "examples": []}]}))
     (home / arm / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in phases))
 
 
 def test_what_a_run_says_of_its_groups(tmp_path: Path) -> None:
     asked = write_answers(tmp_path, "inferred", ROWS)
-    phases = [{"phase": "eval"}, {"phase": "critic", "groups/information": 0.3}, {"groups/information": 0.1}]
+    phases = [{"phase": "eval"}, {"phase": "critic", "groups/information": 0.3},
+              {"groups/information": 0.1, "groups/coef": 0.0, "groups/shaping": 0.0},
+              {"groups/coef": 0.05, "groups/shaping": 0.2}, {"groups/coef": 0.1, "groups/shaping": 0.4}]
     write_groups(tmp_path, "inferred", phases, source="inferred", agreement={"rand": 0.1, "information": 0.2})
     found = measured(tmp_path, "inferred", asked)
     assert found.agreement == {"rand": 0.1, "information": 0.2, "at_first": 0.3}
-    assert found.groups == [GROUP]
+    assert found.groups == [GROUP] and found.shaping == pytest.approx(0.3, rel=tol.RELATIVE64)
 
 
 def test_known_groups_and_prompts_of_one_domain_agree_with_nothing(tmp_path: Path) -> None:
     asked = write_answers(tmp_path, "known", ROWS)
     write_groups(tmp_path, "known", [{"phase": "train"}], source="known", agreement=None)
-    assert measured(tmp_path, "known", asked).agreement is None
+    found = measured(tmp_path, "known", asked)
+    assert found.agreement is None and found.shaping is None
     asked = write_answers(tmp_path, "inferred", ROWS)
     write_groups(tmp_path, "inferred", [{"phase": "train"}], source="inferred", agreement=None)
     assert measured(tmp_path, "inferred", asked).agreement == {"rand": 0.0, "information": 0.0, "at_first": 0.0}
@@ -167,7 +171,7 @@ def policy(recall: float, guard: float, *, dialect: float = 0.1, advice: float =
     agreement = None if information is None else {
         "rand": information / 2, "information": information, "at_first": at_first}
     return Measured({"plain": {"recall": recall, "guard": guard}, "dialect": {"recall": dialect, "guard": dialect},
-                     "held_out": {"advice": advice}}, 20.0, agreement, [])
+                     "held_out": {"advice": advice}}, 20.0, agreement, [], None if agreement is None else 0.25)
 
 
 PLAIN = policy(0.6, 0.0)
@@ -238,9 +242,10 @@ def test_the_tables() -> None:
     assert text[0].splitlines()[0].startswith("| gold | mean | worst domain | variance over domains |")
     assert text[0].splitlines()[4].startswith("| groups of responses | 0.375 [0.375, 0.375] | 0.200 [0.200, 0.200] |")
     assert text[1].splitlines()[0] == "| gold | recall | guard | advice |"
-    assert text[2].splitlines()[2] == "| SFT policy |  | 20.0 [20.0, 20.0] |  |  |  |"
+    assert text[2].splitlines()[2] == "| SFT policy |  | 20.0 [20.0, 20.0] |  |  |  |  |"
     assert text[2].splitlines()[4] == ("| groups of responses | 0.250 [0.250, 0.250] | 20.0 [20.0, 20.0] | "
-                                       "0.200 [0.200, 0.200] | 0.000 [0.000, 0.000] | 0.100 [0.100, 0.100] |")
+                                       "0.200 [0.200, 0.200] | 0.000 [0.000, 0.000] | 0.100 [0.100, 0.100] | "
+                                       "0.250 [0.250, 0.250] |")
 
 
 def test_the_picture_has_a_panel_for_each_domain_and_is_the_same_each_time(tmp_path: Path) -> None:

@@ -34,8 +34,6 @@ REFUSED = [
      "groups.kl to equal"),
     ({"kl": {"coef": 0.0}, "groups": {"kl": "equal", "returns": "kl_penalised"}},
      "groups.returns='kl_penalised' and kl.coef=0: drift has no price to take off; use 'score'"),
-    ({"groups": {"kl": "equal", "kl_renorm": True}},
-     "groups.kl_renorm scales adaptive prices, and groups.kl='equal': leave one out"),
     *(({"truncation": {"how": how}}, f"truncation.how={how!r} says not what a cut response is worth, and the means of "
        "groups count every response: use score, penalty or constant") for how in ("mask", "bootstrap")),
     # what plain PPO refuses

@@ -28,12 +28,14 @@ class Measured:
         agreement: rand and information of found groups with the domains of held-out prompts, and `at_first`, the
             information in the first phase, when the head has hardly learned; none without found groups.
         groups: name, mass, score, kl and labels of each group on those prompts, the lowest first; empty without groups.
+        shaping: mean size of what was added to an advantage, over the phases with a coefficient; none where nothing was.
     """
 
     gold: Mapping[str, Mapping[str, float]]
     length: float
     agreement: Mapping[str, float] | None
     groups: Sequence[Mapping[str, Any]]
+    shaping: float | None
 
     def mean(self, name: str = "plain") -> float:
         """Gold over the domains of a set, each weighing the same."""
@@ -65,17 +67,19 @@ def measured(home: Path, arm: str, asked: Path) -> Measured:
     file = home / arm / "groups.json"
     told = json.loads(file.read_text()) if file.exists() else {"source": None, "groups": []}
     groups = [{name: group[name] for name in ("name", "mass", "score", "kl", "labels")} for group in told["groups"]]
+    log = home / arm / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    shaped = [row["groups/shaping"] for row in rows if row.get("groups/coef")]
     agreement = None
     if told["source"] == "inferred":
         # Prompts that happen to be of one domain have no agreement with anything; groups say nothing of it.
-        agreement = (told["agreement"] or {"rand": 0.0, "information": 0.0}) | {"at_first": at_first(home / arm)}
-    return Measured(gold, fmean(lengths), agreement, groups)
+        agreement = (told["agreement"] or {"rand": 0.0, "information": 0.0}) | {"at_first": at_first(rows)}
+    return Measured(gold, fmean(lengths), agreement, groups, fmean(shaped) if any(shaped) else None)
 
 
-def at_first(run: Path) -> float:
+def at_first(rows: Sequence[Mapping[str, Any]]) -> float:
     """What the groups of a run's first phase say of the domain: a head that has hardly learned says something already,
     for the critic's states know the domain."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return next((row["groups/information"] for row in rows if "groups/information" in row), 0.0)
 
 
@@ -88,7 +92,7 @@ def claims(arms: Arms) -> list[Claim]:
         Claim("Groups of responses tell the domains apart.", {
             f"normalised information about the domain, less {NO_MATCH}": informed(arms["inferred"])}),
         # This one and that of the low side were added while the first of forty-five runs was under way: see the page.
-        Claim("The head learns it: groups of prompts say more of the domain at the end than in the first phase.", {
+        Claim("Training adds to it: groups of prompts say more of the domain at the end than in the first phase.", {
             "normalised information about the domain, end minus first phase": [
                 agreement_of(one)["information"] - agreement_of(one)["at_first"] for one in arms["inferred_prompt"]]}),
         Claim("The worst domain gains with groups of responses.", {
@@ -168,9 +172,16 @@ def beside(arms: Arms, courses: Mapping[str, Sequence[Course]], names: Mapping[s
                       "length": with_interval([one.length for one in found], digits=1),
                       "information about the domain": agreed(found, "information"),
                       "in the first phase": agreed(found, "at_first"),
-                      "adjusted Rand index": agreed(found, "rand")} for arm, found in arms.items()])
+                      "adjusted Rand index": agreed(found, "rand"),
+                      "added to an advantage": shaped_by(found)} for arm, found in arms.items()])
 
 
 def agreed(found: Sequence[Measured], name: str) -> str:
     """A cell, empty where no groups are found."""
     return "" if found[0].agreement is None else with_interval([agreement_of(one)[name] for one in found])
+
+
+def shaped_by(found: Sequence[Measured]) -> str:
+    """A cell, empty where nothing was added to advantages."""
+    sizes = [one.shaping for one in found if one.shaping is not None]
+    return with_interval(sizes) if sizes else ""

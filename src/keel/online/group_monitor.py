@@ -41,7 +41,7 @@ def group_metrics(asked: Asked, rollout: Rollout, scored: Scores, names: Sequenc
     steered = torch.zeros_like(asked.returns) if asked.shaping is None else asked.shaping
     return found | {
         "groups/variance": float(stats.variance), "groups/gap": float(there.max() - there.min()),
-        "groups/worst": float(there.min()), "groups/entropy": float(-(p * p.clamp_min(1e-30).log()).sum(1).mean()),
+        "groups/worst": float(there.min()), "groups/entropy": float(torch.special.entr(p).sum(1).mean()),
         "groups/shaping": float(steered.abs().mean()), "groups/shaping_max": float(steered.abs().max()),
         "groups/coef": asked.coef,
     } | ({} if asked.objective is None else {"groups/objective": asked.objective})

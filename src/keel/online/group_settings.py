@@ -75,8 +75,6 @@ def contradictions(cfg: GroupConfig) -> Iterator[tuple[bool, str]]:
         "group returns has that form")
     yield cfg.objective is None and cfg.kl == "equal", (
         "groups.objective is none and groups.kl='equal': the groups would change nothing; use `keel ppo`")
-    yield cfg.kl == "equal" and cfg.kl_renorm, (
-        "groups.kl_renorm scales adaptive prices, and groups.kl='equal': leave one out")
     yield cfg.source == "known" and cfg.critic_coef is not None, (
         "groups.critic_coef needs groups.source='inferred': known groups have no head to learn with")
     yield cfg.source == "inferred" and cfg.floor > 1 / cfg.n, (
