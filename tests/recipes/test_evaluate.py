@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from recipes.running import logged
-from tolerances import FLOAT32, RELATIVE64
+from tolerances import FLOAT32, RELATIVE32, RELATIVE64
 
 from keel.bench.diversity import copied, distinct_ratio
 from keel.data.load import read_prompts
@@ -170,6 +170,7 @@ def test_answers_of_other_weights_are_not_taken_for_the_models(tmp_path, monkeyp
     assert calls == [24], "only the model whose weights changed"
     assert after["models"]["b"]["rewards"] != before["models"]["b"]["rewards"]
     assert after["models"]["c"]["rewards"] == before["models"]["c"]["rewards"]
+    assert len(logged(tmp_path / "out", "samples.jsonl", None)) == 24, "the rows of before are gone"
 
 
 def test_answers_of_another_run_are_taken_over_where_they_are_of_the_same_origin(tmp_path, monkeypatch):
@@ -182,6 +183,28 @@ def test_answers_of_another_run_are_taken_over_where_they_are_of_the_same_origin
     assert len((tmp_path / "second/answers/moved.jsonl").read_text().splitlines()) == 25, "and kept here too"
     run(config(tmp_path, "third", models=models[:1], seed=1, reuse=[str(tmp_path / "first")]))
     assert calls == [24, 24], "another seed, other answers"
+
+
+@pytest.mark.parametrize("what", ["nothing", "sampling", "prompt", "tokenizer"])
+def test_answers_of_another_origin_are_not_taken_over(tmp_path, monkeypatch, what):
+    """Drawn otherwise; to another prompt of the same name; or from the same tokens that are other words now."""
+    asked_of = [{"id": f"q{i}", "prompt": [{"role": "user", "content": "the cat sat"[: 3 + 4 * i]}]} for i in (0, 1)]
+    prompts = {"path": str(tiny.write_rows(tmp_path / "told.jsonl", asked_of)), "max_length": 64}
+    cfg = config(tmp_path, "first", prompts=prompts, models=[str(tmp_path / "a/model")])
+    run(cfg)
+    calls = asked(monkeypatch)
+    changes = {"sampling": {"sampling": SamplingConfig(max_new_tokens=6, temperature=0.5)}}.get(what, {})
+    if what == "prompt":
+        asked_of[1]["prompt"][0]["content"] = "the dog"
+        tiny.write_rows(tmp_path / "told.jsonl", asked_of)
+    if what == "tokenizer":
+        file = tmp_path / "a/model/tokenizer.json"
+        found = json.loads(file.read_text())
+        words = found["model"]["vocab"]
+        words["red"], words["blue"] = words["blue"], words["red"]
+        file.write_text(json.dumps(found))
+    run(cfg.model_copy(update={"out": tmp_path / "second", "reuse": (tmp_path / "first",)} | changes))
+    assert calls == ([] if what == "nothing" else [2])
 
 
 def test_responses_from_a_file_stand_beside_the_models(tmp_path):
@@ -271,6 +294,20 @@ def test_shift_is_the_log_probability_of_the_data_less_the_references(tmp_path):
     c = summed_logprobs(tmp_path / "c/model", told)
     torch.testing.assert_close(against_c["models"]["b"]["shift"]["per_response"]["mean"],
                                mean([x - y for x, y in zip(b, c, strict=True)]), **FLOAT32)
+
+
+def test_a_response_four_times_over_says_no_more_of_the_shift_than_once(tmp_path):
+    """Its interval is over prompts; and of pairs both responses can be compared."""
+    told, found = logged(tmp_path, tiny.pairs(tmp_path / "p.jsonl").name, None), []
+    for n in (1, 4):
+        rows = [row | {"id": f"{row['id']}-{k}"} for row in told for k in range(n)]
+        data = {"path": str(tiny.write_rows(tmp_path / f"{n}.jsonl", rows)), "max_length": 64}
+        found.append(run(config(tmp_path, f"out{n}", data=data, limit=2)).values["models"]["b"]["shift"])
+    once, again = (one["per_response"] for one in found)
+    assert once["low"] < once["mean"] < once["high"]
+    assert again == pytest.approx(once | {"n": 4 * 24}, rel=RELATIVE32)
+    whole = run(config(tmp_path, "all", data=data | {"path": str(tmp_path / "1.jsonl")}, which="all", limit=2)).values
+    assert whole["models"]["b"]["shift"]["per_response"]["n"] == 2 * once["n"] == 48
 
 
 def test_models_that_read_the_data_as_other_tokens_have_no_shift(tmp_path):

@@ -93,8 +93,9 @@ def test_three_steps_have_the_loss_and_the_gradient_of_the_plain_loops(tmp_path,
     assert gradient.abs().max() > tol.GRADIENT32["atol"] * 100
 
 
-def test_pro_ranks_the_responses_to_each_prompt_and_imitates_the_best(tmp_path, monkeypatch):
-    """Three prompts with three, two and one response: the last has nothing to rank."""
+@pytest.mark.parametrize("micro_tokens", [30, 2048])
+def test_pro_ranks_the_responses_to_each_prompt_and_imitates_the_best(tmp_path, monkeypatch, micro_tokens):
+    """Three prompts with three, two and one response: the last has nothing to rank. A micro-batch each, or one."""
     answers = [["no .", "yes please .", "the cat sat ."], ["hello two red blue", "no no"], ["yes ."]]
     prompts = tiny.conversations(3)
     file = tiny.write_rows(tmp_path / "few.jsonl", [
@@ -102,7 +103,7 @@ def test_pro_ranks_the_responses_to_each_prompt_and_imitates_the_best(tmp_path, 
         for i, group in enumerate(answers) for k, text in enumerate(group)])
     seen = watched(monkeypatch)
     cfg = whole_batch(tmp_path, loss={"variant": "pro", "sft_coef": 0.2}, responses="all", selection={}, batch=2,
-                      value={})
+                      value={}, micro_tokens=micro_tokens)
     offline_pg.run(cfg)
     assert str(file) == cfg.data.path
     by_id = {row.record_id: row for row in rows_of(cfg)}
