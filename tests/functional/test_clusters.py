@@ -87,7 +87,9 @@ def test_words_stand_from_here_to_elsewhere_and_equals_by_name() -> None:
 
 def test_an_empty_pile_contrasts_with_the_prior_alone() -> None:
     # Elsewhere every word has its prior: the same odds as here, so nothing is telling.
-    assert [z for _, z in word_contrast({"a": 3, "b": 1}, {})] == pytest.approx([0.0, 0.0], abs=FLOAT64["atol"])
+    for total in (0.5, 100.0):
+        found = word_contrast({"a": 3, "b": 1}, {}, prior_total=total)
+        assert [z for _, z in found] == pytest.approx([0.0, 0.0], abs=FLOAT64["atol"])
 
 
 def test_words_that_nobody_used_are_left_out_and_a_single_word_tells_nothing() -> None:

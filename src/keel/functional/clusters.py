@@ -72,9 +72,14 @@ def word_contrast(
     for word in seen:
         prior = prior_total * pooled[word] / total
         counts = [pile.get(word, 0) + prior for pile in (here, elsewhere)]
-        odds = [math.log(count / (end - count)) for count, end in zip(counts, ends, strict=True)]
-        found.append((word, (odds[0] - odds[1]) / math.sqrt(1 / counts[0] + 1 / counts[1])))
+        contrast = _log_odds(counts[0], ends[0]) - _log_odds(counts[1], ends[1])
+        found.append((word, contrast / math.sqrt(1 / counts[0] + 1 / counts[1])))
     return sorted(found, key=lambda row: -row[1])
+
+
+def _log_odds(count: float, total: float) -> float:
+    """Of a word that is `count` of `total` words."""
+    return math.log(count / (total - count))
 
 
 def _table(a: Int[Tensor, " N"], b: Int[Tensor, " N"]) -> Int[Tensor, "I J"]:
@@ -85,8 +90,8 @@ def _table(a: Int[Tensor, " N"], b: Int[Tensor, " N"]) -> Int[Tensor, "I J"]:
 
 
 def _pairs(counts: Int[Tensor, "*S"]) -> float:
-    """Number of pairs inside the groups of these sizes."""
-    return float((counts * (counts - 1) // 2).sum())
+    """Ordered pairs inside the groups of these sizes: 2 C(n, 2), and the quotient does not see the 2."""
+    return float((counts * (counts - 1)).sum())
 
 
 def _entropy(counts: Int[Tensor, " K"]) -> float:

@@ -79,10 +79,10 @@ def group_stats(p: Float[Tensor, "B G"], returns: Float[Tensor, " B"], *, reduce
     Source: section 3.
     """
     p, n_groups = wide(p), p.shape[1]
-    paid = p * wide(returns.detach())[:, None]
+    paid = p * returns.detach()[:, None]
     mass, total = _everywhere(torch.cat([p.sum(0), paid.sum(0)]), reduce).split(n_groups)
     present = mass > 0
-    means = torch.where(present, total / torch.where(present, mass, 1.0), 0.0)
+    means = total / _divisor(mass)
     variance = _gaps(means, present).square().sum() / present.sum().clamp_min(1)
     return GroupStats(mass, means, present, variance)
 
@@ -333,6 +333,11 @@ def _everywhere(x: Float[Tensor, "*S"], reduce: Across) -> Float[Tensor, "*S"]:
     return reduce(x.detach()) + (x - x.detach()) if reduce else x
 
 
+def _divisor(mass: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+    """The mass, or 1 for an absent group, whose total is 0."""
+    return torch.where(mass > 0, mass, 1.0)
+
+
 def _n_rows(p: Float[Tensor, "B G"], reduce: Across) -> Float[Tensor, ""]:
     """Number of responses on all ranks."""
     return _everywhere(p.new_tensor(float(len(p))), reduce)
@@ -356,8 +361,8 @@ def _gaps(means: Float[Tensor, " G"], present: Bool[Tensor, " G"]) -> Float[Tens
 
 def _slopes(stats: GroupStats, returns: Float[Tensor, " B"]) -> Float[Tensor, "B G"]:
     """dR_g / dp_ig = (R_i - R_g) / S_g; 0 for an absent group."""
-    centred = wide(returns.detach())[:, None] - stats.returns
-    return torch.where(stats.present, centred / torch.where(stats.present, stats.mass, 1.0), 0.0)
+    centred = returns.detach()[:, None] - stats.returns
+    return torch.where(stats.present, centred / _divisor(stats.mass), 0.0)
 
 
 def _pull(stats: GroupStats, side: str) -> Float[Tensor, " G"]:
