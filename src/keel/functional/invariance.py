@@ -165,10 +165,10 @@ def sorted_order(order: list[int], ema: Float[Tensor, " G"], *, slack: float) ->
         raise ValueError(f"slack={slack} is negative: equal groups would change places in every phase")
     if sorted(order) != list(range(len(ema))):
         raise ValueError(f"order={order} does not name each of {len(ema)} groups once")
-    means, found = ema.tolist(), list(order)
+    found = list(order)
     for last in range(len(found)):  # each one moves down among those before it, which stand as they should
         for k in range(last, 0, -1):
-            if means[found[k - 1]] - means[found[k]] > slack:
+            if ema[found[k - 1]] - ema[found[k]] > slack:
                 found[k - 1], found[k] = found[k], found[k - 1]
     return found
 
@@ -241,7 +241,7 @@ def group_factor(
     p = wide(p.detach())
     stats = group_stats(p, p.new_zeros(len(p)), reduce=reduce)
     weights = torch.where(stats.present, q.detach().to(p), 0.0)
-    return _n_rows(p, reduce) * (p @ (weights / torch.where(stats.present, stats.mass, 1.0))) / weights.sum()
+    return _n_rows(p, reduce) * (p @ (weights / _divisor(stats.mass))) / weights.sum()
 
 
 def dro_weights(
@@ -251,7 +251,8 @@ def dro_weights(
 
         q_g <- q_g exp(-step R_g) / sum_h q_h exp(-step R_h)
 
-    Source: Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1, with -R_g for a loss. An absent group takes no step.
+    Source: Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1, with -R_g for a loss. An absent group takes no step,
+        and none falls below 1e-30, from where a group of weight 0 could never come back.
 
     Args:
         q: weights so far, not all 0.
@@ -264,7 +265,7 @@ def dro_weights(
     if step < 0:
         raise ValueError(f"step={step} is negative: the groups that earn most would gain weight")
     losses = torch.where(present, -wide(group_returns.detach()), 0.0)
-    return (wide(q.detach()).log() + step * losses).softmax(0)
+    return (wide(q.detach()).log() + step * losses).softmax(0).clamp_min(1e-30)
 
 
 def cvar_shaping(returns: Float[Tensor, " B"], *, share: float, gather: Across = None) -> Float[Tensor, " B"]:
@@ -360,9 +361,8 @@ def _gaps(means: Float[Tensor, " G"], present: Bool[Tensor, " G"]) -> Float[Tens
 
 
 def _slopes(stats: GroupStats, returns: Float[Tensor, " B"]) -> Float[Tensor, "B G"]:
-    """dR_g / dp_ig = (R_i - R_g) / S_g; 0 for an absent group."""
-    centred = returns.detach()[:, None] - stats.returns
-    return torch.where(stats.present, centred / _divisor(stats.mass), 0.0)
+    """dR_g / dp_ig = (R_i - R_g) / S_g; of an absent group finite, and nobody pulls at it."""
+    return (returns.detach()[:, None] - stats.returns) / _divisor(stats.mass)
 
 
 def _pull(stats: GroupStats, side: str) -> Float[Tensor, " G"]:
