@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from references import invariance as truth
 from references.ragged import noise, seeds
-from tolerances import CREDIT32, EXACT, FLOAT32, FLOAT64, RELATIVE64
+from tolerances import CREDIT32, EXACT, FLOAT32, FLOAT64, RELATIVE64, SHIFTED32
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -380,6 +380,12 @@ def test_the_objective_and_its_gradient_follow_the_page(
     expected = truth.objective(logits.tolist(), returns.tolist(), weighted=variance == "weighted", **options)
     assert_close(group_objective(logits, returns, variance=variance, **options), float64(expected), **FLOAT64)
     assert torch.autograd.gradcheck(lambda z: group_objective(z, returns, variance=variance, **options), (logits,))
+
+
+def test_the_mean_of_bfloat16_returns_far_from_zero_is_that_of_float32() -> None:
+    logits, returns = 2 * draw(17, 301)[0], (100 + 4 * noise(18, 301)).bfloat16()
+    exact = group_objective(logits, returns.double(), **GUARDED)
+    assert_close(group_objective(logits.float(), returns, **GUARDED).double(), exact, **SHIFTED32)
 
 
 def test_certain_memberships_have_a_finite_entropy_gradient() -> None:
