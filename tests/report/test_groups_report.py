@@ -20,6 +20,7 @@ column = "domain"
 level = "{level}"
 objective = "{objective}"
 estimator = "shaping"
+kl = "{kl}"
 floor = 0.15
 """
 ENDS = {"return": (-0.5, 0.5), "score": (0.1, 0.9), "mass": (0.4, 0.6), "kl_coef": (0.02, 0.1), "kl": (0.2, 0.1),
@@ -28,6 +29,7 @@ ENDS = {"return": (-0.5, 0.5), "score": (0.1, 0.9), "mass": (0.4, 0.6), "kl_coef
 PHASE = {"groups/gap": 1.0, "groups/worst": -0.5, "groups/variance": 0.25, "groups/entropy": 0.3,
          "groups/shaping": 0.06, "groups/shaping_max": 0.4, "groups/coef": 0.1, "groups/swaps": 0,
          "groups/objective": 0.2}
+SOMETIMES = {"groups/rand", "groups/information", "groups/factor_max"}
 
 
 def course(steps: int = 12, names: tuple[str, ...] = ("1", "2"), **changed: Any) -> list[Row]:
@@ -62,12 +64,13 @@ def portraits(names: tuple[str, ...] = ("1", "2"), **more: Any) -> Row:
 
 
 def group_ppo(folder: Path, *, source: str = "inferred", level: str = "prompt", objective: str = "variance",
-              groups: Row | None = None, metrics: list[Row] | None = None, status: str = "finished") -> Path:
+              groups: Row | None = None, metrics: list[Row] | None = None, status: str = "finished",
+              kl: str = "adaptive") -> Path:
     """A run as `keel group-ppo` leaves it; groups={} leaves groups.json out."""
     told = portraits(source=source, level=level) if groups is None else groups
     return write(folder, metrics=course() if metrics is None else metrics, environment=environment("group_ppo"),
-                 config=SETTINGS.format(source=source, level=level, objective=objective), samples=samples(4, last=12),
-                 result=result("group_ppo", mean(0.2, 0.05), mean(0.4, 0.05), status=status),
+                 config=SETTINGS.format(source=source, level=level, objective=objective, kl=kl),
+                 samples=samples(4, last=12), result=result("group_ppo", mean(0.2, 0.05), mean(0.4, 0.05), status=status),
                  **({"groups": told} if told else {}))
 
 
@@ -233,9 +236,91 @@ def test_every_metric_of_groups_has_words_and_a_heading() -> None:
     page = (Path(__file__).parents[2] / "docs/methods/group_ppo.md").read_text()
     for name in [name for name in METRICS if name.startswith("groups/")]:
         assert f"`{name}`" in page and describe(name).group == "Groups", name
-    for end in (*ENDS, "disagreement"):
+    for end in (*ENDS, "disagreement", "weight"):
         assert f"`group/<g>/{end}`" in page
         told = describe(f"group/any label/with slash/{end}")
         assert told.meaning.endswith(".") and told.unit and told.group in GROUPS, end
     assert describe("group/1/new").group == "Groups one by one" and describe("groups/new").group == "Groups"
-    assert {*PHASE, "groups/rand", "groups/information"} == {name for name in METRICS if name.startswith("groups/")}
+    for what in ("score", "gold"):
+        told = describe(f"group/any label/with slash/{what}/mean")
+        assert "held-out" in told.meaning and told.unit and told.group == "Groups one by one"
+        assert "held-out" in describe(f"group/label/{what}/n").meaning
+    assert {*PHASE} | SOMETIMES == {name for name in METRICS if name.startswith("groups/")}
+
+
+def test_words_of_the_groups_promise_nothing_where_nothing_is_logged() -> None:
+    shaping, coef = METRICS["groups/shaping"], METRICS["groups/coef"]
+    assert shaping.unit == "advantage" and "where" in shaping.meaning and "act no more" not in shaping.meaning
+    assert "0 in the warm-up" not in coef.meaning  # it is not logged there
+    assert "trust the Rand index" in METRICS["groups/information"].meaning
+
+
+def exam(step: int, **labels: float) -> Row:
+    """One look at held-out prompts: score by label, gold half of it."""
+    row: Row = {"step": step, "phase": "eval", "score/mean": 0.4}
+    for label, x in labels.items():
+        for what, value in (("score", x), ("gold", x / 2)):
+            row |= {f"group/{label}/{what}/{key}": y for key, y in (
+                ("mean", value), ("low", value - 0.1), ("high", value + 0.1), ("n", 20 + len(label)))}
+    return row
+
+
+def held_out(panel: Grouped) -> dict[str, Row]:
+    """The charts of held-out answers by their title."""
+    return {c["name"]: c for g in panel.course["groups"] if g["title"] == "Held-out answers by label"
+            for c in g["charts"]}
+
+
+def named(panel: Grouped, chart: Row) -> list[str]:
+    return [panel.course["runs"][one["run"]]["name"] for one in chart["lines"]]
+
+
+def test_held_out_answers_of_each_label_have_their_curves_with_intervals(tmp_path: Path) -> None:
+    exams = [exam(0, ledger=0.1, aim=0.5), exam(12, ledger=0.3, aim=0.7)]
+    folder = group_ppo(tmp_path / "run", metrics=exams[:1] + course() + exams[1:])
+    (panel,) = panels(folder)
+    charts = held_out(panel)
+    assert list(charts) == ["Score", "Gold score"] and named(panel, charts["Score"]) == ["“ledger”", "“aim”"]
+    ledger = charts["Gold score"]["lines"][0]
+    assert (ledger["x"], ledger["y"], ledger["low"]) == ([0, 12], [0.05, 0.15], [-0.05, 0.05])
+    assert charts["Score"]["meaning"].endswith("Each mean is over 23 to 26 answers.")
+    legend = [panel.course["runs"][i]["name"] for i in panel.course["members"]]
+    assert legend == ["1 (lowest)", "2 (highest)", "“ledger”", "“aim”"]
+    colors = [panel.course["runs"][i]["color"] for i in panel.course["members"]]
+    assert len(set(colors)) == 4
+    assert not {one["phase"] for one in charts["Score"]["lines"]} & {"train", "eval"}  # no faint line beside these
+    page = made(tmp_path, folder)
+    assert "Held-out answers by label" in page and "group/ledger/score/mean" not in charts_of(page)
+    assert held_out(panels(group_ppo(tmp_path / "without"))[0]) == {}
+
+
+def test_curves_of_held_out_labels_have_the_color_of_their_known_group(tmp_path: Path) -> None:
+    exams = [exam(step, list=0.1, ledger=0.5, unseen=0.3) for step in (0, 12)]
+    folder = group_ppo(tmp_path / "run", source="known", metrics=exams + course(names=("list", "ledger", "third")),
+                       groups=portraits(("list", "ledger", "third"), source="known"))
+    (panel,) = panels(folder)
+    score = held_out(panel)["Score"]
+    assert named(panel, score) == ["list", "unseen", "ledger"]  # the lowest score first
+    assert [one["run"] for one in score["lines"]] == [0, 4, 1]  # groups have their own entry
+    assert [panel.course["runs"][i]["name"] for i in panel.course["members"]] == ["list", "ledger", "third", "unseen"]
+
+
+def test_of_many_held_out_labels_the_lowest_and_the_highest_are_drawn_and_the_chart_says_so(tmp_path: Path) -> None:
+    many = {f"label{i:02d}": i / 40 for i in range(40)}
+    (panel,) = panels(group_ppo(tmp_path / "run", metrics=[exam(1, **many), *course()]))
+    score = held_out(panel)["Score"]
+    drawn = [*range(6), *range(34, 40)]
+    assert named(panel, score) == [f"“label{i:02d}”" for i in drawn] and len(drawn) == MOST
+    assert score["meaning"].endswith("Of 40 labels, the 6 lowest and the 6 highest. Each mean is over 27 answers.")
+    names = tuple(many)
+    (panel,) = panels(group_ppo(tmp_path / "known", source="known", metrics=[exam(1, **many), *course(names=names)],
+                                groups=portraits(names, source="known")))
+    assert named(panel, held_out(panel)["Score"]) == [*names[:6], *names[-6:]]
+
+
+def test_weights_of_group_dro_have_a_chart_with_a_line_per_group(tmp_path: Path) -> None:
+    metrics = course(group__1__weight=lambda t: 0.5 + t / 4, group__2__weight=lambda t: 0.5 - t / 4,
+                     groups__factor_max=lambda t: 1 + t)
+    (panel,) = panels(group_ppo(tmp_path / "run", objective="dro", metrics=metrics))
+    assert lines_of(panel, "Weight") == ["1 (lowest)", "2 (highest)"]
+    assert lines_of(panel, "groups/factor_max") == ["all groups"]

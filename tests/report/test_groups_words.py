@@ -58,13 +58,24 @@ def test_recent_is_the_mean_of_the_last_quarter_and_skips_what_is_not_finite() -
 
 
 @pytest.mark.parametrize(("rand", "words"), [
-    (0.02, "The groups are not the known labels in “domain” (adjusted Rand 0.02, shared information 0.03, on 81 "
-           "held-out prompts; 0 is chance, 1 the same split): what they are"),
+    (0.02, "The groups are not the known labels in “domain” (adjusted Rand 0.02, on 81 held-out prompts; 0 is chance, "
+           "1 the same split): what they are"),
     (0.3, "The groups have something of the known labels in “domain”, and are not the same"),
     (0.8, "The groups are nearly the known labels in “domain”"),
 ])
 def test_agreement_with_known_labels_is_put_in_words(tmp_path: Path, rand: float, words: str) -> None:
     assert words in said(tmp_path / "run", groups=agreed(rand))
+
+
+def test_shared_information_is_told_as_what_chance_gives_too_and_decides_nothing(tmp_path: Path) -> None:
+    words = ("Shared information is 0.5; chance alone raises it above 0, the more so with many labels or few "
+             "responses, so trust the Rand index.")
+    unique = portraits(agreement={"rand": 0.0, "information": 0.5}, labels=[f"p-{i}" for i in range(81)])
+    text = said(tmp_path / "run", groups=unique)
+    assert "The groups are not the known labels" in text and words in text
+    alone = portraits(agreement={"information": 0.9})
+    assert "known labels" not in said(tmp_path / "alone", groups=alone)
+    assert "Shared information" not in said(tmp_path / "rand", groups=portraits(agreement={"rand": 0.8}))
 
 
 def test_fewer_groups_than_labels_cannot_be_the_same_split(tmp_path: Path) -> None:
@@ -101,6 +112,9 @@ def test_groups_that_differ_more_in_length_than_in_score_are_called_out(tmp_path
     single = {"mean": 90.0, "low": None, "high": None, "n": 1}
     unknown = portraits(groups=[portrait("1", 0, length=mean(12.0, 0.0)), portrait("2", 1, length=single)])
     assert "differ more in length" not in said(tmp_path / "unknown", groups=unknown)
+    names = ("1", "2")
+    assert "differ more in length" not in said(tmp_path / "known", source="known", metrics=course(names=names),
+                                               groups=longer | {"source": "known"})
     close = portraits(groups=[portrait("1", 0), portrait("2", 1, length=mean(18.5, 3.0), score=mean(0.1, 0.1))])
     assert "differ more in length" not in said(tmp_path / "close", groups=close)
 
@@ -143,14 +157,17 @@ def test_raw_scores_and_prices_of_both_ends_and_changes_of_order(tmp_path: Path)
     equal = said(tmp_path / "equal", metrics=course(group__1__kl_coef=line(0.1, 0.1)))
     assert "a nat of drift" not in equal and "The order of the groups" not in equal
     known = said(tmp_path / "known", source="known", groups={}, metrics=metrics)
-    assert "changed 3 times, and what depends on it with it." in known
+    assert "changed 3 times. A group's price of drift follows its place: it is highest for the highest." in known
+    equal = said(tmp_path / "same price", source="known", groups={}, metrics=metrics, kl="equal")
+    assert equal.endswith("The order of the groups changed 3 times.")
 
 
 def test_levelling_down_is_grave_and_is_read_from_raw_scores(tmp_path: Path) -> None:
     falling = course(group__2__score=line(0.9, 0.3))
     ((text, remedy, grave),) = noted(tmp_path / "run", metrics=falling)
     assert text == ("Levelling down: from the first to the last quarter of the phases the raw score of the highest "
-                    "group fell from 0.845 to 0.355, and that of the lowest group did not rise (0.1 to 0.1).")
+                    "group fell from 0.845 to 0.355, and that of the lowest group did not rise (0.1 to 0.1). Inferred "
+                    "groups go by rank, so the head's regrouping can look the same.")
     assert grave and remedy == "Lower groups.coef or take groups.objective = low_only or dro."
     assert noted(tmp_path / "dro", metrics=falling, objective="dro")[0][1] == "Lower groups.coef."
     rising = course(group__2__score=line(0.9, 0.3), group__1__score=line(0.1, 0.3))
@@ -163,26 +180,62 @@ def test_known_groups_are_levelled_by_who_was_highest_before(tmp_path: Path) -> 
     metrics = course(names=("b", "a"), group__b__score=line(0.9, 0.1), group__a__score=line(0.2, 0.2))
     ((text, _, _),) = noted(tmp_path / "run", source="known", metrics=metrics,
                             groups=portraits(("b", "a"), source="known"))
-    assert "the raw score of “b” fell" in text and "that of “a” did not rise" in text
+    assert "the raw score of “b” fell" in text and "that of “a” did not rise" in text and "regrouping" not in text
 
 
 def test_a_group_below_the_floor_of_mass_is_named(tmp_path: Path) -> None:
     small = course(group__1__mass=line(0.08, 0.08))
+    assert noted(tmp_path / "binds", metrics=course(group__1__mass=line(0.121, 0.121))) == []  # a fifth under 15%
+    assert len(noted(tmp_path / "under", metrics=course(group__1__mass=line(0.119, 0.119)))) == 1
     ((text, remedy, grave),) = noted(tmp_path / "run", metrics=small)
     assert text == ("The lowest group held 8.0% of the responses in the last quarter of the phases, below groups.floor "
                     "= 15%.") and not grave and "groups.floor_coef" in remedy
     assert noted(tmp_path / "known", source="known", metrics=small, groups=portraits(source="known")) == []
 
 
+def test_several_groups_below_the_floor_are_one_note(tmp_path: Path) -> None:
+    names = ("1", "2", "3")
+    small = course(names=names, group__1__mass=line(0.08, 0.08), group__2__mass=line(0.05, 0.05))
+    ((text, _, _),) = noted(tmp_path / "run", metrics=small, groups=portraits(names))
+    assert text == ("The lowest group held 8.0% and group 2 held 5.0% of the responses in the last quarter of the "
+                    "phases, below groups.floor = 15%.")
+
+
+def test_known_groups_without_a_held_out_prompt_are_one_note_that_names_their_labels(tmp_path: Path) -> None:
+    def told(*n: int) -> str:
+        names = tuple("abcdefgh"[: len(n)])
+        groups = portraits(names, source="known", groups=[portrait(x, i, n=k) for i, (x, k) in enumerate(
+            zip(names, n, strict=True))])
+        found = noted(tmp_path / "-".join(map(str, n)), source="known", metrics=course(names=names), groups=groups)
+        return " ".join(text for text, _, _ in found)
+
+    assert told(0, 4) == "No held-out prompt has the label “a”." and told(4, 4) == ""
+    assert told(0, 4, 0) == "No held-out prompt has the label “a” or “c”."
+    assert told(0, 0, 0, 0, 0, 0, 0, 4) == (
+        "No held-out prompt has the label “a”, “b”, “c”, “d”, “e” or one of 2 others.")
+
+
+def test_where_groups_json_is_missing_both_reasons_are_named(tmp_path: Path) -> None:
+    ((text, remedy, grave),) = noted(tmp_path / "run", source="known", groups={})
+    assert text.startswith("There is no groups.json") and not grave
+    assert remedy == ("It is written at the end where there are held-out prompts and, of known groups, where one of "
+                      "these prompts has the label of a group.")
+    inferred = noted(tmp_path / "inferred", groups={})[0][1]
+    assert inferred == "It is written at the end where there are held-out prompts."
+
+
 def test_shaping_that_fades_is_told_with_its_reason(tmp_path: Path) -> None:
     faded = {"groups__shaping": line(0.08, 0.0)}
     ((text, remedy, _),) = noted(tmp_path / "run", metrics=course(24, **{"groups__shaping": lambda t: 0.1 * (t < 0.5)}))
-    assert "The groups act no more: in the last quarter of the phases they changed advantages by 0 on average" in text
+    assert ("The groups act no more: in the last quarter of the phases in which something is added to advantages, that "
+            "was 0 on average") in text
     assert "Returns inside each group are nearly the same" in text and "groups.level = prompt" in remedy
     closed = course(**faded | {"groups__shaping": lambda _t: 0.002, "groups__gap": lambda _t: 0.04})
     ((text, remedy, _),) = noted(tmp_path / "closed", metrics=closed)
     assert "Their returns are 0.04 standard deviations apart, so there is nothing to even out." in text and not remedy
     assert noted(tmp_path / "dro", metrics=closed, objective="dro") == []
+    bare = [{key: x for key, x in row.items() if key not in ("groups/shaping", "groups/coef")} for row in closed]
+    assert noted(tmp_path / "bare", metrics=bare) == []
     warming = course(groups__shaping=lambda _t: 0.0, groups__coef=lambda _t: 0.0)
     assert noted(tmp_path / "warming", metrics=warming) == []
 

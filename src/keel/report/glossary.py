@@ -79,11 +79,14 @@ METRICS = {
                            "standard deviations"),
     "groups/variance": Metric(BY_GROUP, "Variance of the groups' returns: the head raises it, the policy lowers it."),
     "groups/rand": Metric(BY_GROUP, "Adjusted Rand index of groups and known labels: 1 the same split, 0 chance."),
-    "groups/information": Metric(BY_GROUP, "What groups and known labels tell of each other: 1 all, 0 nothing."),
-    "groups/shaping": Metric(BY_GROUP, "Mean size of what is added to advantages. Near 0: the groups act no more.",
+    "groups/information": Metric(BY_GROUP, "What groups and known labels tell of each other, 0 to 1. Chance raises "
+                                 "it with many labels or few responses: trust the Rand index."),
+    "groups/shaping": Metric(BY_GROUP, "Mean size of what is added to advantages, in phases where something is.",
                              "advantage"),
     "groups/shaping_max": Metric(BY_GROUP, "The largest of it; groups.cap bounds it.", "advantage"),
-    "groups/coef": Metric(BY_GROUP, "Weight of the groups' objective: 0 in the warm-up, then a ramp."),
+    "groups/factor_max": Metric(BY_GROUP, "Largest factor on a response's advantages; a small group's are the largest.",
+                                "factor"),
+    "groups/coef": Metric(BY_GROUP, "Weight of the groups' objective where it has one: after the warm-up, a ramp."),
     "groups/entropy": Metric(BY_GROUP, "Doubt about which group a response belongs to; 0 is none.", "nats"),
     "groups/objective": Metric(BY_GROUP, "What the head that finds the groups maximises, after its steps."),
     "groups/swaps": Metric(BY_GROUP, "Changes of the groups' order so far.", "count"),
@@ -165,8 +168,17 @@ OF_A_GROUP = {
     "kl": Metric(EACH_GROUP, "Its drift from the reference.", "nats per token"),
     "length": Metric(EACH_GROUP, "Mean length of its responses.", "tokens"),
     "disagreement": Metric(EACH_GROUP, "How far the models of the ensemble lie apart on it.", "score"),
+    "weight": Metric(EACH_GROUP, "Its weight in group DRO; all weights add up to 1.", "share"),
 }
 """By the end of the metric's name; the group stands before it."""
+
+HELD_OUT = {
+    "score/mean": Metric(EACH_GROUP, "What the reward model gives answers to held-out prompts of a label.", "score"),
+    "gold/mean": Metric(EACH_GROUP, "True reward of answers to held-out prompts of a label.", "gold score"),
+    "score/n": Metric(EACH_GROUP, "Answers that the held-out score of a label stands on."),
+    "gold/n": Metric(EACH_GROUP, "Answers that the held-out gold score of a label stands on."),
+}
+"""By the two last parts of the metric's name; the label stands before them, whatever group was found."""
 
 
 def describe(name: str) -> Metric:
@@ -185,7 +197,8 @@ def describe(name: str) -> Metric:
 def _patterned(prefix: str, rest: str) -> Metric | None:
     """The entry of a metric whose name holds one that the user gave: of a group, an ensemble, a reward, a clock."""
     if prefix == "group" and "/" in rest:
-        return OF_A_GROUP.get(rest.rpartition("/")[2], Metric(EACH_GROUP, ""))
+        return (HELD_OUT.get("/".join(rest.split("/")[-2:])) or
+                OF_A_GROUP.get(rest.rpartition("/")[2], Metric(EACH_GROUP, "")))
     if prefix == "score" and rest.endswith("/disagreement"):
         return Metric(OUTCOME, "How far the models of this ensemble lie apart. Rising: no model knows these responses.",
                       "score")

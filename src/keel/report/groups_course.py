@@ -9,14 +9,16 @@ from keel.report.folder import RunFolder, part, rows
 from keel.report.glossary import EACH_GROUP, describe, is_of_groups, position
 from keel.report.lines import natural
 from keel.report.series import Collected, Series, axis_range, line
-from keel.report.words import clean
+from keel.report.words import clean, times
 
 __all__ = ["RECIPE", "Cast", "Change", "cast", "change", "course", "drawn_apart", "recent"]
 
 RECIPE = "group_ppo"
 TITLES = {"return": "Return", "score": "Raw score", "mass": "Mass", "kl_coef": "Price of drift", "kl": "Drift",
-          "length": "Length", "disagreement": "Disagreement"}
+          "length": "Length", "disagreement": "Disagreement", "weight": "Weight"}
 """Of the charts with a line per group, in their order; by the end of the metric's name."""
+ANSWERS = {"score": "Score", "gold": "Gold score"}
+"""Of the charts with a line per label of held-out prompts."""
 N_COLORS = 7
 MOST = 12
 """Lines of a chart; of more groups, as many of the lowest and of the highest."""
@@ -107,12 +109,55 @@ def course(who: Cast, series: Collected, name_on_page: str) -> dict[str, Any]:
                     if (address := (f"group/{name}/{end}", "train")) in series]) for end in order]
     across = [_chart(name, name, [(len(shown), series[name, phase])]) for name, phase in sorted(
         series, key=lambda address: position(address[0])) if name.startswith("groups/") and phase == "train"]
-    runs = [{"name": clean(who.title(name)), "color": i % N_COLORS, "dash": i // N_COLORS} for i, name in
-            enumerate(shown)]
+    answers, others = _held_out(who, series)
+    # Of inferred groups a label is none, and may be named like one: it goes in quotation marks.
+    runs = [_entry(i, title) for i, title in enumerate([*(who.title(name) for name in shown), *(
+        f"“{label}”" if who.inferred else label for label in others)])]
+    runs.insert(len(shown), {"name": "all groups", "color": N_COLORS - 1, "dash": 0})
     groups = [{"title": title, "charts": charts} for title, charts in (
-        ("Group by group", [chart for chart in each if chart["lines"]]), ("All groups together", across)) if charts]
-    return {"id": name_on_page, "title": "Groups", "members": list(range(len(shown))), "groups": groups, "versus": [],
-            "heat": [], "alarms": [], "runs": [*runs, {"name": "all groups", "color": N_COLORS - 1, "dash": 0}]}
+        ("Held-out answers by label", answers), ("Group by group", [chart for chart in each if chart["lines"]]),
+        ("All groups together", across)) if charts]
+    return {"id": name_on_page, "title": "Groups", "members": [i for i in range(len(runs)) if i != len(shown)],
+            "groups": groups, "versus": [], "heat": [], "alarms": [], "runs": runs}
+
+
+def _entry(i: int, title: str) -> dict[str, Any]:
+    return {"name": clean(title), "color": i % N_COLORS, "dash": i // N_COLORS}
+
+
+def _held_out(who: Cast, series: Collected) -> tuple[list[dict[str, Any]], list[str]]:
+    """Charts of the answers to held-out prompts by their known label; the labels that are none of the groups shown."""
+    labels = _labels(series)
+    groups = () if who.inferred else who.names
+    others = [label for label in labels if label not in groups]
+    drawn = others if len(others) <= MOST else others[: MOST // 2] + others[-MOST // 2 :]
+    cut = "" if drawn == others else f" Of {len(others)} labels, the {MOST // 2} lowest and the {MOST // 2} highest."
+    places = {name: i for i, name in enumerate(who.drawn) if name in groups}
+    places |= {label: i for i, label in enumerate(drawn, start=len(who.drawn) + 1)}  # after that of all together
+    charts = []
+    for key, title in ANSWERS.items():
+        lines = [(places[label], one) for label in labels if label in places and (
+            one := series.get((f"group/{label}/{key}/mean", "eval")))]
+        sizes = [round(one.last) for label in labels if label in places and (
+            one := series.get((f"group/{label}/{key}/n", "eval"))) and one.last is not None]
+        if lines:
+            charts.append(_chart(title, f"group/{labels[0]}/{key}/mean", lines, "held out", cut + _over(sizes)))
+    return charts, drawn
+
+
+def _labels(series: Collected) -> list[str]:
+    """The labels of held-out prompts, the lowest score first."""
+    found = {name.removeprefix("group/").removesuffix("/score/mean"): recent(one, math.inf)
+             for (name, phase), one in series.items()
+             if phase == "eval" and name.startswith("group/") and name.endswith("/score/mean")}
+    return sorted(sorted(found, key=natural), key=lambda label: found[label])
+
+
+def _over(sizes: Sequence[int]) -> str:
+    if not sizes:
+        return ""
+    least, most = min(sizes), max(sizes)
+    return f" Each mean is over {times(most, 'answer') if least == most else f'{least:,} to {most:,} answers'}."
 
 
 def drawn_apart(name: str, phase: str, runs: Sequence[RunFolder]) -> bool:
@@ -128,10 +173,12 @@ def _logged(series: Collected) -> set[tuple[str, str]]:
     return {(name, end) for name, _, end in split}
 
 
-def _chart(title: str, metric: str, lines: list[tuple[int, Series]]) -> dict[str, Any]:
+def _chart(
+    title: str, metric: str, lines: list[tuple[int, Series]], phase: str = "train", more: str = "",
+) -> dict[str, Any]:
     told = describe(metric)
-    return {"name": clean(title), "meaning": told.meaning, "unit": told.unit, "lines": [
-        {"run": i, "phase": "train", "rule": "", **line(one)} for i, one in lines], **axis_range(
+    return {"name": clean(title), "meaning": told.meaning + more, "unit": told.unit, "lines": [
+        {"run": i, "phase": phase, "rule": "", **line(one)} for i, one in lines], **axis_range(
             [one for _, one in lines])}
 
 

@@ -7,7 +7,7 @@ from keel.report.evaluation_charts import known
 from keel.report.folder import Row, RunFolder, part, rows
 from keel.report.groups_course import Cast, cast, change, recent
 from keel.report.series import Collected
-from keel.report.words import brief, finite, interval, share, times
+from keel.report.words import brief, finite, interval, joined, share, times
 
 __all__ = ["group_evidence", "group_notes", "group_says"]
 
@@ -15,6 +15,10 @@ CHANCE, SAME = 0.1, 0.7
 """Adjusted Rand index up to which groups are not the known labels, and from which on they nearly are."""
 FADED = 0.05
 """Mean size of shaping per unit of groups.coef, below which groups act no more."""
+SETTLED = 0.8
+"""Part of groups.floor above which a group counts as held by it: a quadratic floor settles a little below itself."""
+NAMED = 5
+"""Labels that a note names."""
 CLOSED = 0.1
 """Gap in standard deviations of the returns, below which it is closed."""
 SHAPES = ("variance", "low_only", "worst", "vrex", "cvar")
@@ -26,7 +30,7 @@ LEVELS = ("variance", "vrex")
 def group_says(run: RunFolder, series: Collected, who: Cast) -> tuple[str, ...]:
     """The sentences above the portraits."""
     said = [_agreement(run, series, who), _trajectory(run, who), _length(run, who), _order(run, who),
-            _gap(series, who), _raw(series, who), _price(series, who), _swaps(series, who)]
+            _gap(series, who), _raw(series, who), _price(series, who), _swaps(run, series, who)]
     return tuple(text for text in said if text)
 
 
@@ -38,7 +42,9 @@ def group_notes(run: RunFolder, series: Collected) -> list[tuple[str, str, bool]
     found = [*_levelled(run, series, who), *_small(run, series, who), *_empty(run, who), *_faded(run, series)]
     if not run.groups and run.status == "finished":
         found.append(("There is no groups.json, so nothing tells what the groups are.",
-                      "It is written at the end of a run that has held-out prompts.", False))
+                      "It is written at the end where there are held-out prompts" + (
+                          "." if who.inferred else
+                          " and, of known groups, where one of these prompts has the label of a group."), False))
     return found
 
 
@@ -64,18 +70,21 @@ def _agreement(run: RunFolder, series: Collected, who: Cast) -> str:
         of = "in the last quarter of the phases"
     if not who.inferred or not math.isfinite(rand):
         return ""
-    more = "" if shared is None or not math.isfinite(shared) else f", shared information {brief(shared)}"
-    numbers = f"(adjusted Rand {brief(rand)}{more}, {of}; 0 is chance, 1 the same split)"
+    # Information is a plug-in estimate, so nothing follows from it: labels that are all different make it 0.5.
+    more = "" if shared is None or not math.isfinite(shared) else (
+        f" Shared information is {brief(shared)}; chance alone raises it above 0, the more so with many labels or few "
+        "responses, so trust the Rand index.")
+    numbers = f"(adjusted Rand {brief(rand)}, {of}; 0 is chance, 1 the same split)"
     column = f"the known labels in “{run.groups.get('column') or part(run.config, 'groups').get('column')}”"
     if rand <= CHANCE:
-        return f"The groups are not {column} {numbers}: what they are, words and examples have to tell."
+        return f"The groups are not {column} {numbers}: what they are, words and examples have to tell.{more}"
     if rand >= SAME:
-        return f"The groups are nearly {column} {numbers}."
+        return f"The groups are nearly {column} {numbers}.{more}"
     labels = run.groups.get("labels")
     several = len(labels) if isinstance(labels, list) else 0
     most = (f" {len(who.names)} groups cannot be the same split as {several} labels." if several > len(who.names)
             else "")
-    return f"The groups have something of {column}, and are not the same {numbers}.{most}"
+    return f"The groups have something of {column}, and are not the same {numbers}.{most}{more}"
 
 
 def _trajectory(run: RunFolder, who: Cast) -> str:
@@ -94,7 +103,7 @@ def _trajectory(run: RunFolder, who: Cast) -> str:
 def _length(run: RunFolder, who: Cast) -> str:
     """Both differences in units of their own intervals, so that tokens and scores compare."""
     ends = _ends(run, who)
-    if len(ends) != 2:
+    if len(ends) != 2 or not who.inferred:  # what known groups are needs no guess
         return ""
     tokens, scores = ([known(part(row, key)) for row in ends] for key in ("length", "score"))
     apart, scored = _apart(tokens), _apart(scores)
@@ -146,13 +155,16 @@ def _price(series: Collected, who: Cast) -> str:
             f"and {brief(high)} in {who.called(who.names[-1])}.")
 
 
-def _swaps(series: Collected, who: Cast) -> str:
+def _swaps(run: RunFolder, series: Collected, who: Cast) -> str:
     one = series.get(("groups/swaps", "train"))
     if one is None or not one.last:
         return ""
     told = f"The order of the groups changed {times(round(one.last), 'time')}"
-    return told + ("; numbers follow the order, so a curve can pass from one group to another." if who.inferred else
-                   ", and what depends on it with it.")
+    if who.inferred:
+        return f"{told}; numbers follow the order, so a curve can pass from one group to another."
+    same = part(run.config, "groups").get("kl") == "equal"
+    return f"{told}." if same else (
+        f"{told}. A group's price of drift follows its place: it is highest for the highest.")
 
 
 def _levelled(run: RunFolder, series: Collected, who: Cast) -> list[tuple[str, str, bool]]:
@@ -170,6 +182,8 @@ def _levelled(run: RunFolder, series: Collected, who: Cast) -> list[tuple[str, s
     text = (f"Levelling down: from the first to the last quarter of the phases the raw score of {who.called(high)} "
             f"fell from {brief(changes[high].first)} to {brief(changes[high].last)}, and that of {who.called(low)} did "
             f"not rise ({brief(changes[low].first)} to {brief(changes[low].last)}).")
+    if who.inferred:
+        text += " Inferred groups go by rank, so the head's regrouping can look the same."
     kinder = " or take groups.objective = low_only or dro" if groups.get("objective") in LEVELS else ""
     return [(text, f"Lower groups.coef{kinder}.", True)]
 
@@ -179,15 +193,25 @@ def _small(run: RunFolder, series: Collected, who: Cast) -> list[tuple[str, str,
     if not who.inferred or floor is None:
         return []
     masses = {name: recent(series.get((f"group/{name}/mass", "train"))) for name in who.names}
-    return [(f"{who.called(name).capitalize()} held {share(mass)} of the responses in the last quarter of the phases, "
-             f"below groups.floor = {share(floor)}.", "A few odd responses can make such a group: read its examples. "
-             "Raise groups.floor_coef, set groups.tails or take groups.variance = weighted.", False)
-            for name, mass in masses.items() if mass < floor]
+    told = joined([f"{who.called(name)} held {share(mass)}" for name, mass in masses.items() if mass < SETTLED * floor])
+    if not told:
+        return []
+    return [(f"{told[0].upper()}{told[1:]} of the responses in the last quarter of the phases, below groups.floor = "
+             f"{share(floor)}.", "A few odd responses can make such a group: read its examples. Raise "
+             "groups.floor_coef, set groups.tails or take groups.variance = weighted.", False)]
 
 
 def _empty(run: RunFolder, who: Cast) -> list[tuple[str, str, bool]]:
-    return [(f"To {who.called(str(row.get('name')))} belongs no held-out response before all other groups.",
-             "Its portrait is empty.", False) for row in rows(run.groups, "groups") if row.get("n") == 0]
+    names = [who.called(str(row.get("name"))) for row in rows(run.groups, "groups") if row.get("n") == 0]
+    if who.inferred:
+        return [(f"To {name} belongs no held-out response before all other groups.", "Its portrait is empty.", False)
+                for name in names]
+    if not names:
+        return []
+    others = [f"one of {len(names) - NAMED} others"] if len(names) > NAMED + 1 else []
+    *first, last = [*names[: NAMED if others else None], *others]
+    told = f"{', '.join(first)} or {last}" if first else last
+    return [(f"No held-out prompt has the label {told}.", "Raise eval_prompts to see how it is answered.", False)]
 
 
 def _faded(run: RunFolder, series: Collected) -> list[tuple[str, str, bool]]:
@@ -197,8 +221,8 @@ def _faded(run: RunFolder, series: Collected) -> list[tuple[str, str, bool]]:
         return []
     if not shaping < FADED * coef:
         return []
-    text = (f"The groups act no more: in the last quarter of the phases they changed advantages by {brief(shaping)} on "
-            f"average, at groups.coef = {brief(coef)}.")
+    text = ("The groups act no more: in the last quarter of the phases in which something is added to advantages, that "
+            f"was {brief(shaping)} on average, at groups.coef = {brief(coef)}.")
     if (gap := recent(series.get(("groups/gap", "train")))) < CLOSED:
         return [(f"{text} Their returns are {brief(gap)} standard deviations apart, so there is nothing to even out.",
                  "", False)]
