@@ -197,6 +197,18 @@ def test_full_training_and_an_adapter_learn_what_is_worth_more(tmp_path):
         AutoModelForCausalLM.from_pretrained(cfg.out / "best")
 
 
+def test_the_seed_draws_the_adapter(tmp_path):
+    """As it is saved after a learning rate of nothing."""
+    drawn_at = []
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        cfg = whole_batch(tmp_path, out=tmp_path / name, seed=seed, steps=1, loss={"variant": "wbc"},
+                          optimizer=FAST.model_copy(update={"lr": 1e-30}))
+        policy = cfg.policy.model_copy(update={"lora": LoraSettings(rank=2)})
+        offline_pg.run(cfg.model_copy(update={"policy": policy}))
+        drawn_at.append((cfg.out / "model/adapter/adapter_model.safetensors").read_bytes())
+    assert drawn_at[0] == drawn_at[1] != drawn_at[2]
+
+
 # --- which responses, how often, how much ----------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tiny
 from recipes.offline_runs import killed_at, offline_config, reward, told
-from recipes.running import killed_here, logged, same_results
+from recipes.running import FAST, killed_here, logged, same_results
 
 from keel.bench import engine
 from keel.bench.scorers import ScorerConfig
@@ -145,6 +145,13 @@ def test_a_run_killed_at_several_moments_ends_in_the_same_bytes(tmp_path, settin
     again = json.loads((killed.out / "result.json").read_text())
     for name in ("before", "evaluation", "best", "headline", "data", "n_kept"):
         assert again[name] == json.loads(json.dumps(result.values[name])), name
+
+
+def test_a_resumed_run_remembers_which_policy_was_the_best(tmp_path):
+    """With a learning rate of nothing it is the first of all, before the kill and after it."""
+    cfg = offline_config(tmp_path, steps=4, optimizer=FAST.model_copy(update={"lr": 1e-30}))
+    killed_at(cfg, checkpoint, "save", 1)
+    assert offline_pg.run(cfg, resume=True).values["best"]["step"] == 0
 
 
 def test_a_run_killed_before_its_first_step_goes_on_where_it_was(tmp_path):
