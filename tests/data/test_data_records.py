@@ -98,9 +98,10 @@ def test_every_prompt_layout(jsonl, row):
 
 
 def test_a_label_is_a_word_or_nothing():
-    meta = {"a": 1, "b": "1", "c": True, "d": None, "e": math.nan, "f": ""}
+    meta = {"a": 1, "b": "1", "c": True, "d": None, "e": math.nan, "f": " ", "g": ["x"], "h": {"x": 1}}
     prompt = Prompt("p", (Message("user", "hello"),), meta=meta)
-    assert [prompt.label(name) for name in "abcdefg"] == ["1", "1", "True", None, None, "", None]
+    assert [prompt.label(name) for name in "abc"] == ["1", "1", "True"]
+    assert [prompt.label(name) for name in "defghi"] == [None] * 6
 
 
 def test_as_text_keeps_a_string_prompt_and_refuses_a_conversation(jsonl):

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import tolerances as tol
-from experimenting import SIZE, TOWN, InThisProcess, course
+from experimenting import SIZE as USUAL
+from experimenting import TOWN, InThisProcess, course
 
 from keel.errors import ConfigError
 from keel.experiments import groups, stages, town
@@ -21,6 +22,7 @@ from keel.experiments.trial import judged
 from keel.recipes.group_ppo import GroupPPOConfig
 from keel.recipes.ppo import PPOConfig
 
+SIZE = USUAL.model_copy(update={"rollouts": 8, "minibatch": 4})  # four domains: two responses each
 HELD_OUT = TOWN.model_copy(update={"length_bias": 0.0, "holdout_domain": "advice"})
 HOLDS, NOT, OPEN = "holds", "does not hold", "not settled"
 

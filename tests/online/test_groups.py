@@ -14,7 +14,7 @@ from keel.batches import Rollout, TokenBatch
 from keel.data.records import Prompt
 from keel.errors import DataError
 from keel.online.group_settings import GroupConfig
-from keel.online.groups import Groups, places_of, with_places
+from keel.online.groups import Groups, known_labels, places_of, with_places
 from keel.online.memory import Phase
 
 WIDTH, N = 6, 12
@@ -50,8 +50,12 @@ def phase_of(seed: int = 0, n: int = N, labels="abc") -> SimpleNamespace:
 
 
 def groups_of(labels="abc", seed: int = 0, **changes) -> Groups:
-    prompts = [Prompt(f"t{i}", (), text="x", meta={"group": label}) for i, label in enumerate(labels)]
-    return Groups(GroupConfig(**(NOW | changes)), Critic(), prompts, seed=seed)
+    cfg = GroupConfig(**(NOW | changes))
+    return Groups(cfg, Critic(), tuple(sorted(labels)) if cfg.source == "known" else (), seed=seed)
+
+
+def labelled(*labels) -> list[Prompt]:
+    return [Prompt(f"q{i}", (), text="x", meta={"group": label}) for i, label in enumerate(labels)]
 
 
 def memory_of(groups: Groups, **known) -> dict:
@@ -156,6 +160,7 @@ class Slow:
             self.learn(seen, returns)
         p = self.p(seen)
         mass, means, _, _ = self.stats(p, returns)
+        coef = None if cfg.objective in (None, "dro") else coef
         found = SimpleNamespace(prices=prices, returns=returns, factor=None, shaping=None, objective=None, coef=coef,
                                 memberships=[[float(row[g]) for g in known["order"]] for row in p])
         if not self.labels:
@@ -291,7 +296,7 @@ def test_while_groups_warm_up_the_head_learns_the_order_moves_and_nothing_is_ask
     expected, _ = slow.ask(seen, copy.deepcopy(memory["groups"]), 0.3, False, 0.0)
     asked = groups.ask(seen.rollout, seen.scores, seen.prompts, memory, TRAINING, 10)
     same_asked(asked, expected)
-    assert asked.prices.tolist() == [torch.tensor(0.3).item()] * N and asked.factor is None and asked.coef == 0.0
+    assert asked.prices.tolist() == [torch.tensor(0.3).item()] * N and asked.factor is None and asked.coef is None
     assert memory["groups"]["q"] == groups.beginning()["q"] and any(memory["groups"]["ema"])
 
 
@@ -370,33 +375,41 @@ def test_inferred_groups_are_called_by_their_place_and_known_ones_by_their_label
 
 
 def test_prompts_without_a_label_are_named_and_how_many_there_are():
-    """NaN, which a table has where a cell is empty, is no label."""
-    prompts = [Prompt(f"q{i}", (), text="x", meta={"group": x}) for i, x in enumerate([None, "a", math.nan])]
-    with pytest.raises(DataError, match="2 of 3 prompts have no label 'group'") as caught:
-        Groups(GroupConfig(source="known"), None, prompts, seed=0)
-    assert "records q0, q2" in str(caught.value) and "groups.column" in str(caught.value)
+    """NaN, which a table has where a cell is empty, is no label; nor is a list."""
+    with pytest.raises(DataError, match="3 of 4 prompts have no label 'group'") as caught:
+        known_labels(labelled(None, "a", math.nan, ["b"]), "group", most=9, where="f.jsonl")
+    assert all(x in str(caught.value) for x in ("f.jsonl (records q0, q2, q3)", "groups.column"))
     with pytest.raises(DataError, match="3 of 3 prompts have no label 'topic'"):
-        Groups(GroupConfig(source="known", column="topic"), None, prompts, seed=0)
+        known_labels(labelled("a", "b", "c"), "topic", most=9, where="f.jsonl")
 
 
 def test_one_label_for_all_is_refused():
-    prompts = [Prompt(f"q{i}", (), text="x", meta={"group": 7}) for i in range(3)]
-    with pytest.raises(DataError, match="all 3 prompts have the label group = '7', so there is one group"):
-        Groups(GroupConfig(source="known"), None, prompts, seed=0)
+    with pytest.raises(DataError, match="all 3 prompts have the label group = '7', so there is one group") as caught:
+        known_labels(labelled(7, 7, "7"), "group", most=9, where="f.jsonl")
+    assert "f.jsonl" in str(caught.value)
+
+
+def test_a_column_of_names_is_no_column_of_groups():
+    prompts = labelled(*range(5))
+    assert known_labels(prompts, "group", most=5, where="f.jsonl") == ("0", "1", "2", "3", "4")
+    with pytest.raises(DataError, match="has 5 labels, and a phase can tell at most 4 groups apart") as caught:
+        known_labels(prompts, "group", most=4, where="f.jsonl")
+    assert "two per group" in str(caught.value)
 
 
 def test_labels_may_be_numbers_or_falsehoods_and_are_sorted_as_text():
-    prompts = [Prompt(f"q{i}", (), text="x", meta={"group": x}) for i, x in enumerate([0, 10, False, "", 9])]
-    groups = Groups(GroupConfig(source="known"), None, prompts, seed=0)
-    assert groups.labels == ("", "0", "10", "9", "False")
-    assert groups.columns(None, prompts).tolist() == [[float(i == j) for j in range(5)] for i in (1, 2, 4, 0, 3)]
+    prompts = labelled(0, 10, False, "b", 9)
+    labels = known_labels(prompts, "group", most=9, where="f.jsonl")
+    assert labels == ("0", "10", "9", "False", "b")
+    groups = Groups(GroupConfig(source="known"), None, labels, seed=0)
+    assert groups.columns(None, prompts).tolist() == [[float(i == j) for j in range(5)] for i in (0, 1, 3, 4, 2)]
 
 
 def test_the_head_is_drawn_from_the_seed_in_float32_with_variance_one_by_width():
     """The memberships of no two responses are the same from the start: a head of zeros would stay one."""
     wide = Critic()
     wide.score = nn.Linear(4000, 1)
-    heads = [Groups(GroupConfig(n=2), critic, [], seed=seed).head for critic, seed in (
+    heads = [Groups(GroupConfig(n=2), critic, (), seed=seed).head for critic, seed in (
         (wide, 0), (wide, 0), (wide, 1), (Critic().to(torch.bfloat16), 0))]
     assert torch.equal(heads[0].weight, heads[1].weight) and not torch.equal(heads[0].weight, heads[2].weight)
     assert all(head.weight.dtype == torch.float32 and not head.bias.any() for head in heads)

@@ -16,6 +16,7 @@ from keel.online.groups import Groups
 from keel.online.memory import beginning
 from keel.online.portrait import Crowd, portrait, portrayed
 from keel.online.setup import prepared
+from keel.recipes.group_ppo import labels_of
 from keel.rollout.respond import Responses
 
 N = 24
@@ -113,6 +114,8 @@ def test_agreement_is_that_of_the_likeliest_groups_and_names_do_not_matter():
     assert agreement(p, asked([7, 7, 3, 3]), "group") == same == agreement(p.flip(1), asked([7, 7, 3, 3]), "group")
     found = agreement(p, asked(["a", "b", "a", "b"]), "group")
     assert found == {"groups/rand": near(-0.5), "groups/information": pytest.approx(0.0, abs=tol.RATIO)}
+    three = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.1, 0.4], [0.1, 0.5, 0.4], [0.3, 0.2, 0.5]])
+    assert agreement(three, asked(["a", "a", "b", "c"]), "group") == same
 
 
 @pytest.mark.parametrize("labels", [["a", "a", None, "b"], [None] * 4, ["a"] * 4])
@@ -135,7 +138,7 @@ def written(home, out, order, n_prompts: int = 7, **groups_settings):
                            groups=groups_settings)
     with runs.start("group_ppo", cfg, cfg.out, seed=cfg.seed, data=cfg.files) as log:
         setup = prepared(cfg, log)
-        groups = Groups(cfg.groups, setup.models.critic, [row.record for row in setup.prompts], seed=cfg.seed)
+        groups = Groups(cfg.groups, setup.models.critic, labels_of(cfg, setup.prompts), seed=cfg.seed)
         known = groups.beginning() | {"order": order}
         told = portrayed(setup, groups, beginning(cfg) | {"groups": known})
         log.finish({})

@@ -95,7 +95,7 @@ def test_at_the_level_of_prompts_another_response_changes_no_membership(models, 
     other = part.tokens.ids.where(~part.tokens.response_mask, (part.tokens.ids + 5) % 16 + 3)
     changed = replace(part, tokens=replace(part.tokens, ids=other))
     for level in LEVELS:
-        groups = Groups(GroupConfig(level=level), models.critic, [], seed=0)
+        groups = Groups(GroupConfig(level=level), models.critic, (), seed=0)
         with torch.no_grad():
             one, two = (groups.columns(read(models, rollout, level).states, []) for rollout in (part, changed))
         near = (one - two).abs().max(1).values < tol.RATIO
@@ -135,7 +135,7 @@ def asked_of(groups, rollout, coef: float = 0.3) -> tuple[Asked, torch.Tensor]:
     returns = torch.randn(len(rollout.ended), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         p = groups.columns(rollout.states, [])
-    return Asked(torch.ones_like(returns), None, None, p, returns, 0.0, coef), returns
+    return Asked(torch.ones_like(returns), None, None, p, returns, 0.0, coef, None), returns
 
 
 def slow_objective(states, groups, returns):
@@ -157,7 +157,7 @@ def test_with_critic_coef_the_critics_gradient_is_that_of_the_joint_loss(home, m
     and the minibatches of a phase share it."""
     cfg = group_ppo_config(home, rollouts=9, minibatch=9, micro_tokens=micro_tokens,
                            groups={"critic_coef": 0.7, "floor": 0.5, "n": 2, "level": level})
-    groups = Groups(cfg.groups, models.critic, [], seed=0)
+    groups = Groups(cfg.groups, models.critic, (), seed=0)
     rollout = replace(part, **{name: getattr(read(models, part, level), name) for name in ("places", "states")})
     asked, returns = asked_of(groups, rollout)
     rollout = replace(rollout, **groups.terms(rollout, asked, prices=False))
@@ -192,7 +192,7 @@ def test_with_critic_coef_the_critics_gradient_is_that_of_the_joint_loss(home, m
 
 
 def test_without_critic_coef_nothing_is_added_to_the_critics_loss(home, models, part):
-    groups = Groups(group_ppo_config(home).groups, models.critic, [], seed=0)
+    groups = Groups(group_ppo_config(home).groups, models.critic, (), seed=0)
     rollout = read(models, part, "trajectory")
     asked = asked_of(groups, rollout)[0]
     assert groups.terms(rollout, asked, prices=False) == {}
@@ -273,7 +273,7 @@ def test_on_a_fresh_minibatch_ratios_are_shaping_without_a_cap(home, models, wit
 def test_ratios_are_asked_for_only_where_they_act(home, models, part):
     for estimator, coef, expected in (("shaping", 0.3, False), ("ratio", 0.0, False), ("ratio", 0.3, True)):
         cfg = group_ppo_config(home, **(RATIO | {"groups": {"estimator": estimator}})).groups
-        groups = Groups(cfg, models.critic, [], seed=0)
+        groups = Groups(cfg, models.critic, (), seed=0)
         rollout = read(models, part, "trajectory")
         asked, returns = asked_of(groups, rollout, coef)
         found = groups.terms(rollout, asked, prices=False)

@@ -196,6 +196,7 @@ def test_advantages_are_those_of_ppo_at_these_prices_normalised_then_shaped_then
         torch.testing.assert_close(rollout.advantages[mask].double(), shaped[mask].clamp(-0.6, 0.6), **tol.CREDIT32)
         assert not rollout.advantages[~mask].any()
         torch.testing.assert_close(rollout.returns, raw.returns, **tol.CREDIT32)  # what the critic learns
+    assert all(update.part.kl_coefs is None for update in acting.updates)  # charged in the rewards, and only there
 
 
 def test_the_metrics_of_groups_are_those_of_plain_loops(acting):
@@ -314,8 +315,11 @@ def test_known_groups_are_those_of_the_training_prompts_and_may_be_absent_in_a_p
         means = [row[f"group/{name}/return"] for name in asked.names if f"group/{name}/return" in row]
         assert row["groups/gap"] == close_to(max(means) - min(means)) and row["groups/worst"] == min(means)
         one_hot = [row for row in asked.memberships.tolist() if sorted(row) != [0.0, 0.0, 1.0]]
-        assert not one_hot and asked.shaping is None and row["groups/shaping_max"] == 0.0
-    assert "3 known groups: a, b, rare; more than 8 responses per phase would suit so many" in seen.result["notes"]
+        assert not one_hot and asked.shaping is None and "groups/shaping_max" not in row and "groups/coef" not in row
+        assert sum(row[f"group/{name}/weight"] for name in asked.names) == close_to(1.0)
+        assert row["groups/factor_max"] == close_to(float(asked.factor.max()))
+    notes = " ".join(seen.result["notes"])
+    assert "3 known groups: 'a', 'b', 'rare'" in notes and "2 of 6 held-out prompts are of no trained group" in notes
     told = json.loads((seen.out / "groups.json").read_text())
     assert told["n_prompts"] == 4 and told["labels"] == ["a", "b", "rare"] and told["level"] is None
     assert {one["name"]: one["n"] for one in told["groups"]} == {"a": 2, "b": 1, "rare": 1}
@@ -327,13 +331,14 @@ def test_known_groups_are_those_of_the_training_prompts_and_may_be_absent_in_a_p
 
 def test_known_groups_need_no_critic(home, tmp_path):
     """RLOO: factor and shaping on top of its advantages, by hand."""
-    train = labelled(home, "alike", ["a", "b"] * 6)
+    train = labelled(home, "alike", ["a", "b", "b"] * 4)
     seen = looked_at(known(home, tmp_path / "run", train, advantage={"estimator": "rloo", "group": 2}, rollouts=16,
                            score={"scale": None, "clip": None}, truncation={"how": "constant", "value": -3.0},
                            groups={"objective": "vrex"}))
     [asked], [phase] = seen.asked, seen.phases
-    assert seen.result["notes"][-2].startswith("score.scale and advantage.normalise are none: groups.coef acts on")
-    assert seen.result["notes"][-1] == "2 known groups: a, b"
+    notes = " ".join(seen.result["notes"])
+    assert "score.scale and advantage.normalise are none: groups.coef acts on" in notes
+    assert "2 known groups: 'a', 'b'" in notes and "no held-out prompts: no groups.json" in notes
     # A group's return counts what its responses are paid: a cut one the constant.
     paid = torch.where(asked.rollout.ended, phase.processed.double(), -3.0)
     assert 0 < asked.rollout.ended.sum() < 16
@@ -343,7 +348,8 @@ def test_known_groups_need_no_critic(home, tmp_path):
     mask = asked.rollout.tokens.response_mask
     shaped = raw.advantages * asked.factor[:, None] + asked.shaping[:, None]
     torch.testing.assert_close(asked.rollout.advantages, shaped.where(mask, 0.0), **tol.CREDIT32)
-    assert asked.rollout.values is None and asked.shaping.any() and "loss/value" not in seen.rows[0]
+    assert asked.rollout.values is None and "loss/value" not in seen.rows[0]
+    assert asked.shaping.any() and len(set(asked.factor.tolist())) == 2
 
 
 @pytest.mark.parametrize(("labels", "column", "complaint"), [

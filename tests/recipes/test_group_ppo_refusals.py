@@ -20,6 +20,8 @@ REFUSED = [
      "groups.critic_coef needs groups.source='inferred': known groups have no head to learn with"),
     ({"groups": {"floor": 0.51}}, "groups.floor=0.51 and groups.n=2 exclude each other: not every group can have that"),
     ({"groups": {"floor": 0.34, "n": 3}}, "groups.floor=0.34 and groups.n=3 exclude each other"),
+    ({"groups": {"objective": "cvar", "tails": 0.2}},
+     "groups.tails=0.2 pulls in all that groups.cvar_share=0.2 looks at: nothing would be below the quantile"),
     # with the rest
     *((RLOO | {"advantage": RLOO["advantage"] | {"estimator": kind}, "critic": {"pretrain": 0}},
        f"groups.source='inferred' and advantage.estimator={kind!r} exclude each other: the head reads a critic; name "

@@ -36,7 +36,7 @@ class Prompt:
         id: stable name, used in logs, random streams and error messages.
         messages: the turns so far; the last one is not the assistant's. Empty for continuation of plain text.
         text: plain text to continue, for models without a chat template; then `messages` is empty.
-        meta: what the file says beside (domain, subset, ...); shown in reports, never trained on.
+        meta: what the file says beside (domain, subset, ...); for reports, and for known groups.
         truth: what only a simulation knows (gold parts, whether a label is wrong); training code never reads it.
     """
 
@@ -47,9 +47,11 @@ class Prompt:
     truth: Mapping[str, Any] = field(default_factory=dict)
 
     def label(self, column: str) -> str | None:
-        """What `meta` says under that name, as a word; none where it says nothing, or NaN."""
+        """What `meta` says under that name, as a word; none where it says nothing: blank, NaN, a list or an object."""
         value = self.meta.get(column)
-        return None if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
+            return None
+        return str(value) if str(value).strip() else None
 
 
 @dataclass(frozen=True)

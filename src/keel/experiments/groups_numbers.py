@@ -27,8 +27,8 @@ class Measured:
         length: tokens of a response to the plain set.
         agreement: rand and information of found groups with the domains of held-out prompts, and `at_first`, the
             information in the first phase, when the head has hardly learned; none without found groups.
-        groups: name, mass, score, kl and labels of each group on those prompts, the lowest first; empty without groups.
-        shaping: mean size of what was added to an advantage, over the phases with a coefficient; none where nothing was.
+        groups: name, mass, score, kl and labels of each group on those prompts, lowest first; empty without groups.
+        shaping: mean size of what was added to an advantage, over the phases that did; none where nothing was.
     """
 
     gold: Mapping[str, Mapping[str, float]]
@@ -69,7 +69,7 @@ def measured(home: Path, arm: str, asked: Path) -> Measured:
     groups = [{name: group[name] for name in ("name", "mass", "score", "kl", "labels")} for group in told["groups"]]
     log = home / arm / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    shaped = [row["groups/shaping"] for row in rows if row.get("groups/coef")]
+    shaped = [row["groups/shaping"] for row in rows if row.get("groups/coef") and "groups/shaping" in row]
     agreement = None
     if told["source"] == "inferred":
         # Prompts that happen to be of one domain have no agreement with anything; groups say nothing of it.

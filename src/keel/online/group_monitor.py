@@ -38,13 +38,23 @@ def group_metrics(asked: Asked, rollout: Rollout, scored: Scores, names: Sequenc
              for name, x in ({"mass": stats.mass / len(p), "return": stats.returns} | means).items()}
     found |= {f"group/{group}/mass": 0.0 for g, group in enumerate(names) if not stats.present[g]}
     there = stats.returns[stats.present]
-    steered = torch.zeros_like(asked.returns) if asked.shaping is None else asked.shaping
-    return found | {
+    found |= {
         "groups/variance": float(stats.variance), "groups/gap": float(there.max() - there.min()),
-        "groups/worst": float(there.min()), "groups/entropy": float(torch.special.entr(p).sum(1).mean()),
-        "groups/shaping": float(steered.abs().mean()), "groups/shaping_max": float(steered.abs().max()),
-        "groups/coef": asked.coef,
-    } | ({} if asked.objective is None else {"groups/objective": asked.objective})
+        "groups/worst": float(there.min()), "groups/entropy": float(torch.special.entr(p).sum(1).mean())}
+    return found | acting(asked, names)
+
+
+def acting(asked: Asked, names: Sequence[str]) -> dict[str, float]:
+    """What is done about the groups, as far as something is."""
+    found = {} if asked.objective is None else {"groups/objective": asked.objective}
+    if asked.coef is not None:
+        found["groups/coef"] = asked.coef
+    if asked.shaping is not None:
+        found |= {"groups/shaping": float(asked.shaping.abs().mean()),
+                  "groups/shaping_max": float(asked.shaping.abs().max())}
+    if asked.factor is not None:
+        found["groups/factor_max"] = float(asked.factor.max())
+    return found | {f"group/{name}/weight": weight for name, weight in zip(names, asked.weights or (), strict=False)}
 
 
 def agreement(p: Tensor, prompts: Sequence[Prompt], column: str) -> dict[str, float]:

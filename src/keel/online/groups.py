@@ -28,7 +28,7 @@ from keel.online.group_settings import GroupConfig
 from keel.online.memory import Memory, Phase
 from keel.rng import stream
 
-__all__ = ["Asked", "Groups", "places_of", "with_places"]
+__all__ = ["Asked", "Groups", "known_labels", "places_of", "with_places"]
 
 SIDES = {"variance": "both", "vrex": "both", "low_only": "low_only", "worst": "worst"}
 
@@ -44,7 +44,8 @@ class Asked:
         memberships: after the head has learned, the lowest group first. [B G]
         returns: standardised. [B]
         objective: of the head after its steps; none where groups are known.
-        coef: beta_policy in force.
+        coef: beta_policy in force, 0 before it acts; none where the objective has none.
+        weights: of the groups in group DRO, the lowest group first; none elsewhere.
     """
 
     prices: Tensor
@@ -53,7 +54,8 @@ class Asked:
     memberships: Tensor
     returns: Tensor
     objective: float | None
-    coef: float
+    coef: float | None
+    weights: tuple[float, ...] | None
 
 
 class Groups:
@@ -65,14 +67,8 @@ class Groups:
         labels: names of the known groups, sorted; empty where they are inferred.
     """
 
-    def __init__(self, cfg: GroupConfig, critic: nn.Module | None, prompts: Sequence[Prompt], *, seed: int) -> None:
-        """Groups of a run that learns from these prompts.
-
-        Raises:
-            DataError: groups are known, and a prompt has no label or all have the same.
-        """
-        self.cfg = cfg
-        self.labels = known_labels(prompts, cfg.column) if cfg.source == "known" else ()
+    def __init__(self, cfg: GroupConfig, critic: nn.Module | None, labels: tuple[str, ...], *, seed: int) -> None:
+        self.cfg, self.labels = cfg, labels
         self.head: nn.Linear | None = None
         if cfg.source == "inferred":
             assert critic is not None, "settings without a critic name known groups"
@@ -109,7 +105,7 @@ class Groups:
 
     def ask(self, rollout: Rollout, scores: Tensor, prompts: Sequence[Prompt], memory: Memory, phase: Phase,
             steps: int) -> Asked:
-        """Section 7 of our spec, steps 2, 3, 6 and 7: prices from the head as it was, shaping from the head as it is.
+        """What a phase's groups ask: prices by the head as it was, then the head learns, shaping by the head as it is.
 
         Args:
             rollout: measured, with `states` where groups are inferred.
@@ -135,7 +131,9 @@ class Groups:
             now = self.columns(rollout.states, prompts).to(scores.device)
         coef = cfg.coef_at(phase.shown, steps) if acts else 0.0
         factor, shaping = self.steering(now, returns, known, coef) if acts else (None, None)
-        asked = Asked(prices, factor, shaping, now[:, known["order"]], returns, objective, coef)
+        weights = tuple(known["q"][k] for k in known["order"]) if cfg.objective == "dro" else None
+        asked = Asked(prices, factor, shaping, now[:, known["order"]], returns, objective,
+                      coef if cfg.has_coef else None, weights)
         if not phase.pretraining:
             self.reorder(now, returns, known)
         return asked
@@ -217,21 +215,30 @@ def group_head(critic: nn.Module, n: int, seed: int) -> nn.Linear:
     return head.to(next(critic.parameters()).device)
 
 
-def known_labels(prompts: Sequence[Prompt], column: str) -> tuple[str, ...]:
+def known_labels(prompts: Sequence[Prompt], column: str, *, most: int, where: str) -> tuple[str, ...]:
     """The known groups of these prompts, sorted.
 
+    Args:
+        prompts: all that are learned from.
+        column: of their meta.
+        most: groups that a phase can tell apart.
+        where: the prompts come from.
     Raises:
-        DataError: a prompt has none, or all have the same.
+        DataError: a prompt has none, all have the same, or nearly every prompt has one of its own.
     """
     without = [prompt.id for prompt in prompts if prompt.label(column) is None]
     if without:
         raise DataError(f"{len(without)} of {len(prompts)} prompts have no label {column!r}",
-                        where=f"records {', '.join(without[:5])}",
-                        remedy="Name the column that holds it with groups.column, or leave groups.source = inferred.")
+                        where=f"{where} (records {', '.join(without[:5])})",
+                        remedy="Name the column that holds it with groups.column, label these prompts or leave them "
+                               "out; or leave groups.source = inferred.")
     labels = tuple(sorted({str(prompt.label(column)) for prompt in prompts}))
     if len(labels) < 2:
         raise DataError(f"all {len(prompts)} prompts have the label {column} = {labels[0]!r}, so there is one group",
-                        where="prompts", remedy="Take prompts of two or more groups, or another column.")
+                        where=where, remedy="Take prompts of two or more groups, or another column.")
+    if len(labels) > most:
+        raise DataError(f"{column!r} has {len(labels)} labels, and a phase can tell at most {most} groups apart",
+                        where=where, remedy="Take a column of fewer labels, or more rollouts: two per group at least.")
     return labels
 
 

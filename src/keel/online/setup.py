@@ -1,6 +1,6 @@
 """What a run needs before its first phase: data, models, rewards, learners, and the exam it sits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,9 +72,13 @@ class Setup:
                                    self.cfg.out / "best", by=self.cfg.best, kl_budget=self.cfg.kl_budget)
 
 
-def prepared(cfg: OnlineConfig, log: Run) -> Setup:
+def prepared(cfg: OnlineConfig, log: Run, look: Callable[[list[PromptRow]], object] = len) -> Setup:
     """Read the data and load the models.
 
+    Args:
+        cfg: settings.
+        log: the run's folder.
+        look: sees the prompts before any large model is loaded, and may refuse them.
     Raises:
         DataError, ModelError, ConfigError: what the settings name cannot be used.
     """
@@ -82,6 +86,7 @@ def prepared(cfg: OnlineConfig, log: Run) -> Setup:
     words = template(tokenizer)
     prompts, held_out, skipped = load_prompts(cfg.prompts, words, max_new_tokens=cfg.sampling.max_new_tokens,
                                               n_held_out=cfg.eval_prompts, seed=cfg.seed, note=log.note)
+    look(prompts)
     write_seen(cfg.out, [row.record for row in prompts], [row.record for row in held_out])
     mix = load_demonstrations(cfg.ptx, words) if cfg.ptx is not None and cfg.ptx_coef else []
     models, rewards = load_models(cfg, words), RewardSources(cfg.sources, words, cfg.micro_tokens)

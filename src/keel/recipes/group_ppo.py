@@ -1,4 +1,4 @@
-"""Group-invariant PPO: no group of prompts or responses is left behind (Zheng et al. 2023, arXiv:2310.11971).
+"""Group-invariant PPO: returns that do not depend on the group (Zheng et al. 2023, arXiv:2310.11971; reconstructed).
 
 PPO-max with three additions, each of which can be left out: groups of responses, inferred by a head on the critic or
 known from the data; an objective that holds their returns together; a price of drift by group. Left out: EIIL's split
@@ -11,11 +11,13 @@ from dataclasses import replace
 from pydantic import model_validator
 
 from keel import runs
+from keel.data.records import Prompt
+from keel.data.render import PromptRow
 from keel.functional.advantage import cut_scores
 from keel.online.close import closed, finish
 from keel.online.group_monitor import agreement, group_metrics
 from keel.online.group_settings import LONGEST_RATIO, GroupConfig
-from keel.online.groups import Groups, with_places
+from keel.online.groups import Groups, known_labels, with_places
 from keel.online.memory import Phase
 from keel.online.portrait import portrayed
 from keel.online.settings import OnlineConfig
@@ -47,12 +49,13 @@ class GroupPPOConfig(OnlineConfig):
 def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model` and what the groups are in `out/groups.json`."""
     with runs.start("group_ppo", cfg, cfg.out, seed=cfg.seed, data=cfg.files, resume=resume) as log:
-        setup = prepared(cfg, log)
+        labels: list[str] = []
+        setup = prepared(cfg, log, look=lambda rows: labels.extend(labels_of(cfg, rows)))
         models, rewards = setup.models, setup.rewards
-        groups = Groups(cfg.groups, models.critic, [row.record for row in setup.prompts], seed=cfg.seed)
+        groups = Groups(cfg.groups, models.critic, tuple(labels), seed=cfg.seed)
         setup = setup.with_state(groups.state)
         setup.exam.by_label(cfg.groups.column)
-        for warning in warnings_of(cfg, groups):
+        for warning in warnings_of(cfg, groups, [row.record for row in setup.held_out]):
             log.note(warning)
         step, memory = begun(setup, resume=resume, more={"groups": groups.beginning()})
         clock, progress = Clock(), log.bar(cfg.critic.pretrain + cfg.steps, step)
@@ -97,23 +100,39 @@ def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
         return finish(setup, memory, portrayed(setup, groups, memory))
 
 
-def warnings_of(cfg: GroupPPOConfig, groups: Groups) -> Iterator[str]:
+def labels_of(cfg: GroupPPOConfig, rows: list[PromptRow]) -> tuple[str, ...]:
+    """Names of the known groups; none where they are inferred."""
+    if cfg.groups.source == "inferred":
+        return ()
+    return known_labels([row.record for row in rows], cfg.groups.column, most=cfg.rollouts // 2, where=cfg.prompts.path)
+
+
+def warnings_of(cfg: GroupPPOConfig, groups: Groups, held_out: list[Prompt]) -> Iterator[str]:
     """What a reader of this run's numbers must know of its groups."""
     if cfg.rollouts < FEWEST:
         yield f"rollouts={cfg.rollouts}: means of groups are unsteady below {FEWEST} responses per phase."
+    if groups.n * FEW > cfg.rollouts >= FEWEST:
+        yield f"{groups.n} groups on {cfg.rollouts} responses per phase: their means are unsteady."
     if cfg.score.scale is None and cfg.advantage.normalise is None:
         yield ("score.scale and advantage.normalise are none: groups.coef acts on standardised returns, so how much it "
                "weighs beside the advantages depends on the scale of the scores.")
+    labels = [prompt.label(cfg.groups.column) for prompt in held_out]
     if groups.labels:
-        few = f"; more than {cfg.rollouts} responses per phase would suit so many" * (groups.n * FEW > cfg.rollouts)
-        yield f"{groups.n} known groups: {', '.join(groups.labels[:SHOWN])}{', ...' * (groups.n > SHOWN)}{few}"
-    elif cfg.groups.level == "trajectory":
+        yield f"{groups.n} known groups: {', '.join(map(repr, groups.labels[:SHOWN]))}{', ...' * (groups.n > SHOWN)}"
+        if strange := sum(label not in groups.labels for label in labels):
+            yield f"{strange} of {len(labels)} held-out prompts are of no trained group: groups.json omits them."
+    elif 0 < (without := sum(label is None for label in labels)) < len(labels):
+        yield (f"{without} of {len(labels)} held-out prompts have no label {cfg.groups.column!r}: no agreement with "
+               "the labels is measured on them.")
+    if not held_out:
+        yield "there are no held-out prompts: no groups.json will say what the groups are."
+    if not groups.labels and cfg.groups.level == "trajectory":
         yield ("groups.level='trajectory': such groups largely follow the score itself; read what marks them in "
                "groups.json before calling them kinds of prompts.")
 
 
 FEWEST = 64
-"""Responses per phase below which group means are unsteady (section 7 of our spec)."""
+"""Responses per phase below which group means are unsteady."""
 FEW, SHOWN = 8, 20
 """Responses of a known group per phase, on average, that its mean needs; labels that are named."""
 
