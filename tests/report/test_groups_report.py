@@ -70,7 +70,8 @@ def group_ppo(folder: Path, *, source: str = "inferred", level: str = "prompt", 
     told = portraits(source=source, level=level) if groups is None else groups
     return write(folder, metrics=course() if metrics is None else metrics, environment=environment("group_ppo"),
                  config=SETTINGS.format(source=source, level=level, objective=objective, kl=kl),
-                 samples=samples(4, last=12), result=result("group_ppo", mean(0.2, 0.05), mean(0.4, 0.05), status=status),
+                 samples=samples(4, last=12),
+                 result=result("group_ppo", mean(0.2, 0.05), mean(0.4, 0.05), status=status),
                  **({"groups": told} if told else {}))
 
 
