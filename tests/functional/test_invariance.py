@@ -22,7 +22,6 @@ from keel.functional.invariance import (
     group_factor,
     group_objective,
     group_stats,
-    membership_gradient,
     memberships,
     ratio_variance,
     sorted_order,
@@ -70,7 +69,6 @@ CALLS: dict[str, Callable[[Tensor, Tensor, object], Tensor]] = {
     "variance": lambda p, r, ranks: group_stats(p, r, reduce=ranks.reduce).variance,
     "objective": lambda p, r, ranks: group_objective(4 * p, r, reduce=ranks.reduce, **HEAD),
     "guarded": lambda p, r, ranks: group_objective(4 * p, r, reduce=ranks.reduce, **GUARDED),
-    "gradient": lambda p, r, ranks: membership_gradient(p, r, reduce=ranks.reduce),
     "both": lambda p, r, ranks: variance_shaping(p, r, side="both", reduce=ranks.reduce),
     "low_only": lambda p, r, ranks: variance_shaping(p, r, side="low_only", reduce=ranks.reduce),
     "worst": lambda p, r, ranks: variance_shaping(p, r, side="worst", reduce=ranks.reduce),
@@ -261,7 +259,6 @@ def test_an_absent_group_is_left_out_of_mean_variance_weights_and_factors() -> N
                      **FLOAT64)
     q = float64([0.1, 0.5, 0.2, 0.2])  # of the present ones, a third and two thirds
     assert_close(group_factor(with_hole, q), group_factor(without, q[[0, 2]]), **FLOAT64)
-    assert membership_gradient(with_hole, returns)[:, [1, 3]].tolist() == [[0.0, 0.0]] * 6
 
 
 def test_the_worst_group_is_one_that_is_there() -> None:
@@ -315,7 +312,6 @@ def test_the_closed_form_is_the_gradient(seed: int, n: int, m: int) -> None:
     p, returns = draw(seed, n, m)
     leaf = p.clone().requires_grad_()
     group_stats(leaf, returns).variance.backward()
-    assert_close(membership_gradient(p, returns), leaf.grad, **FLOAT64)
     rows, values = p.tolist(), returns.tolist()
     expected = [[truth.slope(rows, values, i, g) for g in range(m)] for i in range(n)]
     assert_close(leaf.grad, float64(expected), **FLOAT64)

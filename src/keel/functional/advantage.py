@@ -94,7 +94,7 @@ def token_rewards(
         r_t = -kl_coef * kl_t + s [t = last]
 
     Source: arXiv:2307.04964, Eq. 19, with the score on the last token only as in the released code; a price for each
-    response: arXiv:2310.11971, section 6 of our spec.
+    response: docs/methods/group_ppo.md, Eq. 7.
     """
     position = torch.arange(response_mask.shape[1], device=response_mask.device)
     last = torch.where(response_mask, position, -1).max(dim=1, keepdim=True).values

@@ -2,7 +2,7 @@
 
 Memberships p [B G] are the probabilities that response i belongs to group g; rows sum to 1, a known group is one-hot.
 `reduce` turns sums of this rank into those of all ranks, `gather` a column of this rank into that of all ranks; none:
-there is one rank. Without mention of another source, equations are those of our spec for arXiv:2310.11971.
+there is one rank. Equations and headings are those of docs/methods/group_ppo.md, keel's reading of arXiv:2310.11971.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from keel.functional.masked import wide
 
 __all__ = ["GroupStats", "adaptive_kl_coef", "cvar_shaping", "dro_weights", "group_factor",
-           "group_objective", "group_stats", "membership_gradient", "memberships", "ratio_variance", "sorted_order",
+           "group_objective", "group_stats", "memberships", "ratio_variance", "sorted_order",
            "standardised_returns", "variance_shaping"]
 
 Across = Callable[[Tensor], Tensor] | None
@@ -49,7 +49,7 @@ def standardised_returns(
 
         R_i = (x_i - mean) / (std + 1e-8),    x clamped to its quantiles `tails` and 1 - `tails`
 
-    Source: sections 3.1 (scale) and 4.3 (winsorised returns).
+    Source: Equations (returns) and Guards (tails) of the page.
 
     Args:
         returns: one per response; detached here.
@@ -76,7 +76,7 @@ def group_stats(p: Float[Tensor, "B G"], returns: Float[Tensor, " B"], *, reduce
         S_g = sum_i p_ig    R_g = sum_i p_ig R_i / S_g    R_var = mean_g (R_g - mean_h R_h)^2
 
     Gradient flows into p, never into the returns. It is this rank's share: over ranks the gradients add up.
-    Source: section 3.
+    Source: the page, Eq. 1 and 2.
     """
     p, n_groups = wide(p), p.shape[1]
     paid = p * returns.detach()[:, None]
@@ -87,25 +87,12 @@ def group_stats(p: Float[Tensor, "B G"], returns: Float[Tensor, " B"], *, reduce
     return GroupStats(mass, means, present, variance)
 
 
-def membership_gradient(
-    p: Float[Tensor, "B G"], returns: Float[Tensor, " B"], *, reduce: Across = None,
-) -> Float[Tensor, "B G"]:
-    """Gradient of the variance of group returns with respect to the memberships.
-
-        dR_var/dp_ig = (2/G) (R_g - mean_h R_h) (R_i - R_g) / S_g
-
-    Source: section 4.1. A group that is absent has none.
-    """
-    stats = group_stats(p.detach(), returns, reduce=reduce)
-    return _pull(stats, "both") * _slopes(stats, returns)
-
-
 def memberships(logits: Float[Tensor, "B G"], *, bound: float) -> Float[Tensor, "B G"]:
     """Probability of each group, never nearer to 0 or 1 than logits of +-`bound` allow.
 
         p_i = softmax(bound tanh(z_i / bound))
 
-    Source: section 4.3 (saturation).
+    Source: the page, Eq. 4 and Guards (saturation).
 
     Raises:
         ValueError: there are fewer than two groups, or bound is out of range.
@@ -122,7 +109,7 @@ def group_objective(
         V - floor_coef sum_g relu(floor - S_g/B)^2 + entropy_coef mean_i entropy(p_i),    p = memberships(logits)
         V = R_var  or, weighted,  sum_g (S_g/B) (R_g - mean_i R_i)^2
 
-    Source: sections 4.1 and 4.3. Over ranks the value is that of the whole batch and the gradients add up.
+    Source: the page, Eq. 4 and Guards. Over ranks the value is that of the whole batch and the gradients add up.
 
     Args:
         logits: of the head; the only input that receives gradient.
@@ -152,7 +139,7 @@ def group_objective(
 def sorted_order(order: list[int], ema: Float[Tensor, " G"], *, slack: float) -> list[int]:
     """The groups from lowest to highest; neighbours change places only where the averages leave no doubt.
 
-    Source: section 4.3 (label switching).
+    Source: the page, Guards (groups that change names).
 
     Args:
         order: columns of the memberships, lowest group first, as it was.
@@ -186,7 +173,7 @@ def variance_shaping(
         low_only  the same, 0 for groups above the mean: the strong ones are left alone
         worst     c_g = -1 for the lowest group, 0 for others: minus the gradient of the lowest R_g
 
-    Source: section 5.2. Over all ranks the weights sum to 0.
+    Source: the page, Eq. 5. Over all ranks the weights sum to 0.
 
     Args:
         p: memberships; detached here.
@@ -211,7 +198,7 @@ def ratio_variance(
         R_g = sum_i p_ig rho_i R_i / sum_i p_ig rho_i,    rho_i = exp(log_ratios_i)
 
     At rho = 1 its gradient is that of `variance_shaping`. |log ratio| is held at 20, where its gradient is zero.
-    Source: section 5.3.
+    Source: the page, Switches (estimator = "ratio").
 
     Args:
         p: memberships; detached here.
@@ -274,7 +261,7 @@ def cvar_shaping(returns: Float[Tensor, " B"], *, share: float, gather: Across =
         w_i = relu(q - R_i) / share - mean_j,    CVaR = max_q q - mean_i relu(q - R_i) / share
 
     A - beta w raises CVaR. Over all ranks the weights sum to 0.
-    Source: Rockafellar and Uryasev 2000, "Optimization of conditional value-at-risk", Theorem 1; section 9.
+    Source: Rockafellar and Uryasev 2000, "Optimization of conditional value-at-risk", Theorem 1.
 
     Args:
         returns: detached here.
@@ -302,7 +289,7 @@ def adaptive_kl_coef(
 
         coef_i = coef max(sum_g c_g p_ig, floor),    c from 0 (lowest) to 1 (highest) in equal steps
 
-    Source: section 6.
+    Source: the page, Eq. 7.
 
     Args:
         p_sorted: memberships, the lowest group first; detached here.

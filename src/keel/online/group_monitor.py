@@ -30,7 +30,7 @@ def group_metrics(asked: Asked, rollout: Rollout, scored: Scores, names: Sequenc
     lengths = mask.sum(1).float().to(p.device)
     nats = row_sums(rollout.kl, mask).to(p.device)
     rows = {"score": scored.total, "length": lengths, "kl_coef": asked.prices}
-    if scored.disagreement:  # where drift is cheap, the rewards are least to be trusted: spec, section 11, item 4
+    if scored.disagreement:  # where drift is cheap, the rewards are least to be trusted
         rows["disagreement"] = torch.stack(list(scored.disagreement.values())).mean(0)
     means = {name: group_stats(p, x.to(p)).returns for name, x in rows.items()}
     means["kl"] = (p.T @ nats) / torch.where(stats.present, p.T @ lengths, 1.0)
@@ -54,7 +54,7 @@ def acting(asked: Asked, names: Sequence[str]) -> dict[str, float]:
                   "groups/shaping_max": float(asked.shaping.abs().max())}
     if asked.factor is not None:
         found["groups/factor_max"] = float(asked.factor.max())
-    return found | {f"group/{name}/weight": weight for name, weight in zip(names, asked.weights or (), strict=False)}
+    return found | {f"group/{name}/weight": weight for name, weight in zip(names, asked.weights or [], strict=asked.weights is not None)}
 
 
 def agreement(p: Tensor, prompts: Sequence[Prompt], column: str) -> dict[str, float]:

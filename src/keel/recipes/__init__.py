@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "meta-rm": ("keel.recipes.meta_rm", "MetaRMConfig", "a reward model that tells the policy's responses apart"),
     "meta-rm loop": ("keel.experiments.meta_loop", "MetaLoopConfig", "rounds of MetaRM and PPO, no new labels"),
     "ppo": ("keel.recipes.ppo", "PPOConfig", "improve a policy against a reward model (PPO-max)"),
-    "group-ppo": ("keel.recipes.group_ppo", "GroupPPOConfig", "PPO-max that leaves no group of prompts behind"),
+    "group-ppo": ("keel.recipes.group_ppo", "GroupPPOConfig", "PPO with groups whose returns are held together"),
     "preference": ("keel.recipes.preference", "PreferenceConfig", "DPO and its relatives: a policy from pairs alone"),
     "offline-pg": ("keel.recipes.offline_pg", "OfflinePGConfig", "A-LoL and its kin: learn from data and rewards"),
     "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
