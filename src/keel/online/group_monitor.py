@@ -54,7 +54,9 @@ def acting(asked: Asked, names: Sequence[str]) -> dict[str, float]:
                   "groups/shaping_max": float(asked.shaping.abs().max())}
     if asked.factor is not None:
         found["groups/factor_max"] = float(asked.factor.max())
-    return found | {f"group/{name}/weight": weight for name, weight in zip(names, asked.weights or [], strict=asked.weights is not None)}
+    if asked.weights is not None:
+        found |= {f"group/{name}/weight": weight for name, weight in zip(names, asked.weights, strict=True)}
+    return found
 
 
 def agreement(p: Tensor, prompts: Sequence[Prompt], column: str) -> dict[str, float]:
