@@ -151,6 +151,9 @@ def contradictions(cfg: GroupPPOConfig) -> Iterator[tuple[bool, str]]:
     yield groups.estimator == "ratio" and cfg.sampling.max_new_tokens > LONGEST_RATIO, (
         f"groups.estimator='ratio' and sampling.max_new_tokens={cfg.sampling.max_new_tokens}: ratios of whole "
         f"responses explode beyond {LONGEST_RATIO} tokens; use 'shaping'")
+    yield groups.estimator == "ratio" and cfg.loss.reduction == "sequence", (
+        "groups.estimator='ratio' moves every token of a response alike, and loss.reduction='sequence' weighs those of "
+        "long responses less: use 'token'")
     yield groups.kl == "adaptive" and cfg.kl.coef == 0, (
         "groups.kl='adaptive' and kl.coef=0: there is no price of drift to share out; set groups.kl to equal")
     yield groups.returns == "kl_penalised" and cfg.kl.coef == 0, (
