@@ -33,8 +33,8 @@ REFUSED = [
     (LONG | {"groups": {"estimator": "ratio"}}, "groups.estimator='ratio' and sampling.max_new_tokens=65: ratios of "
      "whole responses explode beyond 64 tokens; use 'shaping'"),
     ({"groups": {"estimator": "ratio"}, "loss": {"reduction": "sequence"}},
-     "groups.estimator='ratio' moves every token of a response alike, and loss.reduction='sequence' weighs those of long "
-     "responses less: use 'token'"),
+     "groups.estimator='ratio' moves every token of a response alike, and loss.reduction='sequence' weighs those of "
+     "long responses less: use 'token'"),
     ({"kl": {"coef": 0.0}}, "groups.kl='adaptive' and kl.coef=0: there is no price of drift to share out; set "
      "groups.kl to equal"),
     ({"kl": {"coef": 0.0}, "groups": {"kl": "equal", "returns": "kl_penalised"}},
