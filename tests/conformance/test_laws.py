@@ -168,8 +168,8 @@ def test_every_loss_and_target_of_the_room_has_a_row() -> None:
     from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference
 
     exempt = {"Moments", "Stats", "adapted_kl_coef", "as_differences", "kto_baseline", "log1mexp", "masked_mean",
-              "masked_sum", "merge_moments", "no_moments", "prototype_usage", "row_sums", "standardised", "weighted_sum",
-              "wide"}
+              "masked_sum", "merge_moments", "no_moments", "prototype_usage", "row_sums", "standardised",
+              "weighted_sum", "wide"}
     rooms = (advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference)
     public = {name for room in rooms for name in room.__all__} - exempt
     called = {getattr(row.function, "func", row.function).__name__ for row in ALL.values()}
