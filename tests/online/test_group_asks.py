@@ -174,6 +174,7 @@ class Slow:
             if cfg.objective == "vrex":
                 found.factor = [sum(n * float(row[g] / mass[g]) for g in means) / len(means) for row in p]
             found.shaping = self.shaping(p, returns, coef)
+        found.weights = [known["q"][g] for g in known["order"]] if cfg.objective == "dro" else None
         return found, {g: float(x) for g, x in means.items()}
 
 
@@ -188,6 +189,8 @@ def same_asked(asked, expected) -> None:
     for name in ("prices", "factor", "shaping", "memberships", "returns"):
         same(getattr(asked, name), getattr(expected, name))
     assert asked.coef == expected.coef
+    assert asked.weights == (None if expected.weights is None else pytest.approx(
+        expected.weights, rel=tol.GRADIENT32["rtol"]))
     assert asked.objective == (None if expected.objective is None else pytest.approx(
         expected.objective, rel=tol.GRADIENT32["rtol"], abs=tol.GRADIENT32["atol"]))
 
