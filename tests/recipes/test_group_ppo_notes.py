@@ -6,7 +6,8 @@ import pytest
 from recipes.running import group_ppo_config
 
 from keel.data.records import Prompt
-from keel.recipes.group_ppo import warnings_of
+from keel.errors import DataError
+from keel.recipes.group_ppo import labels_of, warnings_of
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +41,15 @@ def test_many_groups_on_few_responses_are_called_unsteady_inferred_or_known(cfg)
 def test_no_more_labels_are_named_than_can_be_read(cfg):
     said = notes(cfg, "n00", n=25, names=tuple(f"n{i:02d}" for i in range(25)), rollouts=256)
     assert "25 known groups: 'n00'" in said and "'n19', ..." in said and "n20" not in said
+
+
+def test_a_phase_has_two_responses_for_each_known_group_at_least(cfg):
+    groups = cfg.groups.model_copy(update={"source": "known", "column": "group"})
+    rows = [SimpleNamespace(record=Prompt(f"t{i}", (), text="x", meta={"group": i})) for i in range(5)]
+    for rollouts, fits in ((10, True), (8, False)):
+        settings = cfg.model_copy(update={"rollouts": rollouts, "groups": groups})
+        if fits:
+            assert labels_of(settings, rows) == ("0", "1", "2", "3", "4")
+        else:
+            with pytest.raises(DataError, match="5 labels, and a phase can tell at most 4 groups apart"):
+                labels_of(settings, rows)
