@@ -1,0 +1,123 @@
+"""Steps of a response and the tokens in which they end.
+
+A separator parts the steps; it belongs to the step that it ends. What is only whitespace is no step. Without a separator
+behind it, the last step of a response that ended by itself ends with the response, at the token that ends the turn; a last
+step that was cut has no end. A separator may be spread over several tokens, or share one with what follows it: the step
+ends in the token that completes it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keel.data.chat import Template
+
+__all__ = ["Steps", "cut_text", "places_in_text", "split", "steps_of", "token_places"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one response.
+
+    Attributes:
+        texts: of each step, without its separator.
+        ends: index, among the tokens of the response, of the token in which each step ends.
+        unfinished: text of a last step that was cut; empty where there is none.
+    """
+
+    texts: tuple[str, ...]
+    ends: tuple[int, ...]
+    unfinished: str = ""
+
+
+def cut_text(text: str, separator: str) -> tuple[list[tuple[str, int]], str]:
+    """Steps with the position in the text behind the separator of each; and what follows the last separator.
+
+    Raises:
+        ValueError: the separator is empty.
+    """
+    if not separator:
+        raise ValueError("separator='' would end a step after every character; give the text that parts steps")
+    found, start = list[tuple[str, int]](), 0
+    while (at := text.find(separator, start)) >= 0:
+        behind = at + len(separator)
+        if text[start:at].strip():
+            found.append((text[start:at], behind))
+        start = behind
+    return found, text[start:]
+
+
+def split(text: str, separator: str, *, ended: bool = True) -> list[str]:
+    """Texts of the steps; the last one, where nothing parts it from the end, only if the response ended by itself."""
+    found, rest = cut_text(text, separator)
+    return [step for step, _ in found] + ([rest] if ended and rest.strip() else [])
+
+
+def steps_of(template: Template, ids: Sequence[int], separator: str, *, ended: bool) -> Steps:
+    """The steps of a sampled response, whose tokens are kept as they are.
+
+    Args:
+        template: of the tokenizer that wrote them.
+        ids: tokens of the response, with the one that ends the turn where it ended by itself; no padding.
+        separator: text that parts steps.
+        ended: whether it ended by itself.
+    """
+    found, rest = cut_text(template.decode(list(ids)), separator)
+    texts, ends = [step for step, _ in found], token_places(template, ids, [behind for _, behind in found])
+    if not rest.strip():
+        return Steps(tuple(texts), tuple(ends))
+    if not ended:
+        return Steps(tuple(texts), tuple(ends), rest)
+    return Steps((*texts, rest), (*ends, len(ids) - 1))
+
+
+def token_places(template: Template, ids: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """For each position in the decoded text, the token with which all that stands before it is there.
+
+    A character may take several tokens; decoding only some of them gives another one, so it is there with the last.
+
+    Args:
+        template: of the tokenizer.
+        ids: of a response, as sampled.
+        positions: in `template.decode(ids)`, from 1 on, in rising order.
+    """
+    ids, found = list(ids), list[int]()
+    text = template.decode(ids)
+
+    def is_there(k: int, position: int) -> bool:
+        return template.decode(ids[: k + 1])[:position] == text[:position]
+
+    for position in positions:
+        start = found[-1] if found else 0
+        found.append(bisect_left(range(len(ids)), True, lo=start, key=lambda k: is_there(k, position)))
+    return found
+
+
+def places_in_text(template: Template, text: str, ids: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """For each position in a text, the token that holds the character before it.
+
+    Where the tokenizer drops that character (whitespace, in some), it is the last token before it.
+
+    Args:
+        template: of the tokenizer.
+        text: of a response.
+        ids: `template.response_ids(text, ...)`.
+        positions: in the text, from 1 on, in rising order.
+    """
+    kept = text.strip() if template.trims else text
+    ahead, told = len(text) - len(text.lstrip()) if template.trims else 0, None
+    if template.tokenizer.is_fast:
+        told = template.tokenizer(template.lead + kept, add_special_tokens=False, return_offsets_mapping=True,
+                                  verbose=False)
+    if told is None or list(ids[: len(told.input_ids)]) != list(told.input_ids):
+        return [_parted(template, text[:position], ids) for position in positions]
+    starts = [start for start, _ in told.offset_mapping]
+    return [max(bisect_left(starts, position - ahead + len(template.lead)) - 1, 0) for position in positions]
+
+
+def _parted(template: Template, before: str, ids: Sequence[int]) -> int:
+    """The same where a tokenizer gives no offsets: the tokens of the text before the position, or where theirs and those
+    of the whole text part."""
+    alone = template.response_ids(before, ended=False)
+    common = next((k for k, (one, other) in enumerate(zip(alone, ids, strict=False)) if one != other), len(alone))
+    return min(common, len(alone) - 1, len(ids) - 1)
