@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from keel.data.records import Prompt
@@ -10,9 +11,12 @@ from keel.errors import DataError
 from keel.sandbox.lexicon import ATTRIBUTES, KINDS, MISDEEDS, TROUBLES, VILLAGES
 from keel.sandbox.templates import CLOSINGS
 
-__all__ = ["GoldScore", "StepJudgement", "gold_score", "n_tokens", "natural_length", "score"]
+__all__ = ["GoldScore", "StepJudgement", "additions_needed", "additions_written", "gold_score", "n_tokens",
+           "natural_length", "score", "totals_written"]
 
 Parts = dict[str, float]
+Addition = tuple[int, int, int]
+"""The two summands and what they are said to make."""
 REPEAT, LENGTH, UNENDED, UNPARSED = -0.3, -0.02, -0.5, -0.5
 
 
@@ -146,23 +150,41 @@ def _recall(prompt: Prompt, text: str, sentences: list[str]) -> tuple[Parts, tup
 
 def _ledger(prompt: Prompt, text: str, sentences: list[str]) -> tuple[Parts, tuple[StepJudgement, ...]]:
     """Each line adds the next price to the sum so far; the k-th addition is held against the k-th that is needed."""
-    prices = _slot(prompt, "prices")
-    needed, running = [], prices[0]
-    for price in prices[1:]:
-        needed.append((running, price, running + price))
-        running += price
-    written = [tuple(int(number) for number in match) for match in ADDITION.findall(text)]
+    needed, written = additions_needed(prompt), additions_written(text)
     right = [k < len(needed) and step == needed[k] for k, step in enumerate(written)]
     steps = tuple(StepJudgement(f"{a} + {b} = {c}", ok) for (a, b, c), ok in zip(written, right, strict=True))
-    totals = dict.fromkeys(int(number) for number in TOTAL.findall(text))
+    totals = dict.fromkeys(totals_written(text))
     parts = {
         "steps": 0.5 * sum(right) / max(len(needed), len(written)),
         "total": 0.0,
         "parse": 0.0 if written or totals else UNPARSED,
     }
     if totals:
-        parts["total"] = 0.5 if list(totals) == [running] else -0.5
+        parts["total"] = 0.5 if list(totals) == [sum(_slot(prompt, "prices"))] else -0.5
     return parts, steps
+
+
+def additions_needed(prompt: Prompt) -> list[Addition]:
+    """What a ledger question asks for: each price in turn is added to the sum so far."""
+    if _slot(prompt, "domain") != "ledger":
+        raise DataError(
+            f"a question of domain {prompt.meta['domain']!r} has no additions to judge",
+            where=f"prompt {prompt.id}",
+            remedy="steps are those of ledger questions: draw prompts with domains=('ledger',)",
+        )
+    prices = _slot(prompt, "prices")
+    sums = list(accumulate(prices))
+    return list(zip(sums, prices[1:], sums[1:], strict=False))
+
+
+def additions_written(text: str) -> list[Addition]:
+    """Every `a + b = c` of a text in lower case."""
+    return [(int(a), int(b), int(c)) for a, b, c in ADDITION.findall(text)]
+
+
+def totals_written(text: str) -> list[int]:
+    """Every total that a text in lower case states."""
+    return [int(number) for number in TOTAL.findall(text)]
 
 
 def _list(prompt: Prompt, text: str, sentences: list[str]) -> tuple[Parts, tuple[StepJudgement, ...]]:
