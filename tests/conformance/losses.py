@@ -9,7 +9,7 @@ from hypothesis import reject
 from references.ragged import noise
 from torch import Tensor
 
-from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference
+from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference, steps
 
 Inputs = dict[str, Tensor]
 
@@ -73,7 +73,7 @@ class Row:
                      else (3, len(mask)) if name in self.per_member
                      else (2, mask.shape[1]) if name in self.tables else tuple(mask.shape))
             made[name] = mask.clone() if name == self.mask_name else noise(seed + i, *shape, scale=0.7)
-            if name == "label_prob":
+            if name in PROBABILITIES:
                 made[name] = made[name].sigmoid()
             elif name == "groups":
                 made[name] = groups_of(made[name])
@@ -95,7 +95,8 @@ class Row:
         return result, rest if isinstance(rest, dict) else {"second": rest}
 
 
-BOOLEANS = ("ended", "counted", "tied", "desirable")
+BOOLEANS = ("ended", "counted", "tied", "desirable", "step_ends")
+PROBABILITIES = ("label_prob", "labels")
 
 
 def groups_of(order: Tensor) -> Tensor:
@@ -114,6 +115,8 @@ LOGITS = ("logits", "ref_logits")
 ENTROPY = ("entropy", "mean_entropy")
 REWARDS = ("rewards", "response_mask")
 GROUPED = (*REWARDS, "groups")
+STEPS = ("logits", "labels")
+PAID_STEPS = ("step_rewards", "step_ends", "response_mask", "groups")
 CUT = ("scores", "ended")
 RANKED = ("scores", "present", "tied")
 GRADED = ("predicted", "target", "present")
@@ -186,6 +189,7 @@ LOSSES = {
         partial(offline.a_lol_kl, coef=0.3, term="k3"), SHIFTED, learns=SHIFTED[:1], per_row=WEIGHED[1:2],
         reduced=True),
     "pro": Row(offline.pro, ORDERED, learns=ORDERED[:2], per_row=("best_logprobs",), reduced=True),
+    "step_loss": Row(steps.step_loss, STEPS, learns=STEPS[:1], per_row=STEPS),
     "difference_objective": Row(meta.difference_objective, ("scores",), learns=("scores",), least_columns=2),
     "simcse": Row(contrastive.simcse, VIEWS, learns=VIEWS, local=False, least_columns=2),
     "swav": Row(contrastive.swav, (*VIEWS, "prototypes"), learns=(*VIEWS, "prototypes"), tables=("prototypes",),
@@ -201,6 +205,9 @@ TARGETS = {
     "rloo": Row(advantage.rloo, GROUPED, per_row=("groups",), local=False),
     "grpo": Row(advantage.grpo, GROUPED, per_row=("groups",), local=False),
     "grpo_unscaled": Row(partial(advantage.grpo, scale=False), GROUPED, per_row=("groups",), local=False),
+    "step_rloo": Row(steps.step_rloo, PAID_STEPS, per_row=("groups",), local=False),
+    "step_grpo": Row(steps.step_grpo, PAID_STEPS, per_row=("groups",), local=False),
+    "step_grpo_unscaled": Row(partial(steps.step_grpo, scale=False), PAID_STEPS, per_row=("groups",), local=False),
     "reinforce_plus_plus": Row(partial(advantage.reinforce_plus_plus, gamma=0.9), REWARDS, local=False),
     "shaped_advantages": Row(
         partial(advantage.shaped_advantages, normalise=True, clip=0.8), ("advantages", "counted"), local=False),

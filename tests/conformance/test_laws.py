@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conformance.losses import ALL, LOSSES, Inputs, Row
+from conformance.losses import ALL, LOSSES, PROBABILITIES, Inputs, Row
 from hypothesis import given
 from hypothesis import strategies as st
 from references.ragged import response_masks, seeds
@@ -136,7 +136,7 @@ def test_extremes_stay_finite(row: Row, dtype: torch.dtype, size: float, signs: 
     inputs = row.make(0, mask)
     extreme = torch.tensor(signs, dtype=dtype).view(4, 6) * size
     for i, (name, x) in enumerate(inputs.items()):
-        if x.is_floating_point() and name != "label_prob":
+        if x.is_floating_point() and name not in PROBABILITIES:
             inputs[name] = extreme[i, : x.numel()].view(x.shape)
     result, stats, gradients = outcome(row, inputs)
     for name, x in {"result": result, **stats, **gradients}.items():
@@ -165,12 +165,24 @@ def test_same_inputs_same_bits(row: Row) -> None:
 
 def test_every_loss_and_target_of_the_room_has_a_row() -> None:
     """A new function with a mask, or a loss, must not escape the laws by being left out of the table."""
-    from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference
+    from keel.functional import (
+        advantage,
+        contrastive,
+        direct,
+        ensemble,
+        masked,
+        meta,
+        offline,
+        policy,
+        preference,
+        steps,
+    )
 
-    exempt = {"Moments", "Stats", "adapted_kl_coef", "as_differences", "kto_baseline", "log1mexp", "masked_mean",
-              "masked_sum", "merge_moments", "no_moments", "prototype_usage", "row_sums", "standardised",
-              "weighted_sum", "wide"}
-    rooms = (advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference)
+    exempt = {"FirstError", "Moments", "Stats", "adapted_kl_coef", "aggregate_steps", "as_differences",
+              "first_error_scores", "group_sum", "kto_baseline", "log1mexp", "majority_vote", "masked_mean",
+              "masked_sum", "merge_moments", "no_moments", "predicted_first_error", "prototype_usage", "row_sums",
+              "standardised", "step_payments", "weighted_sum", "wide"}
+    rooms = (advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference, steps)
     public = {name for room in rooms for name in room.__all__} - exempt
     called = {getattr(row.function, "func", row.function).__name__ for row in ALL.values()}
     assert called == public

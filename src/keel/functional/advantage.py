@@ -6,8 +6,8 @@ from torch import Tensor
 
 from keel.functional.masked import Moments, whiten, wide
 
-__all__ = ["adapted_kl_coef", "cut_scores", "gae", "grpo", "process_scores", "reinforce_plus_plus", "rloo",
-           "rolling_sums", "shaped_advantages", "token_rewards"]
+__all__ = ["adapted_kl_coef", "cut_scores", "gae", "group_sum", "grpo", "process_scores", "reinforce_plus_plus",
+           "rloo", "rolling_sums", "shaped_advantages", "token_rewards"]
 
 
 def process_scores(
@@ -189,7 +189,7 @@ def grpo(
     """
     total, mean, n = _by_group(rewards, response_mask, groups)
     gap = total - mean
-    variance = _group_sum(gap.square(), groups) / (n - 1)
+    variance = group_sum(gap.square(), groups) / (n - 1)
     advantage = gap / (variance.sqrt() + 1e-4) if scale else gap
     return torch.where(response_mask, advantage[:, None], 0.0)
 
@@ -241,13 +241,14 @@ def shaped_advantages(
 def _by_group(rewards: Tensor, response_mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: the sum of its rewards, the mean of these sums over its group, and the size of its group."""
     total = torch.where(response_mask, wide(rewards.detach()), 0.0).sum(1)
-    n = _group_sum(torch.ones_like(total), groups)
+    n = group_sum(torch.ones_like(total), groups)
     if bool((n < 2).any()):
         raise ValueError("a prompt with a single response has no baseline: sample two or more responses per prompt")
-    return total, _group_sum(total, groups) / n, n
+    return total, group_sum(total, groups) / n, n
 
 
-def _group_sum(x: Tensor, groups: Tensor) -> Tensor:
+def group_sum(x: Float[Tensor, " B"], groups: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Of each row: the sum of x over its group. Source: as `rloo` and `grpo`, whose baselines are such sums."""
     # Not index_add_: on a GPU its order of summation, and so the last bit, changes from call to call.
     return torch.where(groups[:, None] == groups, x, 0.0).sum(1)
 
