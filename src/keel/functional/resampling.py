@@ -10,9 +10,9 @@ from torch import Tensor
 from keel.functional.statistics import correlation, rank_correlation
 
 __all__ = [
-    "FEWEST_ROWS", "association", "association_draws", "cluster_draws", "descending_ranks", "group_letters", "holm",
-    "kendall_tau_b", "leave_one_out", "percentile_interval", "ratio_draws", "sign_flip_p", "top_one_regret",
-    "two_sided_p", "wilson_interval",
+    "FEWEST_ROWS", "association", "association_draws", "cluster_draws", "descending_ranks", "group_letters",
+    "harmonic_draws", "holm", "kendall_tau_b", "leave_one_out", "percentile_interval", "ratio_draws", "sign_flip_p",
+    "top_one_regret", "two_sided_p", "wilson_interval",
 ]
 
 MOST_EXACT = 16
@@ -51,6 +51,21 @@ def ratio_draws(
     """
     size = draws @ sizes
     return torch.where(size > 0, draws @ totals / size, torch.nan)
+
+
+def harmonic_draws(
+    draws: Float[Tensor, "R P"], totals: Float[Tensor, "P 2"], sizes: Float[Tensor, "P 2"],
+) -> Float[Tensor, " R"]:
+    """Harmonic mean of two means under every resample; 0 where both are 0, NaN where one of them has nothing drawn.
+
+    Source: Zheng et al. 2024, arXiv:2412.06559, section 3 (F1 of two accuracies), with `ratio_draws`.
+
+    Args:
+        draws, totals, sizes: see `ratio_draws`.
+    """
+    first, second = ratio_draws(draws, totals, sizes).unbind(1)
+    both = first + second
+    return torch.where(both == 0, 0.0, 2 * first * second / both)
 
 
 def percentile_interval(
