@@ -13,16 +13,18 @@ from keel.data.problems import RowError
 from keel.data.records import Message
 from keel.data.rows import kind_of
 from keel.data.sources import adapted
+from keel.data.sources.prm800k import BRANCHES
 from keel.data.turns import is_transcript, messages, one_response, text_of, transcript, utterances
 
 __all__ = ["Parts", "missing", "parts"]
 
 _COLUMNS = ("prompt", "chosen", "rejected", "completion", "response", "messages", "conversations", "instruction",
-            "input", "output", "text", "question")
+            "input", "output", "text", "question", "completions", "labels")
 _CLOSE = 0.7
 _COMPARED = 50  # columns, and letters of a name: nobody misspells more
 _LAYOUTS_READ = ("keel reads prompt, chosen, rejected; prompt, responses, ranks or scores; prompt, completion, "
-                 "perhaps with label; messages; conversations; instruction, output; text; prompt")
+                 "perhaps with label; prompt, completions, labels; messages; conversations; instruction, output; text; "
+                 "prompt")
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,11 @@ def _only_prompt(value: Mapping[str, Any]) -> _Read:
     return *_prompt(value), ()
 
 
+def _steps(value: Mapping[str, Any]) -> _Read:
+    """TRL's stepwise columns. The steps are no response to imitate: some of them are wrong."""
+    return *_prompt(value), ()
+
+
 def _question(value: Mapping[str, Any]) -> _Read:
     return (), text_of(value["question"], "question"), ()
 
@@ -211,6 +218,7 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], Callable[[Mapping[str, Any]], _Read]]
     ("prompt and completion", frozenset({"prompt", "completion"}), _completion("completion")),
     ("prompt and response", frozenset({"prompt", "response"}), _completion("response")),
     ("instruction", frozenset({"instruction", "output"}), _instruction),
+    ("steps", frozenset({"prompt", "completions", "labels"}), _steps),
     ("prompt", frozenset({"prompt"}), _only_prompt),
     ("question", frozenset({"question"}), _question),
     ("text", frozenset({"text"}), _text),
@@ -219,4 +227,5 @@ _PROMPT_COLUMNS = {
     "pair": frozenset({"prompt"}),
     "conversations": frozenset({"system"}),
     "instruction": frozenset({"input", "system", "history"}),
+    "steps": frozenset({"outcome", BRANCHES}),
 }

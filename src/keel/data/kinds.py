@@ -24,10 +24,10 @@ from keel.data.rows import Row, kind_of, stem
 from keel.data.turns import spelled_out
 
 __all__ = ["OF_PAIR", "Kind", "Turns", "Which", "demonstrations_of", "graded_of", "kind_of_row", "labelled_of",
-           "pair_of", "prompt_of", "ranking_of", "responses_of"]
+           "pair_of", "parts_of", "prompt_in", "prompt_of", "ranking_of", "responses_of", "truth_of"]
 
 Turns = Literal["last", "all"]
-Kind = Literal["prompts", "demonstrations", "labelled", "pairs", "rankings"]
+Kind = Literal["prompts", "demonstrations", "labelled", "pairs", "rankings", "traces"]
 Which = Literal["chosen", "all"]
 _VOTES = ("chosen_scores", "rejected_scores")
 _STRENGTH = ("strength_mean", "strength_std", *_VOTES)
@@ -45,10 +45,10 @@ def prompt_of(row: Row, *, as_text: bool) -> tuple[str, list[Prompt]]:
     Raises:
         RowError: the row is wrong or holds no prompt.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if found.layout == "text":
         raise missing(value, "a prompt", ("prompt",))
-    prompt = _prompt(row, found, value, as_text)
+    prompt = prompt_in(row, found, value, as_text)
     check(prompt)
     return found.layout, [prompt]
 
@@ -59,13 +59,13 @@ def demonstrations_of(row: Row, *, as_text: bool, turns: Turns) -> tuple[str, li
     Raises:
         RowError: the row is wrong or holds nothing to imitate.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if not found.responses or found.layout == "ranking":
         if found.prompt and found.layout in ("messages", "conversations"):
             raise RowError("no response", f"the conversation ends with the {found.prompt[-1].role}'s turn",
                            "A demonstration ends with the assistant's turn; cut what follows it.")
         raise missing(value, "a demonstration", ("completion", "messages", "text"))
-    whole = Demonstration(_prompt(row, found, value, as_text), found.responses[0])
+    whole = Demonstration(prompt_in(row, found, value, as_text), found.responses[0])
     check(whole)
     if turns == "last" or not found.prompt:
         return found.layout, [whole]
@@ -78,12 +78,12 @@ def pair_of(row: Row, *, as_text: bool) -> tuple[str, list[PreferencePair]]:
     Raises:
         RowError: the row is wrong or is no pair.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if len(found.responses) != 2 or found.layout == "ranking":
         raise missing(value, "a pair", ("prompt", "chosen", "rejected"))
     chosen, rejected = found.responses
     margin, label_prob, weight = (_number(row, value, name, default) for name, default in PAIR_NUMBERS.items())
-    prompt = _judged(row, _prompt(row, found, value, as_text))
+    prompt = _judged(row, prompt_in(row, found, value, as_text))
     pair = PreferencePair(prompt, chosen, rejected, margin, label_prob, weight, _strength(row, value))
     check(pair)
     return found.layout, [pair]
@@ -95,8 +95,8 @@ def ranking_of(row: Row, *, as_text: bool) -> tuple[str, list[Ranking]]:
     Raises:
         RowError: the row is wrong or ranks nothing.
     """
-    found, value = _parts(row)
-    prompt = _prompt(row, found, value, as_text)
+    found, value = parts_of(row)
+    prompt = prompt_in(row, found, value, as_text)
     if found.layout != "ranking":
         if len(found.responses) != 2:
             raise missing(value, "a ranking", ("prompt", "responses", "ranks"))
@@ -117,10 +117,10 @@ def graded_of(row: Row, *, as_text: bool, attributes: Sequence[str]) -> tuple[st
     Raises:
         RowError: the row is wrong, is no response, or has none of the grades.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if len(found.responses) != 1:
         raise missing(value, "a graded response", ("prompt", "response"))
-    prompt = _prompt(row, found, value, as_text)
+    prompt = prompt_in(row, found, value, as_text)
     there = {name: prompt.meta[name] for name in attributes if prompt.meta.get(name) is not None}
     grades = {name: _number(row, there, name, 0.0) for name in there}
     graded = Graded(prompt, found.responses[0], grades)
@@ -134,14 +134,14 @@ def labelled_of(row: Row, *, as_text: bool) -> tuple[str, list[Labelled]]:
     Raises:
         RowError: the row is wrong, is no single response, or has no such label.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if len(found.responses) != 1 or "label" not in value:
         raise missing(value, "a labelled response", ("prompt", "completion", "label"))
-    label = _truth(row, value["label"])
+    label = truth_of(row, value["label"])
     if label is None:
         raise RowError("bad label", f"label is {kind_of(value['label'])} ({value['label']!r}), not true or false",
                        "Write true for a good response and false for a bad one, without quotes.")
-    prompt = _prompt(row, found, value, as_text)
+    prompt = prompt_in(row, found, value, as_text)
     meta = {name: cell for name, cell in prompt.meta.items() if name != "label"}
     labelled = Labelled(replace(prompt, meta=meta), found.responses[0], label)
     check(labelled)
@@ -158,10 +158,10 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
     Raises:
         RowError: the row is wrong, holds no response, or rewards that do not fit them.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if not found.responses:
         raise missing(value, "a response", ("completion", "messages", "text"))
-    prompt, order = _prompt(row, found, value, as_text), list(range(len(found.responses)))
+    prompt, order = prompt_in(row, found, value, as_text), list(range(len(found.responses)))
     if found.layout == "ranking":
         order.sort(key=_places(row, value, len(order)).__getitem__)
     names = [""] if len(order) == 1 else [f"/{i}" for i in range(1, len(order) + 1)]
@@ -178,26 +178,38 @@ def responses_of(row: Row, *, as_text: bool, which: Which) -> tuple[str, list[Gr
 
 
 def kind_of_row(row: Row) -> Kind:
-    """What the row can be read as at most: rankings, pairs, labelled responses, demonstrations or prompts.
+    """What the row can be read as at most: traces, rankings, pairs, labelled responses, demonstrations or prompts.
 
     Raises:
         RowError: no layout fits.
     """
-    found, value = _parts(row)
+    found, value = parts_of(row)
     if found.layout == "ranking":
         return "rankings"
-    if len(found.responses) == 1 and _truth(row, value.get("label")) is not None:
+    if "completions" in found.used:
+        return "traces"
+    if len(found.responses) == 1 and truth_of(row, value.get("label")) is not None:
         return "labelled"
     kinds: tuple[Kind, ...] = ("prompts", "demonstrations", "pairs")
     return kinds[len(found.responses)]
 
 
-def _parts(row: Row) -> tuple[Parts, Mapping[str, Any]]:
+def parts_of(row: Row) -> tuple[Parts, Mapping[str, Any]]:
+    """What the row says, and its columns as its data set's adapter left them.
+
+    Raises:
+        RowError: no layout fits, or a column holds the wrong type.
+    """
     value = {name: spelled_out(cell) for name, cell in row.value.items()} if row.textual else row.value
     return parts(value)
 
 
-def _prompt(row: Row, found: Parts, value: Mapping[str, Any], as_text: bool) -> Prompt:
+def prompt_in(row: Row, found: Parts, value: Mapping[str, Any], as_text: bool) -> Prompt:
+    """The row's prompt; what the layout does not use is its meta.
+
+    Raises:
+        RowError: the id, `meta` or `truth` is wrong, or the prompt is no plain text where that was asked for.
+    """
     pair = len(found.responses) == 2 and found.layout != "ranking"
     taken = found.used | _OWN | (_OF_PAIRS if pair else frozenset())
     rest = {name: cell for name, cell in value.items() if name not in taken}
@@ -281,7 +293,7 @@ def _rewards(row: Row, prompt: Prompt, i: int, n: int) -> dict[str, float]:
     return {str(name): _number(row, named, name, 0.0) for name in named}
 
 
-def _truth(row: Row, cell: Any) -> bool | None:
+def truth_of(row: Row, cell: Any) -> bool | None:
     """True or false, in a text-only file by these words; none if it is neither."""
     if row.textual and isinstance(cell, str):
         return _SPELLED_TRUTH.get(cell.strip().lower())

@@ -20,18 +20,19 @@ from keel.data.problems import Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
 from keel.data.records import Demonstration, Graded, Labelled, PreferencePair, Prompt, Ranking, Record
 from keel.data.rows import Row
+from keel.data.traces import StepTrace, trace_of
 from keel.errors import DataError
 
 __all__ = [
     "Kind", "OnBadRecord", "Paths", "Turns", "Which", "as_paths", "iter_demonstrations", "iter_labelled", "iter_pairs",
-    "iter_prompts", "iter_rankings", "read_demonstrations", "read_graded", "read_labelled", "read_pairs",
-    "read_prompts", "read_rankings", "read_responses",
+    "iter_prompts", "iter_rankings", "iter_traces", "read_demonstrations", "read_graded", "read_labelled", "read_pairs",
+    "read_prompts", "read_rankings", "read_responses", "read_traces",
 ]
 
 OnBadRecord = Literal["stop", "skip"]
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_ID = 80
-_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded, Labelled)
+_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded, Labelled, StepTrace)
 
 
 def read_prompts(
@@ -157,6 +158,22 @@ def read_responses(
     return _gather(found, paths, tally, on_bad_record)
 
 
+def read_traces(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", as_text: bool = False,
+) -> tuple[list[StepTrace], ReadReport]:
+    """Solutions in steps, with what somebody said of the steps or of the final answer.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        as_text: a prompt that is a bare string is text to continue, not a user's turn.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    return _gather(iter_traces(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
+
+
 def iter_prompts(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Prompt]:
     """Prompts as a stream; bad rows go to the tally, and the caller decides what to do about them."""
     return _records(paths, tally, lambda row: prompt_of(row, as_text=as_text))
@@ -182,6 +199,11 @@ def iter_pairs(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator
 def iter_rankings(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Ranking]:
     """Rankings as a stream; bad rows go to the tally, and the caller decides what to do about them."""
     return _records(paths, tally, lambda row: ranking_of(row, as_text=as_text))
+
+
+def iter_traces(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[StepTrace]:
+    """Solutions in steps as a stream; bad rows go to the tally, and the caller decides what to do about them."""
+    return _records(paths, tally, lambda row: trace_of(row, as_text=as_text, left_out=tally.left_out))
 
 
 def as_paths(paths: Paths) -> list[Path]:
@@ -211,7 +233,7 @@ def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Seq
             yield from made
 
 
-def _check_unique(made: Sequence[Record | Graded], where: str, first_seen: dict[str, str]) -> None:
+def _check_unique(made: Sequence[Record | Graded | StepTrace], where: str, first_seen: dict[str, str]) -> None:
     for record in made:
         before = first_seen.setdefault(record.id, where)
         if before != where:

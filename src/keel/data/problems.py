@@ -61,6 +61,7 @@ class ReadReport:
         dropped: rows left out, by kind of fault.
         problems: the first faults, in file order; `dropped` counts them all.
         formats: rows by the layout that was recognised.
+        left_out: parts of records that were read without them, such as blank steps.
     """
 
     n_rows: int = 0
@@ -68,6 +69,7 @@ class ReadReport:
     dropped: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     formats: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_dropped(self) -> int:
@@ -75,9 +77,11 @@ class ReadReport:
 
     def summary(self) -> str:
         """One line for a log: `812 of 815 rows read; 3 dropped: 2 empty response, 1 duplicate id`."""
+        parts = "".join(f"; {what} left out: {count}" for what, count in sorted(self.left_out.items()))
         if not self.n_dropped:
-            return f"{self.n_rows} rows read, none dropped"
-        return f"{self.n_rows - self.n_dropped} of {self.n_rows} rows read; {self.n_dropped} dropped: {self._kinds()}"
+            return f"{self.n_rows} rows read, none dropped{parts}"
+        read = self.n_rows - self.n_dropped
+        return f"{read} of {self.n_rows} rows read; {self.n_dropped} dropped: {self._kinds()}{parts}"
 
     def _kinds(self) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self.dropped.items()))
@@ -102,6 +106,7 @@ class Tally:
         self.n_rows = 0
         self.n_records = 0
         self.formats: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._problems: list[Problem] = []
 
@@ -112,7 +117,8 @@ class Tally:
 
     @property
     def report(self) -> ReadReport:
-        return ReadReport(self.n_rows, self.n_records, dict(self._dropped), tuple(self._problems), dict(self.formats))
+        return ReadReport(self.n_rows, self.n_records, dict(self._dropped), tuple(self._problems), dict(self.formats),
+                          dict(self.left_out))
 
 
 _SKIP = "on_bad_record = skip (`--on-bad-record skip`, `--data.on_bad_record skip`, ...) drops and counts such rows."

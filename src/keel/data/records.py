@@ -10,7 +10,7 @@ from keel.data.problems import RowError
 __all__ = [
     "PAIR_NUMBERS", "ROLES", "Demonstration", "Graded", "Labelled", "Message", "PreferencePair", "Prompt", "Ranking",
     "Record", "Strength", "check", "check_demonstration", "check_graded", "check_pair", "check_prompt",
-    "check_ranking", "prompt_numbers",
+    "check_ranking", "check_response", "prompt_numbers",
 ]
 
 ROLES = ("system", "user", "assistant")
@@ -217,7 +217,7 @@ def check_demonstration(demonstration: Demonstration) -> None:
         RowError: as `check_prompt`, or an empty response.
     """
     check_prompt(demonstration.prompt)
-    _check_response(demonstration.response, "the response")
+    check_response(demonstration.response, "the response")
 
 
 def check_pair(pair: PreferencePair) -> None:
@@ -228,8 +228,8 @@ def check_pair(pair: PreferencePair) -> None:
             that contradict each other; a judge's label that is none.
     """
     check_prompt(pair.prompt)
-    _check_response(pair.chosen, "chosen")
-    _check_response(pair.rejected, "rejected")
+    check_response(pair.chosen, "chosen")
+    check_response(pair.rejected, "rejected")
     if pair.chosen.strip() == pair.rejected.strip():
         raise RowError("identical responses", "chosen and rejected are identical after stripping whitespace",
                        "Such a pair has no gradient; remove it.")
@@ -258,7 +258,7 @@ def check_ranking(ranking: Ranking) -> None:
     check_prompt(ranking.prompt)
     first_seen: dict[str, int] = {}
     for place, text in enumerate(ranking.responses, start=1):
-        _check_response(text, f"response {place} of the ranking")
+        check_response(text, f"response {place} of the ranking")
         before = first_seen.setdefault(text.strip(), place)
         if before != place:
             raise RowError("repeated response", f"places {before} and {place} of the ranking hold the same response",
@@ -278,7 +278,7 @@ def check_graded(graded: Graded) -> None:
         RowError: as `check_demonstration`, no grade at all, or one that is not finite.
     """
     check_prompt(graded.prompt)
-    _check_response(graded.response, "the response")
+    check_response(graded.response, "the response")
     if not graded.grades:
         raise RowError("no grade", "the response has a grade on no attribute", "Remove the record, or name other "
                        "attributes; a response may lack some of them, not all.")
@@ -330,7 +330,12 @@ def _check_message(message: Message, number: int) -> None:
     _check_text(message.content, f"turn {number} ({message.role})")
 
 
-def _check_response(text: str, name: str) -> None:
+def check_response(text: str, name: str) -> None:
+    """Text that a policy can have written; `name` is what the complaint calls it.
+
+    Raises:
+        RowError: it is empty, or holds what no tokenizer and no file can.
+    """
     if not text:
         raise RowError("empty response", f"{name} is empty", "Remove the record; there is nothing to learn from.")
     if not text.strip():

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keel.data.sources import comet, gsm8k, hh_pro, lol_rl, pro, reddit, rmb, strength, wow
+from keel.data.sources import comet, gsm8k, hh_pro, lol_rl, prm800k, pro, reddit, rmb, step_labels, strength, wow
 
 __all__ = ["adapted"]
 
 _ADAPTERS = (("HH-RLHF with turns", hh_pro), ("RMB", rmb), ("strength annotations", strength), ("GSM8K", gsm8k),
              ("PRO", pro), ("generation task", lol_rl), ("FaithDial", wow), ("Reddit comments", reddit),
-             ("ATOMIC", comet))
+             ("ATOMIC", comet), ("step labels", step_labels), ("PRM800K", prm800k))
 
 
 def adapted(value: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
