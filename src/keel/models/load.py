@@ -19,25 +19,10 @@ from keel.models.lora import LoraSettings, adapted
 from keel.rng import stream
 
 __all__ = [
-    "FrozenModelConfig",
-    "LoraSettings",
-    "ModelConfig",
-    "ScratchConfig",
-    "causal_lm",
-    "check_context",
-    "device_of",
-    "draw_head",
-    "draw_weights",
-    "frozen_copy",
-    "is_encoder",
-    "load_tokenizer",
-    "model_config",
-    "save_model",
-    "scalar_model",
-    "share_trunk",
-    "trunk_of",
-    "whole_folder",
-    "zero_head",
+    "FrozenModelConfig", "LoraSettings", "ModelConfig", "ScratchConfig", "causal_lm", "check_context",
+    "check_missing", "device_of", "draw_head", "draw_weights", "explained", "frozen_copy", "is_encoder",
+    "load_tokenizer", "model_config", "placed", "save_model", "scalar_model", "share_trunk", "trunk_of",
+    "whole_folder", "zero_head",
 ]
 
 
@@ -84,7 +69,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     _require_folder(path)
-    with _explained(path, "tokenizer"):
+    with explained(path, "tokenizer"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -97,7 +82,7 @@ def model_config(spec: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     _require_folder(spec.path)
-    with _explained(spec.path, "model"):
+    with explained(spec.path, "model"):
         return AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
 
 
@@ -113,7 +98,7 @@ def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
         model = _scratch(spec, seed)
     else:
         _require_folder(spec.path)
-        with _explained(spec.path, "causal language model"):
+        with explained(spec.path, "causal language model"):
             model, report = AutoModelForCausalLM.from_pretrained(
                 spec.path, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True,
                 trust_remote_code=spec.trust_remote_code)
@@ -122,7 +107,7 @@ def causal_lm(spec: ModelConfig, *, seed: int = 0) -> nn.Module:
                              f"{_few(report['missing_keys'])}", where=spec.path,
                              remedy="A policy is a causal language model; encoders and reward models have no such "
                                     "head.")
-    return _placed(adapted(model, spec.lora, "CAUSAL_LM", seed), spec)
+    return placed(adapted(model, spec.lora, "CAUSAL_LM", seed), spec)
 
 
 def scalar_model(spec: ModelConfig, *, seed: int | None = None, n_labels: int = 1) -> nn.Module:
@@ -144,7 +129,7 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None, n_labels: int = 
         raise ModelError("a reward model or critic is not made from scratch.* settings", where=spec.path,
                          remedy="Leave init out; `keel sft --model.init scratch` makes a language model to begin from.")
     config = model_config(spec)
-    with _explained(spec.path, "scalar model"):
+    with explained(spec.path, "scalar model"):
         trained_head = any("SequenceClassification" in name for name in config.architectures or [])
         if trained_head and config.num_labels != n_labels:
             wanted = "a reward model has 1" if n_labels == 1 else f"{n_labels} are wanted here"
@@ -157,12 +142,12 @@ def scalar_model(spec: ModelConfig, *, seed: int | None = None, n_labels: int = 
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 spec.path, num_labels=n_labels, dtype=getattr(torch, spec.dtype), use_safetensors=True,
                 output_loading_info=True, trust_remote_code=spec.trust_remote_code)
-    _check_missing(model, sorted(report["missing_keys"]), trained_head, spec.path)
+    check_missing(model, sorted(report["missing_keys"]), trained_head, spec.path)
     model.keel_drawn = sorted(report["missing_keys"])
     if (head := _head_of(model)) is not None:
         head.float()
     draw_head(model, seed or 0)
-    return _placed(adapted(model, spec.lora, "SEQ_CLS", seed or 0), spec)
+    return placed(adapted(model, spec.lora, "SEQ_CLS", seed or 0), spec)
 
 
 def check_context(model: nn.Module, longest: int) -> None:
@@ -246,9 +231,11 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 def is_encoder(model: nn.Module) -> bool:
     """True for models that look both ways (BERT and its kin)."""
-    config = _bare(model).config
-    return "bert" in config.model_type or not (getattr(config, "is_decoder", False) or hasattr(_bare(model), "score")
-                                               or hasattr(_bare(model), "lm_head"))
+    bare = _bare(model)
+    if getattr(bare, "keel_causal", False):  # it was tried
+        return False
+    return "bert" in bare.config.model_type or not (getattr(bare.config, "is_decoder", False) or hasattr(bare, "score")
+                                                    or hasattr(bare, "lm_head"))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -266,7 +253,12 @@ def _bare(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def _placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
+def placed(model: nn.Module, spec: ModelConfig) -> nn.Module:
+    """On its device, in eval mode.
+
+    Raises:
+        ModelError: that device cannot be used.
+    """
     device = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     _bare(model).keel_autocast = spec.autocast
     try:
@@ -327,7 +319,7 @@ def draw_head(model: nn.Module, seed: int) -> None:
                 weight.zero_()
 
 
-def _check_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str) -> None:
+def check_missing(model: nn.Module, missing: list[str], trained_head: bool, path: str) -> None:
     """Only a head may be drawn anew. Anything else that the folder does not hold is an error."""
     trunk = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
     if trunk:
@@ -355,7 +347,8 @@ def _require_folder(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: str, role: str) -> Iterator[None]:
+def explained(path: str, role: str) -> Iterator[None]:
+    """Whatever goes wrong within is said as a ModelError."""
     try:
         with _quiet():
             yield

@@ -46,7 +46,10 @@ def with_adapter(model: nn.Module, lora: LoraSettings, task: str, name: str, see
     from peft import LoraConfig, get_peft_model
 
     targets: Any = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
+    # peft trains a head whole. It leaves that of a sequence classifier out of all-linear, but not a token classifier's.
+    heads = ["score", "classifier"] if task == "TOKEN_CLS" and lora.targets == "all-linear" else None
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, exclude_modules=heads,
+                        lora_dropout=0.0, task_type=task)
     try:
         with quiet_peft():
             found = get_peft_model(model, config, adapter_name=name)
