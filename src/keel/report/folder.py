@@ -17,8 +17,9 @@ __all__ = ["WITHOUT_STEPS", "Demo", "RunFolder", "column", "find", "part", "read
 Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
 MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
+MAX_SOLUTIONS = 5000  # read of solutions.jsonl
 WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_select", "evaluate", "generate", "probe",
-                 "win_rate")
+                 "process_evaluate", "process_label", "process_search", "win_rate")
 """Recipes that train nothing and log no metrics."""
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)
@@ -44,6 +45,7 @@ class RunFolder:
     suspects: list[Row]
     probes: Row
     groups: Row = field(default_factory=dict)
+    solutions: list[Row] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -115,9 +117,10 @@ def read(path: Path, name: str | None = None) -> RunFolder:
         samples=_ends(_stepped(path / "samples.jsonl", notes)),
         result=result,
         audit=_object(path / "audit.json", notes),
-        suspects=[row for _, row in islice(_lines(path / "suspects.jsonl"), MAX_SUSPECTS) if isinstance(row, dict)],
+        suspects=_listed(path / "suspects.jsonl", MAX_SUSPECTS),
         probes=_object(path / "probes.json", notes),
         groups=_object(path / "groups.json", notes),
+        solutions=_listed(path / "solutions.jsonl", MAX_SOLUTIONS),
         notes=tuple(notes),
     )
 
@@ -212,6 +215,11 @@ def _stepped(path: Path, notes: list[str]) -> list[Row]:
         lines = "1 line was" if n == 1 else f"{n} lines were"
         notes.append(f"{path.name}: {lines} unreadable and left out (first: line {first}); a killed run can leave one")
     return rows
+
+
+def _listed(path: Path, most: int) -> list[Row]:
+    """The first objects of a JSON Lines file; what is none is left out."""
+    return [row for _, row in islice(_lines(path), most) if isinstance(row, dict)]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -26,6 +26,7 @@ RECIPES = {
     "offline_pg": "Offline policy gradient",
     "preference": "Preference optimisation",
     "process_rm": "Process reward model training",
+    "process_evaluate": "Process reward model evaluation",
     "bench_rm": "Reward model benchmark",
     "bench_compare": "Comparison of benchmark runs",
     "bench_select": "Best of n by a scorer",

@@ -16,6 +16,7 @@ from keel.report.glossary import recipe_title
 from keel.report.groups_words import group_evidence
 from keel.report.probes import probe_evidence, probe_title
 from keel.report.series import Collected
+from keel.report.solutions import steps_evidence
 from keel.report.verdict import Divergence, divergence, proxy_rose, verdict
 from keel.report.words import brief, duration, finite, interval, joined, times
 
@@ -49,7 +50,8 @@ def headline(run: RunFolder, series: Collected) -> Headline:
         judged = "overoptimised"
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
-    told = (contest_evidence, audit_evidence, probe_evidence, bench_evidence, comparison_evidence, evaluation_evidence)
+    told = (contest_evidence, audit_evidence, probe_evidence, bench_evidence, comparison_evidence, evaluation_evidence,
+            steps_evidence)
     evidence = next((words for one in told if (words := one(run))), "") or _evidence(shown, intervals)
     evidence = " ".join(text for text in (evidence, group_evidence(run)) if text)
     title = _title(run, shown, judged, fall)

@@ -24,6 +24,7 @@ from keel.report import (
     learned,
     probes,
     samples,
+    solutions,
     tables,
 )
 from keel.report.folder import Demo, RunFolder, find
@@ -36,7 +37,7 @@ __all__ = ["build"]
 
 HERE = Path(__file__).parent
 N_COLORS = 7
-STYLES = ("page.css", "audit.css", "probes.css", "exams.css", "bench.css", "groups.css")
+STYLES = ("page.css", "audit.css", "probes.css", "exams.css", "bench.css", "groups.css", "solutions.css")
 SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js")
 
 
@@ -75,6 +76,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "learned": learned.learned(folders),
         "grouped": groups_found,
         "groups_beside": groups.beside(folders),
+        "stepwise": solutions.panels(folders),
         "boards": bench.boards(folders),
         "benched": bench.benched(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],
