@@ -207,7 +207,6 @@ TARGETS = {
     "grpo_unscaled": Row(partial(advantage.grpo, scale=False), GROUPED, per_row=("groups",), local=False),
     "step_rloo": Row(steps.step_rloo, PAID_STEPS, per_row=("groups",), local=False),
     "step_grpo": Row(steps.step_grpo, PAID_STEPS, per_row=("groups",), local=False),
-    "step_grpo_unscaled": Row(partial(steps.step_grpo, scale=False), PAID_STEPS, per_row=("groups",), local=False),
     "reinforce_plus_plus": Row(partial(advantage.reinforce_plus_plus, gamma=0.9), REWARDS, local=False),
     "shaped_advantages": Row(
         partial(advantage.shaped_advantages, normalise=True, clip=0.8), ("advantages", "counted"), local=False),
