@@ -124,7 +124,8 @@ class RankingBatch:
         return RankingBatch(self.tokens.to(device), self.present.to(device), self.tied.to(device))
 
 
-BY_TOKEN = frozenset({"logprobs", "ref_logprobs", "kl", "values", "rewards", "advantages", "returns"})
+BY_TOKEN = frozenset({"logprobs", "ref_logprobs", "kl", "values", "rewards", "advantages", "returns", "step_rewards",
+                      "step_ends"})
 """Fields of a rollout whose columns are tokens."""
 
 
@@ -141,6 +142,8 @@ class Rollout:
         kl: drift of the policy from the reference at each response token in nats, by the estimator of the run.
         values: the critic's value before each response token; None where there is no critic.
         after_values: the critic's value of the state after the last token, where responses that were cut need it.
+        step_rewards: what is paid for single steps of the responses, where they end; None: nothing is.
+        step_ends: True at the tokens in which steps end.
         rewards: per token, after shaping; None until credit is assigned, as are the next three.
         advantages, returns: per token; there are no returns without a critic.
         counted: False for responses that the losses leave out.
@@ -162,6 +165,8 @@ class Rollout:
     kl: Float[Tensor, "B T"] | None = None
     values: Float[Tensor, "B T"] | None = None
     after_values: Float[Tensor, " B"] | None = None
+    step_rewards: Float[Tensor, "B T"] | None = None
+    step_ends: Bool[Tensor, "B T"] | None = None
     rewards: Float[Tensor, "B T"] | None = None
     advantages: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None

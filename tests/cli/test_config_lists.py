@@ -7,7 +7,7 @@ from keel.config import Config, describe
 from keel.endpoint import EndpointConfig
 from keel.errors import ConfigError
 from keel.models.load import ModelConfig
-from keel.rollout.reward import RewardConfig
+from keel.rollout.reward_settings import RewardConfig
 
 
 class Climber(Config):

@@ -21,7 +21,8 @@ from keel.errors import ConfigError, DataError, EndpointError, ModelError, Numer
 from keel.models.forward import response_scores
 from keel.models.load import LoraSettings, ModelConfig, load_tokenizer, save_model, scalar_model
 from keel.rollout.respond import Responses
-from keel.rollout.reward import RewardConfig, RewardSources, ScoreConfig, Scores, merged_moments, processed
+from keel.rollout.reward import RewardSources, Scores, merged_moments, processed
+from keel.rollout.reward_settings import RewardConfig, ScoreConfig
 
 TEXTS = ["yes please .", "no", "the cat sat", "why ? hello two red", "yes yes"]
 ENDED = [True, True, True, False, True]
@@ -84,7 +85,7 @@ def scored(words, responses, *sources: RewardConfig) -> Scores:
 
 
 @pytest.mark.parametrize("given, fragments", [
-    ({}, ["reward 'a' has no source: give models, function or endpoint"]),
+    ({}, ["reward 'a' has no source: give models, function, endpoint or answer"]),
     ({"models": ["m"], "function": "m:f"}, ["models and function exclude each other in reward 'a'"]),
     ({"function": "m:f", "endpoint": "http://a/"}, ["function and endpoint exclude each other in reward 'a'"]),
     ({"function": "m:f", "weight": 0}, ["weight=0 makes reward 'a' act on nothing"]),

@@ -1,9 +1,9 @@
 """Steps of a response and the tokens in which they end.
 
-A separator parts the steps; it belongs to the step that it ends. What is only whitespace is no step. Without a separator
-behind it, the last step of a response that ended by itself ends with the response, at the token that ends the turn; a last
-step that was cut has no end. A separator may be spread over several tokens, or share one with what follows it: the step
-ends in the token that completes it.
+A separator parts the steps; it belongs to the step that it ends. What is only whitespace is no step. Without a
+separator behind it, the last step of a response that ended by itself ends with the response, at the token that ends the
+turn; a last step that was cut has no end. A separator may be spread over several tokens, or share one with what follows
+it: the step ends in the token that completes it.
 """
 
 from bisect import bisect_left
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from keel.data.chat import Template
 
-__all__ = ["Steps", "cut_text", "places_in_text", "split", "steps_of", "token_places"]
+__all__ = ["Steps", "cut_text", "places_in_text", "split", "steps_in_text", "steps_of", "token_places"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,7 @@ def steps_of(template: Template, ids: Sequence[int], separator: str, *, ended: b
         ended: whether it ended by itself.
     """
     found, rest = cut_text(template.decode(list(ids)), separator)
-    texts, ends = [step for step, _ in found], token_places(template, ids, [behind for _, behind in found])
-    if not rest.strip():
-        return Steps(tuple(texts), tuple(ends))
-    if not ended:
-        return Steps(tuple(texts), tuple(ends), rest)
-    return Steps((*texts, rest), (*ends, len(ids) - 1))
+    return _with_rest(found, rest, token_places(template, ids, [behind for _, behind in found]), len(ids), ended)
 
 
 def token_places(template: Template, ids: Sequence[int], positions: Sequence[int]) -> list[int]:
@@ -116,8 +111,31 @@ def places_in_text(template: Template, text: str, ids: Sequence[int], positions:
 
 
 def _parted(template: Template, before: str, ids: Sequence[int]) -> int:
-    """The same where a tokenizer gives no offsets: the tokens of the text before the position, or where theirs and those
-    of the whole text part."""
+    """The same where a tokenizer gives no offsets: the last token of the text before the position, or the first that is
+    another one in the whole text."""
     alone = template.response_ids(before, ended=False)
     common = next((k for k, (one, other) in enumerate(zip(alone, ids, strict=False)) if one != other), len(alone))
     return min(common, len(alone) - 1, len(ids) - 1)
+
+
+def steps_in_text(template: Template, text: str, ids: Sequence[int], separator: str, *, ended: bool) -> Steps:
+    """The steps of a text that was rendered, as `steps_of` those of tokens that were sampled.
+
+    Args:
+        template: of the tokenizer.
+        text: of the response.
+        ids: `template.response_ids(text, ended, ...)`.
+        separator: text that parts steps.
+        ended: whether it ended by itself.
+    """
+    found, rest = cut_text(text, separator)
+    ends = places_in_text(template, text, ids, [behind for _, behind in found])
+    return _with_rest(found, rest, ends, len(ids), ended)
+
+
+def _with_rest(found: Sequence[tuple[str, int]], rest: str, ends: Sequence[int], n: int, ended: bool) -> Steps:
+    """The steps, with what follows the last separator: a step that ends at the last of n tokens, or none."""
+    texts = [step for step, _ in found]
+    if not rest.strip():
+        return Steps(tuple(texts), tuple(ends))
+    return Steps((*texts, rest), (*ends, n - 1)) if ended else Steps(tuple(texts), tuple(ends), rest)

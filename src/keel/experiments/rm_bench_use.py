@@ -23,7 +23,7 @@ from keel.models.load import ModelConfig, load_tokenizer, scalar_model
 from keel.recipes.bench_rm import BenchRMConfig
 from keel.recipes.ppo import PPOConfig
 from keel.rollout.measure import Scorer
-from keel.rollout.reward import RewardConfig
+from keel.rollout.reward_settings import RewardConfig
 from keel.train.inputs import DataConfig
 
 __all__ = ["accuracy_of", "bench_config", "best_of", "gold_after", "mean_gold", "members_of", "policy_config",

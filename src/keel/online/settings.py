@@ -10,7 +10,7 @@ from keel.config import Config
 from keel.models.actors import CriticConfig
 from keel.models.load import ModelConfig
 from keel.rollout.credit import AdvantageConfig, KLConfig, TruncationConfig
-from keel.rollout.reward import RewardConfig, ScoreConfig
+from keel.rollout.reward_settings import RewardConfig, ScoreConfig
 from keel.rollout.sample import SamplingConfig
 from keel.train.alarms import RollbackConfig
 from keel.train.inputs import DataConfig, FileConfig
@@ -103,6 +103,10 @@ def warnings_of(cfg: OnlineConfig) -> Iterator[str]:
     if cfg.ptx_coef and cfg.ptx is None:
         yield f"ptx_coef={cfg.ptx_coef} has no effect without ptx: this run has no LM-mix loss."
     yield from (source.warning for source in cfg.sources if source.warning is not None)
+    for source in cfg.sources:
+        if source.steps is not None and source.steps.credit == "sum" and source.steps.cap is None:
+            yield (f"reward {source.name!r} pays the sum of its steps without steps.cap: right but useless steps are "
+                   "paid too, and the policy may write many; min, mean and delta do not grow with their number.")
 
 
 def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
@@ -128,6 +132,10 @@ def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
         f"rollback.kl_factor={cfg.rollback.kl_factor} multiplies kl.coef=0, which stays 0: set the factor to 1")
     yield not sees and cfg.truncation.how == "bootstrap", (
         f"advantage.estimator={kind!r} has no critic, truncation.how='bootstrap' needs its values")
+    yield kind == "grpo" and cfg.kl.within == "reward" and bool(cfg.kl.coef) and all(
+        source.steps for source in cfg.sources), (
+        "advantage.estimator='grpo' with rewards of steps alone would blow the charge for drift up to the size of a "
+        "reward, for it divides each by its std: set kl.within to loss")
     yield cfg.sampling.temperature == 0, "sampling.temperature=0 explores nothing: PPO needs samples"
     yield cfg.kl.target is not None and cfg.rollouts >= 5 * cfg.kl.horizon, (
         f"kl.horizon={cfg.kl.horizon} is too short for rollouts={cfg.rollouts}: one phase could make kl.coef negative")

@@ -13,7 +13,6 @@ from pydantic import model_validator
 from keel import runs
 from keel.data.records import Prompt
 from keel.data.render import PromptRow
-from keel.functional.advantage import cut_scores
 from keel.online.close import closed, finish
 from keel.online.group_monitor import agreement, group_metrics
 from keel.online.group_settings import LONGEST_RATIO, GroupConfig
@@ -23,11 +22,11 @@ from keel.online.portrait import portrayed
 from keel.online.settings import OnlineConfig
 from keel.online.setup import begun, prepared
 from keel.online.update import learned
-from keel.rollout.credit import with_credit
+from keel.rollout.credit import paid_in_all, with_credit
 from keel.rollout.measure import measure
 from keel.rollout.monitor import monitors
 from keel.rollout.respond import scoring_function
-from keel.rollout.reward import merged_moments, processed
+from keel.rollout.reward import merged_moments, processed, with_step_rewards
 from keel.train.clock import Clock
 
 __all__ = ["GroupPPOConfig", "run"]
@@ -73,9 +72,10 @@ def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
             scored = rewards(responses)
             memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask)
             scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
+            rollout = with_step_rewards(rollout, scored, memory["moments"], cfg.score, rewards.weights)
             # Groups: prices by the memberships so far, then the head learns, then it says what advantages change.
             names, swaps = groups.names(memory["groups"]["order"]), memory["groups"]["swaps"]
-            paid = cut_scores(scores, rollout.ended.cpu(), how=cfg.truncation.how, value=cfg.truncation.value)
+            paid = paid_in_all(rollout, scores, cfg.truncation)
             asked = groups.ask(rollout, paid, responses.prompts, memory, phase, cfg.steps)
             # Credit: one score per response becomes one advantage per token.
             # DEVIATION(group_ppo-3): advantages are whitened only where advantage.normalise asks for it, as in PPO-max.

@@ -1,7 +1,7 @@
 """PPO-max: policy-gradient RLHF that stays on its feet (Zheng et al. 2023, arXiv:2307.04964, sections 3 and 5).
 
 One loop for PPO-max, its ablations and the estimators without a critic (RLOO, GRPO, REINFORCE++): they differ in their
-terms, not in the order of steps. Left out: several processes in one run, and rewards for single steps of a response.
+terms, not in the order of steps. Left out: several processes in one run.
 """
 
 from keel import runs
@@ -14,7 +14,7 @@ from keel.rollout.credit import with_credit
 from keel.rollout.measure import measure
 from keel.rollout.monitor import monitors
 from keel.rollout.respond import scoring_function
-from keel.rollout.reward import merged_moments, processed
+from keel.rollout.reward import merged_moments, processed, with_step_rewards
 from keel.train.clock import Clock
 
 __all__ = ["PPOConfig", "run"]
@@ -41,9 +41,10 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
                               micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature,
                               kl=cfg.kl.estimator, bootstrap=cfg.truncation.how == "bootstrap")
             scored = rewards(responses)
-            # Credit: one score per response becomes one advantage per token.
+            # Credit: one score per response, and one per step where steps are paid, become one advantage per token.
             memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask)
             scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
+            rollout = with_step_rewards(rollout, scored, memory["moments"], cfg.score, rewards.weights)
             rollout = with_credit(rollout, scores, truncation=cfg.truncation, advantage=cfg.advantage,
                                   kl_coef=memory["kl_coef"] if cfg.kl.within == "reward" else 0.0)
             metrics = monitors(rollout, scored, scores, memory["moments"]) | {"kl/coef": memory["kl_coef"]}

@@ -18,8 +18,10 @@ from keel.functional.advantage import (
     shaped_advantages,
     token_rewards,
 )
+from keel.functional.masked import row_sums
+from keel.functional.steps import step_grpo, step_rloo
 
-__all__ = ["AdvantageConfig", "KLConfig", "TruncationConfig", "minibatch_advantages", "with_credit"]
+__all__ = ["AdvantageConfig", "KLConfig", "TruncationConfig", "minibatch_advantages", "paid_in_all", "with_credit"]
 
 
 class KLConfig(Config):
@@ -94,7 +96,8 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float | Tensor, tr
     """The rollout with `rewards`, `advantages`, `returns` and `counted`.
 
     Args:
-        rollout: measured; rows that answer one prompt stand together, `advantage.group` of them.
+        rollout: measured; rows that answer one prompt stand together, `advantage.group` of them. Where it has
+            `step_rewards`, these are paid beside the scores; rloo and grpo compare them with those of other responses.
         scores: processed scores, one per response.
         kl_coef: price per nat charged in the rewards, one or one per response; 0 where the KL is part of the loss.
         truncation: what cut responses are paid.
@@ -109,14 +112,20 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float | Tensor, tr
     rewards = token_rewards(paid, rollout.kl, mask, kl_coef=price)
     counted = ended if truncation.how == "mask" else torch.ones_like(ended)
     groups = rollout.prompt_indices.to(device) // advantage.group
-    returns = None
+    returns, whole, steps = None, rewards, rollout.step_rewards
+    if steps is not None:
+        rewards = rewards + torch.where(mask, steps, 0.0)
     if advantage.estimator == "gae":
         after = None if truncation.how != "bootstrap" else torch.where(ended, 0.0, rollout.after_values)
         advantages, returns = gae(rewards, rollout.values, mask, gamma=advantage.gamma, lam=advantage.lam, after=after)
     elif advantage.estimator == "rloo":
-        advantages = rloo(rewards, mask, groups)
+        advantages = rloo(whole, mask, groups)
+        if steps is not None:
+            advantages = advantages + step_rloo(steps, rollout.step_ends, mask, groups)
     elif advantage.estimator == "grpo":
-        advantages = grpo(rewards, mask, groups, scale=advantage.group_std)
+        advantages = grpo(whole, mask, groups, scale=advantage.group_std)
+        if steps is not None:
+            advantages = advantages + step_grpo(steps, rollout.step_ends, mask, groups, scale=advantage.group_std)
     else:
         advantages = reinforce_plus_plus(rewards, mask & counted[:, None], gamma=advantage.gamma)
     where = mask & counted[:, None]
@@ -128,6 +137,20 @@ def with_credit(rollout: Rollout, scores: Tensor, *, kl_coef: float | Tensor, tr
     advantages = shaped_advantages(advantages, where, normalise=False,
                                    clip=None if advantage.normalise == "minibatch" else advantage.clip)
     return replace(rollout, rewards=rewards, advantages=advantages, returns=returns, counted=counted)
+
+
+def paid_in_all(rollout: Rollout, scores: Tensor, truncation: TruncationConfig) -> Tensor:
+    """What each response is paid, drift aside: its score, by the rule for cut responses, and its steps; on the CPU. [B]
+
+    Args:
+        rollout: with `step_rewards` where steps are paid.
+        scores: processed scores, one per response.
+        truncation: what cut responses are paid.
+    """
+    paid = cut_scores(scores.cpu(), rollout.ended.cpu(), how=truncation.how, value=truncation.value)
+    if rollout.step_rewards is None:
+        return paid
+    return paid + row_sums(rollout.step_rewards, rollout.tokens.response_mask).to(paid)
 
 
 def minibatch_advantages(part: Rollout, advantage: AdvantageConfig) -> Rollout:

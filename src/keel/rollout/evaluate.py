@@ -56,7 +56,8 @@ class Exam:
                            micro_tokens=self.micro_tokens, temperature=sampling.logprob_temperature)
         mask = measured.tokens.response_mask
         lengths = mask.sum(1).float().cpu()
-        columns = {"score": self.rewards(responses).total}
+        scored = self.rewards(responses)
+        columns = {"score": scored.total}
         if self.gold is not None:
             columns["gold"] = responses.scored_by(self.gold)
         found: Found = {name: summary(x, self.seed, name) for name, x in (columns | {"length": lengths}).items()}
@@ -67,7 +68,10 @@ class Exam:
             gap = columns[name] - torch.tensor(start[f"each/{name}"])
             found[f"win_rate/{name}"] = summary((gap > 0).float() + 0.5 * (gap == 0).float(), self.seed, "wins", name)
         self.log.log(step, {f"{name}/{key}": x for name, values in found.items() for key, x in values.items()}, "eval")
-        self.log.sample(rows_of(step, responses, columns, n_samples))
+        rows = rows_of(step, responses, columns, n_samples)
+        for told in list(scored.steps.values())[:1]:  # one source colours the page
+            rows = [row | {"steps": told.of_row(i)} for i, row in enumerate(rows)]
+        self.log.sample(rows)
         return found | {f"each/{name}": x.tolist() for name, x in columns.items()}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from keel.batches import Rollout
-from keel.functional.masked import Moments, masked_mean
+from keel.functional.masked import Moments, masked_mean, row_sums
 from keel.functional.policy import kl_k1, kl_k3
 from keel.functional.statistics import explained_variance, repeated_share
 from keel.rollout.reward import Scores
@@ -39,10 +39,26 @@ def monitors(rollout: Rollout, scored: Scores, processed: torch.Tensor, moments:
         numbers |= {"value/explained_variance": explained_variance(rollout.values, rollout.returns, counted),
                     "value/mean": masked_mean(rollout.values, counted),
                     "return/mean": masked_mean(rollout.returns, counted)}
+    if scored.steps:
+        numbers |= _of_steps(rollout, scored)
     repetition = sum(repeated_share(row) for row in ids) / len(ids)
     return {name: float(x) for name, x in (numbers | _by_source(scored, moments)).items()} | {
         "response/repetition": repetition,
         "score/histogram": {"edges": [round(x, 5) for x in edges.tolist()], "counts": counts.int().tolist()}}
+
+
+def _of_steps(rollout: Rollout, scored: Scores) -> dict[str, torch.Tensor]:
+    """Numbers of the sources that score steps, all taken together; and what responses earn beside their steps."""
+    told, n = list(scored.steps.values()), len(scored.total)
+    found = {
+        "steps/count": sum(torch.bincount(one.rows, minlength=n).float() for one in told) / len(told),
+        "steps/repeated": torch.cat([one.repeated.float() for one in told]),
+        "steps/unfinished": torch.tensor([float(cut) for one in told for cut in one.unfinished]),
+        "steps/score": torch.cat([one.values for one in told]),
+        "steps/paid": row_sums(rollout.step_rewards, rollout.tokens.response_mask)}
+    if scored.outcome is not None:
+        found["score/outcome"] = scored.outcome
+    return {name: x.float().mean() if x.numel() else torch.tensor(0.0) for name, x in found.items()}
 
 
 def _by_source(scored: Scores, moments: Mapping[str, Moments]) -> dict[str, torch.Tensor]:

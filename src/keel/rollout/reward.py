@@ -1,106 +1,37 @@
-"""Where rewards come from: reward models, ensembles of them, Python functions and HTTP endpoints, side by side."""
+"""Where rewards come from: reward models, process models, ensembles of them, functions, endpoints and known answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from keel.config import Config
+from keel.batches import Rollout
+from keel.data.answers import final_answer, same_answer
 from keel.data.check import kind_of_files
 from keel.data.files import FileConfig
 from keel.data.load import read_demonstrations, read_pairs
-from keel.data.records import Demonstration
+from keel.data.records import Demonstration, Prompt
 from keel.data.render import Template, render_demonstrations, template
-from keel.endpoint import EndpointConfig, post_json
-from keel.errors import ConfigError, EndpointError, ModelError
+from keel.endpoint import post_json
+from keel.errors import ConfigError, DataError, EndpointError, ModelError
 from keel.functional.advantage import process_scores, rolling_sums, token_rewards
 from keel.functional.ensemble import combined_scores, standardised
 from keel.functional.masked import merge_moments, no_moments
-from keel.models.load import ModelConfig, load_tokenizer, scalar_model
+from keel.models.load import load_tokenizer, scalar_model
 from keel.models.members import load_members
 from keel.rollout.measure import Scorer
 from keel.rollout.respond import Responses, ScoringFunction, scoring_function
+from keel.rollout.reward_settings import AnswerConfig, RewardConfig, ScoreConfig
+from keel.rollout.step_rewards import StepScores, StepSource
 
-__all__ = ["RewardConfig", "RewardSources", "ScoreConfig", "Scores", "merged_moments", "processed"]
+__all__ = ["RewardSources", "Scores", "merged_moments", "processed", "with_step_rewards"]
 
 LARGEST = torch.finfo(torch.float32).max
 SMALLEST_SPREAD = 1e-6
 """A standard deviation in units of the largest score below which float32 scores differ by rounding alone."""
-
-
-class RewardConfig(Config):
-    """One source of reward: exactly one of models, function and endpoint."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what its metrics are called: letters, digits, - and _")
-    weight: float = Field(1.0, description="what its processed scores are multiplied by in the sum; not 0")
-    models: tuple[ModelConfig, ...] = Field((), description="a reward model, or several: an ensemble; frozen")
-    adapters: tuple[str, ...] = Field((), description="LoRA reward models (folders `adapter`), an ensemble that shares "
-                                      "one trunk in memory: the only model of models")
-    combine: Literal["mean", "minimum", "median", "mean_minus_std", "mean_minus_variance"] = Field(
-        "mean", description="one score from the scores of an ensemble; all but mean and median distrust dissent")
-    dissent_coef: float | None = Field(None, gt=0, description="how much of the std (variance) of the members "
-                                       "mean_minus_std (mean_minus_variance) subtracts")
-    calibration: FileConfig | None = Field(None, description="pairs or demonstrations on whose responses each member's "
-                                           "mean and std are measured; its scores are then in these units; none: raw")
-    function: str | None = Field(None, description="package.module:function of (prompt, text, ended) -> float")
-    endpoint: EndpointConfig | None = Field(None, description="server that takes responses and returns their scores")
-    batch: int = Field(32, ge=1, description="responses per request to the endpoint")
-
-    @model_validator(mode="after")
-    def _check(self) -> "RewardConfig":
-        given = [name for name, value in (("models", self.models), ("function", self.function),
-                                          ("endpoint", self.endpoint)) if value]
-        if not given:
-            raise ValueError(f"reward {self.name!r} has no source: give models, function or endpoint")
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other in reward {self.name!r}: make two rewards")
-        if self.weight == 0:
-            raise ValueError(f"weight=0 makes reward {self.name!r} act on nothing: leave it out of rewards")
-        if self.adapters and len(self.models) != 1:
-            raise ValueError(f"adapters need one model, the trunk they were trained on; reward {self.name!r} has "
-                             f"{len(self.models)}")
-        if self.combine != "mean" and self.n_members < 2:
-            raise ValueError(f"combine={self.combine!r} needs two or more models or adapters, reward {self.name!r} has "
-                             f"{self.n_members}")
-        if self.calibration is not None and self.n_members < 2:
-            raise ValueError(f"calibration needs two or more models or adapters to bring to one scale, reward "
-                             f"{self.name!r} has {self.n_members}")
-        if self.combine.startswith("mean_minus") != (self.dissent_coef is not None):
-            raise ValueError(f"combine={self.combine!r} and dissent_coef={self.dissent_coef} do not go together in "
-                             f"reward {self.name!r}: mean_minus_std and mean_minus_variance need one, the others none")
-        return self
-
-    @property
-    def n_members(self) -> int:
-        """How many reward models it has."""
-        return len(self.adapters or self.models)
-
-    @property
-    def whole(self) -> ModelConfig | None:
-        """A reward model that a critic can start from; a trunk with adapters is none."""
-        return None if self.adapters or not self.models else self.models[0]
-
-    @property
-    def warning(self) -> str | None:
-        """What a reader of its scores must know."""
-        if self.n_members < 2 or self.calibration is not None:
-            return None
-        counts = "in the disagreement that is logged" if self.combine == "mean" else "as dissent"
-        return (f"reward {self.name!r} has combine={self.combine!r} without calibration: training leaves offset and "
-                f"scale of each member open, and what they differ by counts {counts}.")
-
-
-class ScoreConfig(Config):
-    """How the scores of each source are brought to one scale before they are weighted and summed."""
-
-    center: bool = Field(True, description="subtract the running mean of all scores so far")
-    scale: Literal["scores", "rolling"] | None = Field(
-        "scores", description="divide by the running std of all scores so far, or of their rolling sums per token")
-    clip: float | None = Field(10.0, gt=0, description="bound on |processed score| of a source; none: unbounded")
-    min_std: float = Field(1e-4, gt=0, description="smallest divisor of scale, in units of the score")
 
 
 @dataclass(frozen=True)
@@ -109,13 +40,17 @@ class Scores:
 
     Attributes:
         total: weighted sum of the raw scores. [B]
-        raw: scores of each source, by its name. [B] each
+        raw: scores of each source, by its name; of a source that scores steps their mean. [B] each
         disagreement: standard deviation over the members of each ensemble of two or more, by its name. [B] each
+        steps: what the sources that score steps say, by their names.
+        outcome: weighted sum of the raw scores of the other sources; none where there is none. [B]
     """
 
     total: Tensor
     raw: dict[str, Tensor]
     disagreement: dict[str, Tensor]
+    steps: dict[str, StepScores] = field(default_factory=dict)
+    outcome: Tensor | None = None
 
 
 class RewardSources:
@@ -143,7 +78,9 @@ class RewardSources:
                               remedy="Give each a name of its own; metrics and running moments go by it.")
         self.weights = {source.name: source.weight for source in sources}
         self._sources = tuple(sources)
-        self._scorers = {source.name: load_scorers(source, words, micro_tokens) for source in sources if source.models}
+        self._steps = {source.name: StepSource(source, words, micro_tokens) for source in sources if source.steps}
+        self._scorers = {source.name: load_scorers(source, words, micro_tokens) for source in sources
+                         if source.models and not source.steps}
         self.calibration: dict[str, dict[str, list[float]]] = {}
         self.notes: list[str] = []
         for source in sources:
@@ -152,7 +89,8 @@ class RewardSources:
                 if cut is not None:
                     self.notes.append(f"reward {source.name!r}, calibration: {cut}")
         self._functions: dict[str, ScoringFunction] = {
-            source.name: scoring_function(source.function) for source in sources if source.function}
+            source.name: scoring_function(source.function) for source in sources
+            if source.function and not source.steps}
 
     def __call__(self, responses: Responses) -> Scores:
         """Scores of every source; one forward pass per ensemble member.
@@ -161,20 +99,27 @@ class RewardSources:
             NumericsError: a score is not finite, or a function failed.
             ModelError: a row is longer than a reward model's context.
             EndpointError: an endpoint does not answer, or not with one finite score per response.
+            DataError: a prompt does not carry its answer.
         """
-        raw: dict[str, Tensor] = {}
-        disagreement: dict[str, Tensor] = {}
+        raw, disagreement, steps = dict[str, Tensor](), dict[str, Tensor](), dict[str, StepScores]()
         for source in self._sources:
-            if source.models:
+            if source.steps:
+                steps[source.name] = self._steps[source.name](responses)
+                raw[source.name] = steps[source.name].means
+            elif source.models:
                 members = self._members(source.name, responses)
                 raw[source.name], spread = combined_scores(members, how=source.combine, coef=source.dissent_coef)
                 if len(members) > 1:
                     disagreement[source.name] = spread
             elif source.function:
                 raw[source.name] = responses.scored_by(self._functions[source.name])
+            elif source.answer:
+                raw[source.name] = responses.scored_by(partial(answer_score, source.answer))
             else:
                 raw[source.name] = endpoint_scores(source, responses)
-        return Scores(weighted(raw, self.weights), raw, disagreement)
+        whole = {name: x for name, x in raw.items() if name not in steps}
+        return Scores(weighted(raw, self.weights), raw, disagreement, steps,
+                      weighted(whole, self.weights) if whole else None)
 
     def _members(self, name: str, responses: Responses) -> Tensor:
         """Score of each reward model of a source, in the units that are combined. [K B]"""
@@ -235,6 +180,19 @@ def responses_in(data: FileConfig) -> list[Demonstration]:
     return [Demonstration(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
 
 
+def answer_score(cfg: AnswerConfig, prompt: Prompt, text: str, ended: bool) -> float:
+    """What the final answer of a response earns; `ended` does not matter, an answer is one wherever it stands.
+
+    Raises:
+        DataError: the prompt does not carry the right answer.
+    """
+    wanted = prompt.label(cfg.column)
+    if wanted is None:
+        raise DataError(f"the prompt carries no right answer in its column {cfg.column!r}", where=f"id {prompt.id}",
+                        remedy="Name the column that holds it with answer.column, or remove the prompt.")
+    return cfg.right if same_answer(final_answer(text, cfg.extract), wanted, cfg.compare) else cfg.wrong
+
+
 def endpoint_scores(source: RewardConfig, responses: Responses) -> Tensor:
     """One score per response from a server, asked in batches.
 
@@ -291,7 +249,8 @@ def merged_moments(moments: Mapping[str, Tensor], scores: Scores, response_mask:
     """Running moments with this batch merged in: of each source's raw scores, and of their rolling sums.
 
     Args:
-        moments: so far, by source (`name`: of scores; `name/rolling`: of rolling sums); empty at the start.
+        moments: so far, by source (`name`: of scores, of steps where it scores steps; `name/rolling`: of rolling sums);
+            empty at the start.
         scores: of this batch.
         response_mask: True on response tokens; each of them counts in the rolling sums. [B T]
     Returns:
@@ -299,9 +258,12 @@ def merged_moments(moments: Mapping[str, Tensor], scores: Scores, response_mask:
     """
     found, mask = dict(moments), response_mask.cpu()
     for name, raw in scores.raw.items():
-        paid = token_rewards(raw, torch.zeros(mask.shape), mask, kl_coef=0.0)
-        # With the score on the last token alone the sums are 0, ..., 0, s, whatever the discount.
-        for key, x in ((name, raw), (f"{name}/rolling", rolling_sums(paid, mask, gamma=1.0)[mask])):
+        if name in scores.steps:
+            values, paid = scores.steps[name].values, scores.steps[name].placed(mask.shape)
+        else:
+            values, paid = raw, token_rewards(raw, torch.zeros(mask.shape), mask, kl_coef=0.0)
+        # With a score on the last token alone the sums are 0, ..., 0, s, whatever the discount.
+        for key, x in ((name, values), (f"{name}/rolling", rolling_sums(paid, mask, gamma=1.0)[mask])):
             found[key] = merge_moments(moments.get(key, no_moments()), x)
     return found
 
@@ -309,7 +271,7 @@ def merged_moments(moments: Mapping[str, Tensor], scores: Scores, response_mask:
 def processed(
     scores: Scores, moments: Mapping[str, Tensor], cfg: ScoreConfig, weights: Mapping[str, float],
 ) -> Tensor:
-    """Each source's scores on one scale, by its own moments, then weighted and summed. [B]
+    """Each source's scores of whole responses on one scale, by its own moments, then weighted and summed. [B]
 
     Args:
         scores: of this batch.
@@ -317,10 +279,40 @@ def processed(
         cfg: what is done to the scores of each source.
         weights: of each source.
     """
-    how = {"center": cfg.center, "scale": cfg.scale is not None, "clip": cfg.clip, "min_std": cfg.min_std}
-    spreads = {name: moments[f"{name}/rolling"] if cfg.scale == "rolling" else None for name in scores.raw}
-    return weighted({name: process_scores(raw, moments[name], spread=spreads[name], **how)
-                     for name, raw in scores.raw.items()}, weights)
+    whole = {name: rescaled(raw, name, moments, cfg) for name, raw in scores.raw.items() if name not in scores.steps}
+    return weighted(whole, weights) if whole else torch.zeros_like(scores.total)
+
+
+def with_step_rewards(
+    rollout: Rollout, scores: Scores, moments: Mapping[str, Tensor], cfg: ScoreConfig, weights: Mapping[str, float],
+) -> Rollout:
+    """The rollout with `step_rewards` and `step_ends`, where a source scores steps: each step's score by the moments of
+    its source, then what the source pays for it, weighted, at the token in which it ends.
+
+    Args:
+        rollout: whose responses were scored.
+        scores: of this batch.
+        moments: from `merged_moments`, this batch included.
+        cfg: what is done to the scores of each source.
+        weights: of each source.
+    """
+    if not scores.steps:
+        return rollout
+    mask = rollout.tokens.response_mask
+    rewards = torch.zeros(mask.shape)
+    ends = torch.zeros(mask.shape, dtype=torch.bool)
+    for name, told in scores.steps.items():
+        paid = told.paid(rescaled(told.values, name, moments, cfg))
+        rewards = rewards + weights[name] * paid.placed(mask.shape)
+        ends = ends | paid.placed_ends(mask.shape)
+    return replace(rollout, step_rewards=rewards.to(mask.device), step_ends=ends.to(mask.device))
+
+
+def rescaled(raw: Tensor, name: str, moments: Mapping[str, Tensor], cfg: ScoreConfig) -> Tensor:
+    """Scores of one source, of responses or of steps, by its moments."""
+    spread = moments[f"{name}/rolling"] if cfg.scale == "rolling" else None
+    return process_scores(raw, moments[name], spread=spread, center=cfg.center, scale=cfg.scale is not None,
+                          clip=cfg.clip, min_std=cfg.min_std)
 
 
 def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -17,9 +17,12 @@ from keel.errors import NumericsError
 __all__ = ["DISSENT", "WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on", "watch"]
 
 WATCHED = ("response/cut", "response/length", "response/repetition", "score/mean", "score/std", "score/p95",
-           "kl/reference_k3", "policy/entropy", "value/explained_variance")
+           "kl/reference_k3", "policy/entropy", "value/explained_variance", "steps/count", "score/outcome")
 DISSENT = "/disagreement"
 """How the metrics of ensembles end, which are watched too: score/NAME/disagreement."""
+
+FEW = 5
+"""Phases at the start and at the end whose medians are compared, where single phases are too unsteady."""
 
 History = Sequence[dict[str, float]]
 """One row of metrics per rollout phase, oldest first."""
@@ -87,7 +90,7 @@ def stop_on(alarm: Alarm, where: str) -> None:
 def raised(history: History) -> list[Alarm]:
     """Every alarm that the newest row of the history sets off."""
     checks = (_truncation, _length_reward_race, _kl_jump, _entropy_drop, _score_long_tail, _repetition, _value_blind,
-              _disagreement)
+              _disagreement, _step_farming)
     return [alarm for check in checks for alarm in check(history)]
 
 
@@ -146,6 +149,19 @@ def _value_blind(history: History) -> list[Alarm]:
     return [] if not blind else [Alarm(
         "value_blind", recent[-1], 0.0, "The critic explains nothing of the returns for five rollouts.",
         "Pre-train the critic longer, or raise its learning rate.")]
+
+
+def _step_farming(history: History) -> list[Alarm]:
+    counts = [row["steps/count"] for row in history if "steps/count" in row]
+    if len(counts) < 2 * FEW:
+        return []
+    earned = [row["score/outcome"] for row in history if "score/outcome" in row]
+    gains = bool(earned) and median(earned[-FEW:]) > median(earned[:FEW])
+    now, limit = median(counts[-FEW:]), 1.5 * median(counts[:FEW])
+    return [] if now <= limit or gains else [Alarm(
+        "step_farming", now, limit,
+        "Responses have half as many steps again as at the start, and what is paid for the whole response does not rise.",
+        "Steps that add nothing may be what is paid: use steps.credit min, mean or delta, or set steps.cap.")]
 
 
 def _disagreement(history: History) -> list[Alarm]:
