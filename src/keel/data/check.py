@@ -21,10 +21,12 @@ from keel.data.load import (
     iter_pairs,
     iter_prompts,
     iter_rankings,
+    iter_traces,
 )
 from keel.data.problems import SHOWN, Problem, ReadReport, RowError, Tally
 from keel.data.readers import scan_rows
 from keel.data.records import Demonstration, Labelled, PreferencePair, Prompt, Ranking, Record
+from keel.data.traces import StepTrace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,13 +42,43 @@ class DataCheckConfig(Config):
     """Everything `keel data check` reads."""
 
     paths: str | list[str] = Field(description="file, folder of files, or several of them")
-    kind: Literal["auto", "prompts", "demonstrations", "labelled", "pairs", "rankings"] = Field(
+    kind: Literal["auto", "prompts", "demonstrations", "labelled", "pairs", "rankings", "traces"] = Field(
         "auto", description="what the rows must be; auto: the most that the first row can be read as")
     limit: int = Field(SHOWN, ge=1, description="problems that are spelled out; the rest is counted")
     on_bad_record: OnBadRecord = Field("stop", description="stop: problems end in exit code 3; skip: only report them")
     as_text: bool = Field(False, description="a prompt that is a bare string is text to continue, not a user's turn")
     tokenizer: str | None = Field(None, description="tokenizer folder; lengths are then in tokens, not characters")
     max_length: int | None = Field(None, ge=1, description="count rows longer than this (tokens, or characters)")
+
+
+@dataclass
+class StepCounts:
+    """What is said of the steps of solutions.
+
+    Attributes:
+        n_solutions: solutions read.
+        n_steps: their steps.
+        n_unlabelled: steps that nobody judged.
+        n_wrong: solutions with a step whose label is below 0.5.
+        n_outcomes: solutions whose final answer is known to be right or wrong.
+        n_right_answers: those whose final answer is right.
+    """
+
+    n_solutions: int = 0
+    n_steps: int = 0
+    n_unlabelled: int = 0
+    n_wrong: int = 0
+    n_outcomes: int = 0
+    n_right_answers: int = 0
+
+    def add(self, trace: StepTrace) -> None:
+        """Count one more."""
+        self.n_solutions += 1
+        self.n_steps += len(trace.steps)
+        self.n_unlabelled += trace.labels.count(None)
+        self.n_wrong += trace.first_error is not None
+        self.n_outcomes += trace.outcome is not None
+        self.n_right_answers += trace.outcome is True
 
 
 @dataclass(frozen=True)
@@ -62,6 +94,7 @@ class CheckReport:
         n_too_long: records beyond `max_length`.
         n_repeated: records whose prompt and responses all occurred before.
         n_same_prompt: records whose prompt occurred before.
+        steps: of solutions in steps, what is said of their steps.
     """
 
     kind: Kind
@@ -72,6 +105,7 @@ class CheckReport:
     n_too_long: int
     n_repeated: int
     n_same_prompt: int
+    steps: StepCounts | None = None
 
 
 def run(cfg: DataCheckConfig) -> CheckReport:
@@ -92,8 +126,8 @@ def run(cfg: DataCheckConfig) -> CheckReport:
 
 
 def kind_of_files(paths: Paths) -> Kind:
-    """What the first row that can be understood is at most: rankings, pairs, labelled responses, demonstrations or
-    prompts."""
+    """What the first row that can be understood is at most: traces, rankings, pairs, labelled responses,
+    demonstrations or prompts."""
     for path in as_paths(paths):
         for row in scan_rows(path):
             try:
@@ -104,10 +138,10 @@ def kind_of_files(paths: Paths) -> Kind:
     return "prompts"
 
 
-def iter_records(paths: Paths, kind: Kind, tally: Tally, as_text: bool = False) -> Iterator[Record]:
+def iter_records(paths: Paths, kind: Kind, tally: Tally, as_text: bool = False) -> Iterator[Record | StepTrace]:
     """The records of a kind, as a stream."""
     read = {"prompts": iter_prompts, "demonstrations": iter_demonstrations, "labelled": iter_labelled,
-            "pairs": iter_pairs, "rankings": iter_rankings}[kind]
+            "pairs": iter_pairs, "rankings": iter_rankings, "traces": iter_traces}[kind]
     yield from read(paths, tally, as_text=as_text)  # type: ignore[operator]
 
 
@@ -117,11 +151,14 @@ def _inspect(cfg: DataCheckConfig, kind: Kind, spelled: Template | None) -> Chec
     lengths: list[int] = []
     prompts_seen: set[bytes] = set()
     seen: set[bytes] = set()
+    steps = StepCounts() if kind == "traces" else None
     for record in iter_records(cfg.paths, kind, tally, cfg.as_text):
         prompt = record if isinstance(record, Prompt) else record.prompt
         for name in _GROUPS:
             if isinstance(prompt.meta.get(name), str):
                 groups.setdefault(name, Counter())[prompt.meta[name]] += 1
+        if steps is not None and isinstance(record, StepTrace):
+            steps.add(record)
         lengths.append(_length(prompt, _texts(record), spelled))
         prompts_seen.add(_digest(prompt.text, *prompt.messages))
         seen.add(_digest(prompt.text, *prompt.messages, *_texts(record)))
@@ -129,14 +166,16 @@ def _inspect(cfg: DataCheckConfig, kind: Kind, spelled: Template | None) -> Chec
         kind, tally.report, {name: dict(counts.most_common()) for name, counts in groups.items()},
         "tokens" if spelled else "characters", _quantiles(lengths),
         sum(length > cfg.max_length for length in lengths) if cfg.max_length else 0,
-        tally.n_records - len(seen), tally.n_records - len(prompts_seen))
+        tally.n_records - len(seen), tally.n_records - len(prompts_seen), steps)
 
 
-def _texts(record: Record) -> tuple[str, ...]:
+def _texts(record: Record | StepTrace) -> tuple[str, ...]:
     if isinstance(record, PreferencePair):
         return record.chosen, record.rejected
     if isinstance(record, Ranking):
         return record.responses
+    if isinstance(record, StepTrace):
+        return (record.text("\n"),)
     return (record.response,) if isinstance(record, Demonstration | Labelled) else ()
 
 
@@ -164,6 +203,7 @@ def _show(report: CheckReport, where: str, max_length: int | None, console: "Con
     if report.quantiles:
         found = zip(_QUANTILES, report.quantiles, strict=True)
         lines.append(f"  length in {report.unit}: {', '.join(f'{_share(share)} {value}' for share, value in found)}")
+    lines += [] if report.steps is None else [f"  steps: {_said(report.steps)}"]
     if max_length:
         lines.append(f"  longer than {max_length}: {report.n_too_long}")
     lines.append(f"  repeated: {report.n_repeated} records, {report.n_same_prompt} prompts")
@@ -172,6 +212,12 @@ def _show(report: CheckReport, where: str, max_length: int | None, console: "Con
         lines.append(f"  and {reading.n_dropped - len(reading.problems)} more problems")
     # Not markup: text of the data may look like it.
     console.print("\n".join(lines), markup=False)
+
+
+def _said(steps: StepCounts) -> str:
+    wrong = f"{steps.n_wrong} of {steps.n_solutions} solutions with a wrong one"
+    return (f"{steps.n_steps}, of which {steps.n_unlabelled} not judged; {wrong}; {steps.n_right_answers} of "
+            f"{steps.n_outcomes} known answers right")
 
 
 def _counts(counts: dict[str, int] | object) -> str:

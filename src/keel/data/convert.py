@@ -10,6 +10,7 @@ from keel.data.check import iter_records, kind_of_files
 from keel.data.load import Kind, OnBadRecord, as_paths
 from keel.data.problems import ReadReport, Tally
 from keel.data.records import Record
+from keel.data.traces import StepTrace
 from keel.data.write import Layout, write_records
 from keel.errors import DataError
 
@@ -43,7 +44,7 @@ def run(cfg: DataConvertConfig) -> ReadReport:
     return tally.report
 
 
-def _accepted(cfg: DataConvertConfig, kind: Kind, tally: Tally) -> Iterator[Record]:
+def _accepted(cfg: DataConvertConfig, kind: Kind, tally: Tally) -> Iterator[Record | StepTrace]:
     """The records; at their end the complaint about the bad ones, before the output gets its name."""
     yield from iter_records(cfg.paths, kind, tally, cfg.as_text)
     where = ", ".join(map(str, as_paths(cfg.paths)))

@@ -10,6 +10,7 @@ from keel.data.check import iter_records, kind_of_files
 from keel.data.load import Kind
 from keel.data.problems import Tally
 from keel.data.records import Demonstration, Labelled, PreferencePair, Prompt, Ranking, Record, Strength
+from keel.data.traces import StepTrace
 from keel.errors import DataError
 
 __all__ = ["DataShowConfig", "run", "shown"]
@@ -49,18 +50,27 @@ def run(cfg: DataShowConfig) -> list[str]:
     return texts
 
 
-def shown(record: Record, spelled: Template | None = None) -> str:
+def shown(record: Record | StepTrace, spelled: Template | None = None) -> str:
     """A record as text; with a template its tokens too, those that the loss sees between ⟦ and ⟧."""
     prompt = record if isinstance(record, Prompt) else record.prompt
     lines = [f"── {record.id}"]
     lines += [f"{message.role}: {message.content}" for message in prompt.messages]
     lines += [f"text: {prompt.text}"] if prompt.text else []
-    lines += [f"{name}: {text}" for name, text in _responses(record)]
+    lines += _steps(record) if isinstance(record, StepTrace) else [
+        f"{name}: {text}" for name, text in _responses(record)]
     if isinstance(record, PreferencePair):
         lines.append(f"margin {record.margin:g}, label_prob {record.label_prob:g}, weight {record.weight:g}")
         lines += [_votes(record.strength)] if record.strength else []
     lines += [f"{name}: {dict(part)}" for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part]
     return "\n".join([*lines, *(_tokens(record, prompt, spelled) if spelled else [])])
+
+
+def _steps(trace: StepTrace) -> list[str]:
+    """Each step behind its label, which is a number where it is neither right nor wrong for sure."""
+    words = {None: "not judged", 0.0: "wrong", 1.0: "right"}
+    labels = [words.get(label, f"{label}") for label in trace.labels]
+    lines = [f"step {i}, {label}: {text}" for i, (label, text) in enumerate(zip(labels, trace.steps, strict=True), 1)]
+    return lines + ([] if trace.outcome is None else [f"final answer: {'right' if trace.outcome else 'wrong'}"])
 
 
 def _votes(strength: Strength) -> str:
@@ -69,7 +79,7 @@ def _votes(strength: Strength) -> str:
     return f"strength {strength.mean:g}, std {strength.std:g}{sides}"
 
 
-def _tokens(record: Record, prompt: Prompt, spelled: Template) -> list[str]:
+def _tokens(record: Record | StepTrace, prompt: Prompt, spelled: Template) -> list[str]:
     asked = spelled.prompt_ids(prompt)
     before = _pieces(asked, spelled)
     if isinstance(record, Prompt):
@@ -86,12 +96,14 @@ def _pieces(ids: list[int], spelled: Template) -> str:
     return "|".join(piece.replace("\n", "\\n") for piece in spelled.tokenizer.convert_ids_to_tokens(ids))
 
 
-def _responses(record: Record) -> list[tuple[str, str]]:
+def _responses(record: Record | StepTrace) -> list[tuple[str, str]]:
     if isinstance(record, PreferencePair):
         return [("chosen", record.chosen), ("rejected", record.rejected)]
     if isinstance(record, Ranking):
         ranks = accumulate(int(not tied) for tied in record.tied)
         return [(f"rank {rank}", text) for rank, text in zip(ranks, record.responses, strict=True)]
+    if isinstance(record, StepTrace):
+        return [("solution", record.text("\n"))]
     if isinstance(record, Labelled):
         return [("good response" if record.label else "bad response", record.response)]
     return [("response", record.response)] if isinstance(record, Demonstration) else []

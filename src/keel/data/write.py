@@ -24,17 +24,19 @@ from keel.data.records import (
 from keel.data.rows import COMPRESSED
 from keel.data.rows import layout as layout_of
 from keel.data.sources.strength import published_row
+from keel.data.traces import StepTrace
 from keel.errors import DataError
 
 __all__ = ["Layout", "row_of", "write_records"]
 
 Layout = Literal["keel", "published"]
 _PARQUET_ROWS = 1024
+_NULLABLE = {"labels": (list, float), "outcome": (bool, str)}
 # Line separators that some line splitters obey and JSON does not escape by itself.
 _SEPARATORS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
-def row_of(record: Record) -> dict[str, Any]:
+def row_of(record: Record | StepTrace) -> dict[str, Any]:
     """The columns of a record; reading them gives the record again (bare strings with `as_text`)."""
     prompt = _prompt(record)
     row: dict[str, Any] = {"id": prompt.id}
@@ -51,10 +53,12 @@ def row_of(record: Record) -> dict[str, Any]:
         row |= _votes(record.strength)
     if isinstance(record, Ranking):
         row |= {"responses": list(record.responses), "ranks": list(accumulate(int(not tied) for tied in record.tied))}
+    if isinstance(record, StepTrace):
+        row |= {"completions": list(record.steps), "labels": _labels(record), "outcome": record.outcome}
     return row | {name: dict(part) for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part}
 
 
-def write_records(records: Iterable[Record], path: str | Path, *, layout: Layout = "keel") -> int:
+def write_records(records: Iterable[Record | StepTrace], path: str | Path, *, layout: Layout = "keel") -> int:
     """Write all records beside the file, then rename, so that no half file is ever seen under its name.
 
     Args:
@@ -78,7 +82,7 @@ def write_records(records: Iterable[Record], path: str | Path, *, layout: Layout
         return write(rows, unfinished, path)
 
 
-def _published(record: Record) -> dict[str, Any]:
+def _published(record: Record | StepTrace) -> dict[str, Any]:
     if isinstance(record, PreferencePair):
         return published_row(record)
     raise DataError("only preference pairs have the published layout", where=f"id {_prompt(record).id}",
@@ -156,12 +160,15 @@ def _schema(row: dict[str, Any]) -> Any:
 
 
 def _tabular(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {name: _json(row[name]) for name in ("meta", "truth") if name in row}
+    """A column of a table has one type: meta and truth are text, labels of steps are numbers."""
+    labels = [None if label is None else float(label) for label in row.get("labels", ())]
+    texts = {name: _json(row[name]) for name in ("meta", "truth") if name in row}
+    return row | texts | ({"labels": labels} if labels else {})
 
 
 def _shape(row: dict[str, Any]) -> dict[str, tuple[type, type]]:
     """Columns with the type of their cell and, where that is a list, of what it holds."""
-    return {name: (type(cell), type(cell[0]) if isinstance(cell, list) and cell else str)
+    return {name: _NULLABLE.get(name) or (type(cell), type(cell[0]) if isinstance(cell, list) and cell else str)
             for name, cell in row.items() if name not in ("meta", "truth")}
 
 
@@ -187,11 +194,17 @@ def _votes(strength: Strength | None) -> dict[str, Any]:
     return {"strength_mean": strength.mean, "strength_std": strength.std, **(lists if strength.chosen_scores else {})}
 
 
-def _prompt(record: Record) -> Prompt:
+def _labels(trace: StepTrace) -> list[bool | float | None]:
+    """Right and wrong as true and false, unless one of the steps is something between."""
+    soft = any(label not in (None, 0, 1) for label in trace.labels)
+    return [label if soft or label is None else bool(label) for label in trace.labels]
+
+
+def _prompt(record: Record | StepTrace) -> Prompt:
     return record if isinstance(record, Prompt) else record.prompt
 
 
-def _responses(record: Record) -> list[tuple[str, str]]:
+def _responses(record: Record | StepTrace) -> list[tuple[str, str]]:
     if isinstance(record, PreferencePair):
         return [("chosen", record.chosen), ("rejected", record.rejected)]
     return [("completion", record.response)] if isinstance(record, Demonstration | Labelled) else []

@@ -3,13 +3,29 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keel.data.sources import comet, gsm8k, hh_pro, lol_rl, prm800k, pro, reddit, rmb, step_labels, strength, wow
+from keel.data.sources import (
+    bb_mistake,
+    comet,
+    gsm8k,
+    hh_pro,
+    lol_rl,
+    math_shepherd,
+    prm800k,
+    pro,
+    process_bench,
+    reddit,
+    rmb,
+    step_labels,
+    strength,
+    wow,
+)
 
 __all__ = ["adapted"]
 
 _ADAPTERS = (("HH-RLHF with turns", hh_pro), ("RMB", rmb), ("strength annotations", strength), ("GSM8K", gsm8k),
              ("PRO", pro), ("generation task", lol_rl), ("FaithDial", wow), ("Reddit comments", reddit),
-             ("ATOMIC", comet), ("step labels", step_labels), ("PRM800K", prm800k))
+             ("ATOMIC", comet), ("step labels", step_labels), ("PRM800K", prm800k),
+             ("Math-Shepherd", math_shepherd), ("ProcessBench", process_bench), ("BIG-Bench Mistake", bb_mistake))
 
 
 def adapted(value: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:

@@ -1,0 +1,27 @@
+"""BIG-Bench Mistake (Tyen et al. 2023, arXiv:2311.08516): `input`, `steps`, `answer`, `target`, `mistake_index`.
+
+`target` is the right answer. `mistake_index` is the first wrong step, null where there is none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keel.data.sources.process_bench import labels_until
+
+__all__ = ["adapt", "matches"]
+
+_TAKEN = ("input", "steps", "answer", "target", "mistake_index")
+
+
+def matches(value: Mapping[str, Any]) -> bool:
+    return {"input", "steps", "target"} <= value.keys() and isinstance(value["steps"], list)
+
+
+def adapt(value: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: cell for name, cell in value.items() if name not in _TAKEN}
+    given, target = value.get("answer"), value["target"]
+    row |= {"prompt": value["input"], "completions": value["steps"], "answer": target,
+            "labels": labels_until(value.get("mistake_index"), value["steps"])}
+    if isinstance(given, str) and isinstance(target, str):
+        row |= {"model_answer": given, "outcome": given.strip() == target.strip()}
+    return row
