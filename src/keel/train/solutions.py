@@ -1,0 +1,120 @@
+"""What is learned from a labelled solution, and its steps as tensors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from keel.batches import TokenBatch
+from keel.data.collate import budget_batches, collate
+from keel.data.step_rows import StepRow, StepTruncation, TooLongSolution
+from keel.data.traces import StepTrace
+from keel.errors import DataError
+from keel.models.load import device_of
+from keel.models.process import step_logits
+from keel.train.inputs import DataConfig
+
+__all__ = ["OUTCOMES", "SolutionsConfig", "StepBatch", "Supervise", "step_batch", "supervised", "tell", "with_logits"]
+
+Supervise = Literal["steps", "last_step", "outcome", "outcome_at_each_step"]
+OUTCOMES = ("outcome", "outcome_at_each_step")
+"""What is learned from the final answer."""
+
+
+class SolutionsConfig(DataConfig):
+    """Where labelled solutions come from, and what happens to those that do not fit."""
+
+    too_long: TooLongSolution = Field(  # type: ignore[assignment]
+        "drop_steps", description="longer rows: drop_steps takes whole steps off the end; all that is lost is counted")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Rows of tokens and the steps in them, row by row.
+
+    Attributes:
+        rows: row of each step.
+        columns: column of the token in which it ends.
+        labels: probability that it is right; NaN where nobody judged it.
+    """
+
+    tokens: TokenBatch
+    rows: Int[Tensor, " S"]
+    columns: Int[Tensor, " S"]
+    labels: Float[Tensor, " S"]
+
+    def to(self, device: torch.device) -> "StepBatch":
+        return StepBatch(self.tokens.to(device), self.rows.to(device), self.columns.to(device), self.labels.to(device))
+
+    def logits(self, model: nn.Module) -> Float[Tensor, " S"]:
+        """That each step is right."""
+        return step_logits(model, self.tokens, self.rows, self.columns)
+
+
+def supervised(traces: Sequence[StepTrace], how: Supervise, *, hard_above: float | None = None) -> list[StepTrace]:
+    """The solutions with the labels that are learned from; without those that have none.
+
+    Args:
+        traces: as they were read.
+        how: `steps`: every labelled step; `last_step`: only the last of these; `outcome`: whether the final answer is
+            right, as the label of the last step; `outcome_at_each_step`: the same as the label of every step.
+        hard_above: labels above become 1, the others 0; none: they stay what they are.
+    Raises:
+        DataError: outcomes are asked for, and a solution has none; or nothing is left.
+    """
+    if how in OUTCOMES:
+        unknown = [trace.id for trace in traces if trace.outcome is None]
+        if unknown:
+            raise DataError(f"{len(unknown)} of {len(traces)} solutions do not say whether their final answer is right",
+                            where=f"id {unknown[0]}", remedy="supervise = outcome needs the column `outcome` (true or "
+                            "false); with labels of steps, use supervise = steps.")
+    found = [replace(trace, labels=_labels(trace, how, hard_above)) for trace in traces]
+    kept = [trace for trace in found if any(label is not None for label in trace.labels)]
+    if traces and not kept:
+        raise DataError(f"none of {len(traces)} solutions has a label of a step", where="supervise = " + how,
+                        remedy="Label steps first (`keel process-rm label`), or learn with supervise = outcome.")
+    return kept
+
+
+def _labels(trace: StepTrace, how: Supervise, hard_above: float | None) -> tuple[float | None, ...]:
+    n, labels = len(trace.steps), trace.labels
+    if how in OUTCOMES:
+        told = float(bool(trace.outcome))
+        return (*([told] if how == "outcome_at_each_step" else [None]) * (n - 1), told)
+    if hard_above is not None:
+        labels = tuple(None if label is None else float(label > hard_above) for label in labels)
+    last = max((k for k, label in enumerate(labels) if label is not None), default=-1)
+    return labels if how == "steps" else tuple(label if k == last else None for k, label in enumerate(labels))
+
+
+def tell(cut: StepTruncation, note: Callable[[str], None]) -> None:
+    """What the reader of a run must know of its rows."""
+    if cut.n_shortened or cut.n_dropped:
+        note(cut.summary())
+    if cut.n_divided:
+        note(f"{cut.n_divided} steps hold the separator: they are learned as one step each, while a policy that writes "
+             "them is judged at each separator")
+
+
+def step_batch(rows: Sequence[StepRow], pad_id: int, *, labelled: bool) -> StepBatch:
+    """Rows padded on the right, with all steps or those that have a label."""
+    told = [(number, end, float("nan") if label is None else label) for number, row in enumerate(rows)
+            for end, label in zip(row.ends, row.trace.labels, strict=True) if not labelled or label is not None]
+    at, columns, labels = zip(*told, strict=True)
+    return StepBatch(collate([row.row for row in rows], pad_id), torch.tensor(at), torch.tensor(columns),
+                     torch.tensor(labels, dtype=torch.float32))
+
+
+@torch.no_grad()
+def with_logits(model: nn.Module, rows: Sequence[StepRow], pad_id: int, micro_tokens: int) -> list[list[float]]:
+    """For each row the logits of its steps."""
+    found: list[list[float]] = [[] for _ in rows]
+    for part in budget_batches([row.n_tokens for row in rows], micro_tokens):
+        batch = step_batch([rows[i] for i in part], pad_id, labelled=False)
+        for row, logit in zip(batch.rows.tolist(), batch.to(device_of(model)).logits(model).tolist(), strict=True):
+            found[part[row]].append(logit)
+    return found
