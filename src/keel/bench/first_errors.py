@@ -29,6 +29,7 @@ __all__ = ["HALF", "NO_ERROR", "best_threshold", "first_error_of", "judged", "so
 
 HALF = 0.5
 NO_ERROR = -1
+NOT_READ = -2
 N_RESAMPLES = 1000
 BLOCK = 100
 """Resamples in memory at a time."""
@@ -56,7 +57,8 @@ def judged(
     """Everything that is said about a judge of steps, as JSON; what cannot be said is None or absent.
 
     Args:
-        probabilities: that each step is right, per solution; fewer than it has steps where the end was cut off.
+        probabilities: that each step is right, per solution; fewer than it has steps where the end was cut off. Where
+            there are none at all, a right solution counts as missed too.
         traces: the whole solutions, also where their end was cut off: an error there is one that is missed.
         seed: of the intervals, which are over prompts.
         threshold: a step whose probability is below is called wrong.
@@ -114,7 +116,7 @@ def solution_row(trace: StepTrace, probabilities: Sequence[float], threshold: fl
         "steps": [{"text": text, "score": score, "label": label}
                   for text, score, label in zip(trace.steps, scores, trace.labels, strict=True)],
         "outcome": trace.outcome, "first_error": known,
-        "predicted": int(_predicted([probabilities], threshold)[0]),
+        "predicted": int(_predicted([probabilities], threshold)[0]) if len(probabilities) else None,
         **({} if method is None else {"method": method}),
     }
 
@@ -133,10 +135,12 @@ def _check(probabilities: Probabilities, traces: Sequence[StepTrace]) -> None:
 
 
 def _predicted(probabilities: Probabilities, threshold: float) -> Int[Tensor, " N"]:
+    """Place of the first step called wrong; what was not read at all is neither right nor wrong anywhere."""
     rows = [i for i, row in enumerate(probabilities) for _ in row]
-    return predicted_first_error(
+    found = predicted_first_error(
         torch.tensor([p for row in probabilities for p in row], dtype=torch.float64),
         torch.tensor(rows, dtype=torch.long), len(probabilities), threshold=threshold)
+    return torch.where(torch.tensor([len(row) > 0 for row in probabilities], dtype=torch.bool), found, NOT_READ)
 
 
 # --- single steps ----------------------------------------------------------------------------------------------------
@@ -147,7 +151,8 @@ def _steps(probabilities: Probabilities, traces: Sequence[StepTrace], threshold:
     told = [(trace, k, p, label) for trace, row in zip(traces, probabilities, strict=True)
             for k, (p, label) in enumerate(zip(row, trace.labels, strict=False)) if label is not None]
     if not told:
-        return {"accuracy": None, "by_depth": []}
+        nothing = {"mean": None, "low": None, "high": None, "n": 0}
+        return {"accuracy": nothing, "accuracy_majority": None, "brier": None, "ece": None, "by_depth": []}
     p = torch.tensor([one[2] for one in told], dtype=torch.float64)
     right = torch.tensor([one[3] >= HALF for one in told])
     agree = ((p >= threshold) == right).double()
