@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "process-rm": ("keel.recipes.process_rm", "ProcessRMConfig", "learn which steps of a solution are right"),
     "process-rm label": ("keel.recipes.process_label", "ProcessLabelConfig", "label steps by rollouts from each one"),
     "process-rm evaluate": ("keel.recipes.process_evaluate", "ProcessEvaluateConfig", "does it find first errors?"),
+    "process-rm search": ("keel.recipes.process_search", "ProcessSearchConfig", "best of n, and beam search by steps"),
     "ppo": ("keel.recipes.ppo", "PPOConfig", "improve a policy against a reward model (PPO-max)"),
     "group-ppo": ("keel.recipes.group_ppo", "GroupPPOConfig", "PPO with groups whose returns are held together"),
     "preference": ("keel.recipes.preference", "PreferenceConfig", "DPO and its relatives: a policy from pairs alone"),

@@ -27,6 +27,7 @@ RECIPES = {
     "preference": "Preference optimisation",
     "process_rm": "Process reward model training",
     "process_evaluate": "Process reward model evaluation",
+    "process_rm search": "Search with a process reward model",
     "bench_rm": "Reward model benchmark",
     "bench_compare": "Comparison of benchmark runs",
     "bench_select": "Best of n by a scorer",
@@ -50,6 +51,7 @@ GROUPS = (OUTCOME, BY_GROUP, EACH_GROUP, DRIFT, RESPONSES, POLICY, CRITIC, CREDI
 METRICS = {
     "gold/mean": Metric(OUTCOME, "True reward of the responses, known where a task can be checked.", "gold score"),
     "score/mean": Metric(OUTCOME, "What the reward model gives the responses: the proxy being optimised.", "score"),
+    "score/outcome": Metric(OUTCOME, "What whole responses are given, where others score their steps.", "score"),
     "score/std": Metric(OUTCOME, "Spread of scores in a batch. Shrinking: the responses are becoming one.", "score"),
     "score/p95": Metric(OUTCOME, "The score one response in twenty beats. A long tail appears at collapse.", "score"),
     "score/histogram": Metric(OUTCOME, "Scores of each batch.", "score"),
