@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from keel.data import Message, Prompt, read_demonstrations, read_labelled, read_pairs, read_prompts, read_rankings
+from keel.data import (
+    Message,
+    Prompt,
+    read_demonstrations,
+    read_labelled,
+    read_pairs,
+    read_prompts,
+    read_rankings,
+    template,
+)
 from keel.data import check as check_command
 from keel.data import convert as convert_command
 from keel.data import show as show_command
@@ -13,7 +22,7 @@ from keel.data.check import DataCheckConfig, kind_of_files
 from keel.data.convert import DataConvertConfig
 from keel.data.load import read_traces
 from keel.data.problems import RowError
-from keel.data.show import DataShowConfig
+from keel.data.show import DataShowConfig, shown
 from keel.data.traces import StepTrace, check_trace
 from keel.errors import DataError
 
@@ -79,11 +88,13 @@ def test_a_solution_with_wrong_steps_is_nothing_to_imitate_or_prefer(jsonl, read
     ({"completions": [], "labels": []}, "no step", "the solution has no step"),
     ({"completions": "a\nb"}, "wrong type", "completions is text, not a list of steps"),
     ({"completions": ["a", TURNS, "b"]}, "wrong type", "one of the steps is a list, not text"),
+    ({"completions": ["a", None, "b"]}, "wrong type", "one of the steps is null, not text"),
     ({"labels": True}, "wrong type", "labels is true or false, not a list"),
     ({"labels": [True, False]}, "labels of unequal number", "3 steps and 2 labels"),
     ({"labels": [True, "no", None]}, "bad step label", "the label of a step is text ('no')"),
     ({"labels": [True, 1.5, None]}, "label out of range", "the label of step 2 is 1.5, outside 0 to 1"),
     ({"labels": [-1, 1, None]}, "label out of range", "the label of step 1 is -1.0, outside 0 to 1"),
+    ({"labels": [True, 10**400, 1]}, "label out of range", "the label of step 2 is inf, outside 0 to 1"),
     ({"labels": [True, float("nan"), 1]}, "label out of range", "the label of step 2 is nan, outside 0 to 1"),
     ({"labels": [None] * 3}, "nothing judged", "none of the 3 steps has a label, and there is no outcome"),
     ({"completions": ["a", " \n", "c"]}, "empty step", "step 2 is empty, and its label is 0.0"),
@@ -145,7 +156,5 @@ def test_check_show_and_convert_know_solutions(jsonl, tmp_path, capsys):
     assert written[1]["labels"] == [0.75] and written[2]["labels"] == [None, True] and written[2]["outcome"] is None
 
 
-def test_tokens_of_a_solution_are_those_of_its_steps_in_lines(jsonl, letters, tmp_path):
-    letters.save_pretrained(tmp_path / "tokenizer")
-    (text,) = show_command.run(DataShowConfig(paths=str(jsonl(ROW)), tokenizer=str(tmp_path / "tokenizer")))
-    assert "|⟦a|Ċ|b|Ċ|c|<eos>⟧" in text
+def test_tokens_of_a_solution_are_those_of_its_steps_in_lines(letters):
+    assert "|⟦a|Ċ|b|Ċ|c|<eos>⟧" in shown(TRACE, template(letters))

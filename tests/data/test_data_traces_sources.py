@@ -1,12 +1,16 @@
 """Published step labels: one row per data set, worked by hand, and the real files."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from keel.data.check import kind_of_files
 from keel.data.convert import DataConvertConfig, run
-from keel.data.load import read_prompts, read_traces
+from keel.data.load import iter_traces, read_prompts, read_traces
+from keel.data.problems import RowError, Tally
+from keel.data.rows import Row
+from keel.data.traces import check_trace, trace_of
 from keel.errors import DataError
 
 
@@ -15,6 +19,18 @@ def only(path):
     (trace,), report = read_traces(path)
     assert kind_of_files(path) == "traces" and read_prompts(path)[0] == [trace.prompt]
     return trace, next(iter(report.formats))
+
+
+def refused(path):
+    """The kind of the only problem of a file, and the whole complaint."""
+    with pytest.raises(DataError) as caught:
+        read_traces(path)
+    with pytest.raises(DataError, match="no record left"):
+        read_traces(path, on_bad_record="skip")
+    tally = Tally()
+    assert not list(iter_traces(path, tally))
+    (problem,) = tally.report.problems
+    return problem.kind, str(caught.value)
 
 
 LABELLED = {"id": "m1", "prompt": "1 + 1?", "completions": ["1 + 1 = 3", "A: 3"], "labels": [False, None],
@@ -29,8 +45,9 @@ def test_labelled_files_name_the_right_answer(jsonl):
 
 @pytest.mark.parametrize("change", [{"first_error": 1}, {"labels": [True, True]}, {"labels": "x"}])
 def test_a_first_error_that_the_labels_deny(jsonl, change):
-    with pytest.raises(DataError, match=r"first_error is [01], and the labels are"):
-        read_traces(jsonl(LABELLED | change))
+    kind, text = refused(jsonl(LABELLED | change))
+    assert kind == "first error contradicts labels"
+    assert f"first_error is {(LABELLED | change)['first_error']}, and the labels are" in text
 
 
 MISTAKE = {"input": "Sort b a", "steps": ["I sort.", "b < a", "So: b a"], "answer": "b a ", "target": "a b",
@@ -63,8 +80,8 @@ def test_process_bench(jsonl, label, labels, first):
 
 @pytest.mark.parametrize("label", [3, -2, "1", 1.0, True])
 def test_a_first_error_that_is_no_step(jsonl, label):
-    with pytest.raises(DataError, match=r"the first error is given as .*; there are 3 steps"):
-        read_traces(jsonl(BENCH | {"label": label}))
+    kind, text = refused(jsonl(BENCH | {"label": label}))
+    assert kind == "first error out of range" and f"the first error is given as {label!r}; there are 3 steps" in text
 
 
 SHEPHERD = {"task": "GSM8K",
@@ -82,16 +99,19 @@ def test_math_shepherd(jsonl):
     assert trace.labels == (1.0, 0.0, 0.0, None) and trace.steps[-1] == "Step 4: so"
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"label": SHEPHERD["label"].replace("= 4 +", "= 4 ?")}, "differs from the input's before mark 1, or has no sign"),
-    ({"label": SHEPHERD["label"].replace("= 5.", "= 6.")}, "differs from the input's before mark 2, or has no sign"),
-    ({"label": SHEPHERD["label"][:-1]}, "differs from the input's before mark 3, or has no sign"),
-    ({"input": "Two ки and two? Step 1: 4 ки", "label": "Two + and two? Step 1: 4 +"},
-     "there is no 'Step 1:' before the first mark")])
-def test_marks_that_cannot_be_read(jsonl, change, said):
-    with pytest.raises(DataError) as caught:
-        read_traces(jsonl(SHEPHERD | change))
-    assert said in str(caught.value)
+@pytest.mark.parametrize(("label", "mark"), [
+    (SHEPHERD["label"].replace("= 4 +", "= 4 ?"), 1), (SHEPHERD["label"].replace("= 5.", "= 6."), 2),
+    (SHEPHERD["label"][:-1], 3)])
+def test_a_label_of_math_shepherd_must_repeat_its_input(jsonl, label, mark):
+    kind, text = refused(jsonl(SHEPHERD | {"label": label}))
+    assert kind == "label does not follow input"
+    assert f"differs from the input's before mark {mark}, or has no sign there" in text
+
+
+def test_a_mark_inside_the_question_of_math_shepherd(jsonl):
+    kind, text = refused(jsonl(
+        {"input": "Two ки and two? Step 1: 4 ки", "label": "Two + and two? Step 1: 4 +"}))
+    assert kind == "no first step" and "there is no 'Step 1:' before the first mark" in text
 
 
 def rated(*ratings, chosen=None, own=None):
@@ -142,11 +162,46 @@ def test_prm800k_given_up_at_the_first_step_leaves_only_the_ratings(jsonl):
     ({"completions": [{"rating": 1}]}, "step 1 has no list of completions with a text each"),
     (rated(1, own="mine"), "step 1 has no list of completions with a text each"),
     (rated(1, chosen=1), "step 1 chose completion 1 of 1"), (rated(1, chosen="0"), "step 1 chose completion '0' of 1"),
-    (rated(2, chosen=0), "the rating of a completion is 2")])
+    (rated(1, chosen=-1), "step 1 chose completion -1 of 1")])
 def test_steps_of_prm800k_that_cannot_be_read(jsonl, step, said):
-    with pytest.raises(DataError) as caught:
-        read_traces(jsonl(prm800k(step)))
-    assert said in str(caught.value)
+    kind, text = refused(jsonl(prm800k(step)))
+    assert kind == "bad step of PRM800K" and said in text
+
+
+def test_a_rating_that_prm800k_does_not_know(jsonl):
+    kind, text = refused(jsonl(prm800k(rated(2, chosen=0))))
+    assert kind == "bad rating" and "the rating of a completion is 2" in text
+
+
+JUNK = (None, True, -1, 10**400, float("nan"), "", " ", "ки", [], [None], ["a"], [[]], {}, {"text": 1}, {"a": []})
+
+
+def spoiled(value):
+    """The value with one of its parts, however deep, replaced by each kind of junk."""
+    yield from JUNK
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in places:
+        for junk in spoiled(part):
+            yield {**value, key: junk} if isinstance(value, dict) else [*value[:key], junk, *value[key + 1:]]
+
+
+@pytest.mark.parametrize("row", [
+    LABELLED, MISTAKE, BENCH, SHEPHERD, prm800k(rated(-1, 0, chosen=1), rated(1, own={"text": "mine"})),
+    {"prompt": "why?", "completions": ["a"], "labels": [1], "outcome": True, "prm800k_branches": []}],
+    ids=["labelled", "mistake", "bench", "shepherd", "prm800k", "steps"])
+def test_whatever_a_cell_holds_the_row_is_a_solution_or_a_complaint(row):
+    outcomes = Counter()
+    for value in spoiled(row):
+        if not isinstance(value, dict):
+            continue
+        for textual in (False, True):
+            try:
+                for trace in trace_of(Row(Path("a.jsonl"), 1, value, textual), as_text=False)[1]:
+                    check_trace(trace)
+                    outcomes["read"] += 1
+            except RowError as error:
+                outcomes["refused"] += bool(error.kind and error.remedy)
+    assert min(outcomes["read"], outcomes["refused"]) > len(JUNK)
 
 
 FILES = {"big_bench_mistake": ({"word_sorting": 266, "tracking_shuffled_objects": 260, "logical_deduction": 294,
@@ -155,7 +210,7 @@ FILES = {"big_bench_mistake": ({"word_sorting": 266, "tracking_shuffled_objects"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_files_with_labelled_steps(shared, tmp_path, name):
+def test_the_files_with_labelled_steps(shared, name):
     """Counts as in the README of the folder."""
     wrong, n_rows, n_blank = FILES[name]
     traces, report = read_traces(shared / f"data/step_labels/{name}.jsonl.gz")
@@ -163,5 +218,10 @@ def test_the_files_with_labelled_steps(shared, tmp_path, name):
     assert (len(traces), report.n_rows, report.left_out) == (n_rows, n_rows, {"blank steps": n_blank})
     assert all(isinstance(t.prompt.meta["answer"], str) and t.outcome is not None for t in traces)
     assert all(label is None for t in traces if t.first_error is not None for label in t.labels[t.first_error + 1:])
-    run(DataConvertConfig(paths=str(shared / f"data/step_labels/{name}.jsonl.gz"), output=str(tmp_path / "a.jsonl")))
-    assert read_traces(tmp_path / "a.jsonl")[0] == traces
+
+
+def test_a_converted_file_of_labelled_steps_reads_back(shared, tmp_path):
+    source, output = shared / "data/step_labels/mr_gsm8k_part.jsonl.gz", tmp_path / "a.jsonl"
+    run(DataConvertConfig(paths=str(source), output=str(output)))
+    (before, said), (after, report) = read_traces(source), read_traces(output)
+    assert before == after and said.left_out and not report.left_out and report.formats == {"steps": 590}

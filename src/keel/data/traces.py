@@ -1,5 +1,6 @@
 """Solutions in steps: the record with the labels of the steps, its checks, and the row it is read from."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ from keel.data.kinds import parts_of, prompt_in, truth_of
 from keel.data.problems import RowError
 from keel.data.records import Prompt, check_prompt, check_response
 from keel.data.rows import Row, kind_of
-from keel.data.sources.prm800k import BRANCHES
+from keel.data.sources import prm800k
 
 __all__ = ["BLANK", "StepTrace", "check_trace", "trace_of"]
 
 BLANK = "blank steps"
 """What a report calls steps of whitespace that were left out."""
 _RIGHT = 0.5
+_HUGE = 1e300
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ def trace_of(
         raise missing(value, "a solution in steps", ("prompt", "completions", "labels"))
     prompt = prompt_in(row, found, value, as_text)
     whole = _trace(prompt, value, _outcome(row, value))
+    further = value.get(prm800k.BRANCHES, ()) if found.layout == prm800k.NAME else ()
     branches = [_trace(replace(prompt, id=f"{prompt.id}#{number}"), branch, None)
-                for number, branch in enumerate(value.get(BRANCHES, ()), start=1)]
+                for number, branch in enumerate(further, start=1)]
     # Of several endings, those that somebody judged; a row with nothing judged is refused.
     traces = [trace for trace in (whole, *branches) if _judged(trace)] or [whole]
     kept = [_without_blanks(trace) for trace in traces]
@@ -120,9 +123,9 @@ def _steps(cell: Any) -> tuple[str, ...]:
     if not isinstance(cell, list):
         raise RowError("wrong type", f"completions is {kind_of(cell)}, not a list of steps",
                        "Write a list with the text of each step.")
-    strange = next((step for step in cell if not isinstance(step, str)), None)
-    if strange is not None:
-        raise RowError("wrong type", f"one of the steps is {kind_of(strange)}, not text",
+    strange = [step for step in cell if not isinstance(step, str)]
+    if strange:
+        raise RowError("wrong type", f"one of the steps is {kind_of(strange[0])}, not text",
                        "Write a list with the text of each step; messages are for the prompt.")
     return tuple(cell)
 
@@ -138,7 +141,10 @@ def _label(given: Any) -> float | None:
     if given is not None and not isinstance(given, bool | int | float):
         raise RowError("bad step label", f"the label of a step is {kind_of(given)} ({given!r})",
                        "A step's label is true, false, a number from 0 to 1, or null, without quotes.")
-    return None if given is None else float(given)
+    if given is None:
+        return None
+    # No float can hold a whole number of hundreds of digits; as infinity it is out of range.
+    return math.inf if abs(given) > _HUGE else float(given)
 
 
 def _outcome(row: Row, value: Mapping[str, Any]) -> bool | None:

@@ -24,7 +24,7 @@ __all__ = ["adapted"]
 
 _ADAPTERS = (("HH-RLHF with turns", hh_pro), ("RMB", rmb), ("strength annotations", strength), ("GSM8K", gsm8k),
              ("PRO", pro), ("generation task", lol_rl), ("FaithDial", wow), ("Reddit comments", reddit),
-             ("ATOMIC", comet), ("step labels", step_labels), ("PRM800K", prm800k),
+             ("ATOMIC", comet), ("step labels", step_labels), (prm800k.NAME, prm800k),
              ("Math-Shepherd", math_shepherd), ("ProcessBench", process_bench), ("BIG-Bench Mistake", bb_mistake))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from keel.data.problems import RowError
 
-__all__ = ["BRANCHES", "adapt", "matches"]
+__all__ = ["BRANCHES", "NAME", "adapt", "matches"]
 
+NAME = "PRM800K"
 BRANCHES = "prm800k_branches"
 """Column under which the further solutions of a row travel."""
 _RENAMED = {"problem": "prompt", "ground_truth_answer": "answer", "ground_truth_solution": "gold_solution",
