@@ -240,14 +240,14 @@ def test_a_table_of_scores_needs_its_header(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "what"), [
-    ({}, "a scorer without a source: give one of model, policy, function, scores, endpoint"),
+    ({}, "a scorer without a source: give one of model, process, policy, function, scores, endpoint"),
     ({"model": "m", "function": "a:b"}, "model and function exclude each other: a scorer has one source"),
     ({"function": "a:b", "adapter": "x"}, "adapter does nothing with function; it belongs to model"),
     ({"model": "m", "reference": "x"}, "reference does nothing with model; it belongs to policy"),
-    ({"scores": "s.csv", "max_length": 64}, "max_length does nothing with scores; it belongs to model or policy"),
+    ({"scores": "s.csv", "max_length": 64}, "max_length does nothing with scores; it belongs to model or process or policy"),
     ({"policy": "m", "label": 0}, "label does nothing with policy; it belongs to model"),
-    ({"function": "a:b", "too_long": "error"}, "too_long does nothing with function; it belongs to model or policy"),
-    ({"scores": "s.csv", "micro_tokens": 64}, "micro_tokens does nothing with scores; it belongs to model or policy"),
+    ({"function": "a:b", "too_long": "error"}, "too_long does nothing with function; it belongs to model or process or policy"),
+    ({"scores": "s.csv", "micro_tokens": 64}, "micro_tokens does nothing with scores; it belongs to model or process or policy"),
     ({"model": "m", "normalise": "mean"}, "normalise does nothing with model; it belongs to policy"),
     ({"policy": "m", "prompt_as": "text"}, "prompt_as does nothing with policy; it belongs to function"),
     ({"model": "m", "request": {"batch": 4}}, "request does nothing with model; it belongs to endpoint"),

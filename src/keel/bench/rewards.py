@@ -278,6 +278,8 @@ def _mended(spec: SequenceRewardConfig) -> str:
     """Where to look for what made a reward that is no finite number."""
     if spec.stored is not None and spec.scorer is None:
         return ": mend the numbers in the data."
+    if spec.scorer is not None and spec.scorer.process is not None:
+        return ". A response without a step has no score of a process model: look at scorer.separator."
     if spec.scorer is not None and (spec.scorer.model is not None or spec.scorer.policy is not None):
         return (". Where a row of tokens has no room for its response, raise scorer.max_length or set scorer.too_long "
                 "= keep_response.")

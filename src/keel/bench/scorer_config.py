@@ -14,12 +14,13 @@ from keel.models.load import FrozenModelConfig, ModelConfig
 __all__ = ["EnsembleConfig", "RequestConfig", "ScorerConfig", "TooLong"]
 
 TooLong = Literal["keep_response", "truncate_left", "truncate_response", "error"]
-SOURCES = ("model", "policy", "function", "scores", "endpoint")
+SOURCES = ("model", "process", "policy", "function", "scores", "endpoint")
 ITEM_NAMES = ("id", "messages", "prompt", "response", "dialogue")
 OWNERS = {"adapter": ("model",), "label": ("model",), "label_weights": ("model",), "probability": ("model",),
           "reference": ("policy",), "normalise": ("policy",), "prompt_as": ("function",),
-          "request": ("endpoint",)} | dict.fromkeys(
-              ("max_length", "too_long", "chat_template", "ending", "micro_tokens"), ("model", "policy"))
+          "request": ("endpoint",), "separator": ("process",), "aggregate": ("process",),
+          "ending": ("model", "policy")} | dict.fromkeys(
+              ("max_length", "too_long", "chat_template", "micro_tokens"), ("model", "process", "policy"))
 """Which source each setting belongs to; with another one it would do nothing."""
 
 
@@ -60,7 +61,7 @@ class RequestConfig(Config):
 
 
 class ScorerConfig(Config):
-    """One thing that scores: exactly one of model, policy, function, scores and endpoint."""
+    """One thing that scores: exactly one of model, process, policy, function, scores and endpoint."""
 
     name: str | None = Field(None, min_length=1, description="what tables call it; none: named after its source")
     model: FrozenModelConfig | None = Field(None, description="reward model: any sequence classifier, or a "
@@ -71,6 +72,12 @@ class ScorerConfig(Config):
     label_weights: tuple[float, ...] = Field((), description="weight of each label's logit in the score, in order")
     probability: bool = Field(False, description="the score is the probability of label (softmax over all labels); "
                               "where label is none, of the second of two")
+    process: FrozenModelConfig | None = Field(None, description="process model: the score is made of the probabilities "
+                                              "that the steps are right; a response without a step has none")
+    separator: str = Field("\n", min_length=1, description="text between two steps, as the process model was trained "
+                           "with")
+    aggregate: Literal["min", "product", "mean", "last"] = Field("min", description="how the probabilities of the "
+                                                                 "steps become one score")
     policy: FrozenModelConfig | None = Field(None, description="language model trained by DPO: log-probability of the "
                                        "response less that under the reference")
     reference: FrozenModelConfig | None = Field(None, description="what DPO started from; none: reference-free")
@@ -110,7 +117,7 @@ class ScorerConfig(Config):
         if self.probability and (self.adapter is not None or self.label_weights):
             raise ValueError(f"probability and {'adapter' if self.adapter is not None else 'label_weights'} exclude "
                              "each other: it is the share of one label among several")
-        for spec in (self.model, self.policy, self.reference):
+        for spec in (self.model, self.process, self.policy, self.reference):
             if isinstance(spec, ModelConfig) and (spec.lora.rank is not None or spec.init == "scratch"):
                 raise ValueError(f"lora.rank or init = scratch for {spec.path}, which only scores: nothing would train "
                                  "it")
@@ -130,7 +137,8 @@ class ScorerConfig(Config):
             return f"{_last(self.policy.path)} ({'reference-free' if self.reference is None else 'DPO'})"
         if self.endpoint is not None:
             return self.endpoint.shown
-        spec = self.model.path if self.model is not None else self.scores
+        held = self.model or self.process
+        spec = held.path if held is not None else self.scores
         return _last(self.adapter or spec) if spec is not None else str(self.function)
 
 

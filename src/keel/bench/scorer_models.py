@@ -14,18 +14,21 @@ from torch import Tensor, nn
 from keel.batches import TokenBatch
 from keel.bench.items import Asked
 from keel.bench.scorer_config import ScorerConfig, TooLong
+from keel.bench.scorer_process import solution_scores
 from keel.bench.scorer_templates import NAMES, QUESTION_ANSWER, with_template
 from keel.data.chat import Template, template
 from keel.data.collate import budget_batches, collate
 from keel.data.records import Message, Prompt
 from keel.data.render import Fitted, Row, fit
+from keel.data.segment import steps_in_text
 from keel.errors import ConfigError, ModelError
 from keel.models.classifier import context_of, load_classifier
 from keel.models.forward import token_logprobs
 from keel.models.identity import model_identity, tokenizer_identity
 from keel.models.load import ModelConfig, causal_lm, device_of, load_tokenizer, model_config
+from keel.models.process import process_model
 
-__all__ = ["RowScorer", "Rows", "log_ratio", "model_scorer", "policy_scorer"]
+__all__ = ["RowScorer", "Rows", "log_ratio", "model_scorer", "policy_scorer", "process_scorer"]
 
 UNBOUNDED = 1 << 31
 AT_ONCE = 256
@@ -83,6 +86,11 @@ class Rows:
                 yield one, prompt, (next(found) if prompt.text is None and one.ended
                                     else self.words.response_ids(one.response, one.ended, after=prompt.text))
 
+    def step_ends(self, asked: Asked, separator: str) -> tuple[int, ...]:
+        """Index, within the tokens of the whole response, of the token in which each of its steps ends."""
+        ids = self.words.response_ids(asked.response, asked.ended, after=self.read(asked.prompt).text)
+        return steps_in_text(self.words, asked.response, ids, separator, ended=asked.ended).ends
+
 
 class RowScorer:
     """A model's scores; a `Scorer`.
@@ -95,7 +103,7 @@ class RowScorer:
     """
 
     def __init__(self, name: str, fingerprint: Mapping[str, Any], rows: Rows, model: nn.Module,
-                 score: Callable[[TokenBatch], Float[Tensor, " B"]], resolution: float) -> None:
+                 score: Callable[[TokenBatch, Sequence[Asked]], Float[Tensor, " B"]], resolution: float) -> None:
         self.name, self.fingerprint, self.concurrency, self.resolution = name, fingerprint, 1, resolution
         self.counts: Mapping[str, int] = {}
         self.flagged: Mapping[str, str] = {}
@@ -136,7 +144,8 @@ class RowScorer:
         scores = [nan] * len(rows)
         if kept:
             batch = collate([rows[i] for i in kept], self._rows.words.pad_id).to(device_of(self._model))
-            for i, score in zip(kept, self._score(batch).double().cpu().tolist(), strict=True):
+            found = self._score(batch, [asked[i] for i in kept])
+            for i, score in zip(kept, found.double().cpu().tolist(), strict=True):
                 scores[i] = score
         return scores
 
@@ -158,7 +167,27 @@ def model_scorer(cfg: ScorerConfig, spec: ModelConfig) -> RowScorer:
                    "label_weights": list(found.weights), **_row_settings(rows)}
     if found.probability:  # added only where it is set: scores that were kept before stay those of their scorer
         fingerprint["probability"] = True
-    return RowScorer(cfg.shown, fingerprint, rows, found.model, found.scores, _resolution(spec))
+    return RowScorer(cfg.shown, fingerprint, rows, found.model, lambda batch, _: found.scores(batch), _resolution(spec))
+
+
+def process_scorer(cfg: ScorerConfig, spec: ModelConfig) -> RowScorer:
+    """A process model, which reads each step of a response.
+
+    Raises:
+        ModelError: it cannot be loaded, or is no process model.
+        ConfigError: a limit beyond its context, or a template that is not there.
+    """
+    tokenizer = _tokenizer(cfg, spec)
+    model = process_model(spec).requires_grad_(False)
+    rows = _rows(cfg, spec, tokenizer, model)
+    fingerprint = {"kind": "process model", "model": model_identity(spec, model), "separator": cfg.separator,
+                   "aggregate": cfg.aggregate, **_row_settings(rows)}
+
+    def score(batch: TokenBatch, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
+        ends = [rows.step_ends(one, cfg.separator) for one in asked]
+        return solution_scores(model, batch, ends, how=cfg.aggregate)
+
+    return RowScorer(cfg.shown, fingerprint, rows, model, score, _resolution(spec))
 
 
 def policy_scorer(cfg: ScorerConfig, spec: ModelConfig) -> RowScorer:
@@ -179,8 +208,8 @@ def policy_scorer(cfg: ScorerConfig, spec: ModelConfig) -> RowScorer:
         "policy": model_identity(spec, policy), "normalise": cfg.normalise,
         "reference": cfg.reference and model_identity(cfg.reference.whole, reference), **_row_settings(rows)}
     mean = cfg.normalise == "mean"
-    return RowScorer(cfg.shown, fingerprint, rows, policy, lambda batch: log_ratio(policy, reference, batch, mean=mean),
-                     _resolution(spec))
+    return RowScorer(cfg.shown, fingerprint, rows, policy,
+                     lambda batch, _: log_ratio(policy, reference, batch, mean=mean), _resolution(spec))
 
 
 def log_ratio(policy: nn.Module, reference: nn.Module | None, batch: TokenBatch, *, mean: bool) -> Float[Tensor, " B"]:
@@ -213,7 +242,7 @@ def _rows(cfg: ScorerConfig, spec: ModelConfig, tokenizer: Any, *models: Any) ->
                           where=spec.path, remedy=f"Set it to {limit} or less, or leave it out.")
     # keel trains on rows that end with the turn; others on whole templates. Only what keel trained can do without a
     # template of its own: `template` knows what it was given then.
-    own = cfg.adapter is not None or getattr(models[0].config, "keel_rows", None) == "turn"
+    own = cfg.adapter is not None or cfg.process is not None or getattr(models[0].config, "keel_rows", None) == "turn"
     unknown = None if own or tokenizer.chat_template is not None else spec.path
     ending = cfg.ending or ("turn" if own or cfg.policy is not None else "template")
     return Rows(template(tokenizer), cfg.max_length or limit or UNBOUNDED, cfg.too_long, ending == "template",

@@ -5,7 +5,7 @@ from keel.bench.scorer_config import EnsembleConfig, RequestConfig, ScorerConfig
 from keel.bench.scorer_endpoint import EndpointScorer
 from keel.bench.scorer_files import FileScorer
 from keel.bench.scorer_functions import FunctionScorer
-from keel.bench.scorer_models import model_scorer, policy_scorer
+from keel.bench.scorer_models import model_scorer, policy_scorer, process_scorer
 
 __all__ = ["EnsembleConfig", "RequestConfig", "ScorerConfig", "load_scorer"]
 
@@ -20,6 +20,8 @@ def load_scorer(cfg: ScorerConfig) -> Scorer:
     """
     if cfg.model is not None:
         return model_scorer(cfg, cfg.model.whole)
+    if cfg.process is not None:
+        return process_scorer(cfg, cfg.process.whole)
     if cfg.policy is not None:
         return policy_scorer(cfg, cfg.policy.whole)
     if cfg.endpoint is not None:

@@ -34,7 +34,7 @@ class TrainingSlice:
         self._benchmark = load_benchmark(cfg)
         self._asked = unique_responses(self._benchmark.items)
         rows = Rows(words, max_length, "keep_response", False, micro_tokens)
-        self._scorer = RowScorer("in training", {}, rows, model, lambda batch: response_scores(model, batch), 0.0)
+        self._scorer = RowScorer("in training", {}, rows, model, lambda batch, _: response_scores(model, batch), 0.0)
         self._batches = self._scorer.plan(self._asked)
         self._goals = draws_by_goal(self._benchmark.items, seed=0, n_resamples=1)  # only the means are wanted
         self.n_items, self.counts = len(self._benchmark.items), self._scorer.counts
