@@ -266,4 +266,5 @@ def _limits(field: FieldInfo) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
+    # A line break would break the line that shows it.
+    return "none" if value is None else str(value).replace("\n", "\\n").replace("\t", "\\t")

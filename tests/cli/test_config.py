@@ -131,7 +131,8 @@ def test_help_explains_every_field(command, capsys):
         assert field.description and len(field.description) <= 130 and not field.description.endswith("."), field.name
     assert ("--resume RUN" in text) == (
         command in {"sft", "reward-model", "ranking-rm", "attribute-rm", "strength", "meta-rm", "meta-rm loop", "ppo",
-                    "group-ppo", "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select"}
+                    "group-ppo", "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select",
+                    "process-rm", "process-rm label", "process-rm evaluate", "process-rm search"}
         or command.startswith("experiment "))
 
 
@@ -151,7 +152,8 @@ def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
     required = {"out": "o", "policy": "p", "model": "m", "reward_model": "r", "prompts": "q", "data": "d", "paths": "f",
                 "output": "g.jsonl", "runs": "run", "opponent": "w", "pairs": "d", "path": "i.jsonl", "test": "t.tsv",
                 "positive": "p.csv", "negative": "n.csv", "attributes": '["a"]', "weights": "{a = 1.0}",
-                "benchmark": "b", "scorer.function": "a:b", "candidates": "c", "x": '["a"]', "y": '["b"]'}
+                "benchmark": "b", "scorer.function": "a:b", "candidates": "c", "x": '["a"]', "y": '["b"]',
+                "process_model": "pm"}
     given = {name: value for name, value in required.items() if name.split(".")[0] in config.model_fields}
     own = {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'}}
     given |= own.get(command, {})

@@ -322,3 +322,11 @@ def test_a_function_that_gives_no_number_for_each_step_is_named(words, function,
 def test_a_reward_of_steps_is_no_model_that_a_critic_could_start_from():
     assert RewardConfig(name="x", models=["m"], steps={}).whole is None
     assert RewardConfig(name="x", models=["m"]).whole is not None
+
+
+def test_a_separator_can_be_typed_on_a_command_line():
+    """A shell hands over a backslash and an n; a file in TOML has the line break itself."""
+    typed = RewardConfig(name="x", function="m:f", steps={"separator": r"\n\n"})
+    written = RewardConfig(name="x", function="m:f", steps={"separator": "\n\n"})
+    assert typed.steps.separator == written.steps.separator == "\n\n"
+    assert RewardConfig(name="x", function="m:f", steps={}).steps.separator == "\n"

@@ -9,10 +9,22 @@ it: the step ends in the token that completes it.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from keel.data.chat import Template
 
-__all__ = ["Steps", "cut_text", "places_in_text", "split", "steps_in_text", "steps_of", "token_places"]
+__all__ = ["Separator", "Steps", "cut_text", "places_in_text", "split", "steps_in_text", "steps_of", "token_places"]
+
+
+def _spelled_out(text: str) -> str:
+    """On a command line nobody can type a line break: there \\n and \\t are spelled out."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+Separator = Annotated[str, AfterValidator(_spelled_out)]
+"""Text that parts steps, as a setting."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from keel.config import Config
 from keel.data.answers import Compare, Extract
 from keel.data.files import FileConfig
+from keel.data.segment import Separator
 from keel.endpoint import EndpointConfig
 from keel.models.load import ModelConfig
 
@@ -18,9 +19,9 @@ Credit = Literal["sum", "mean", "min", "delta", "clip"]
 class StepConfig(Config):
     """How a source that scores single steps of a response pays for them."""
 
-    separator: str = Field("\n", min_length=1, description="text that parts steps; it belongs to the step it ends")
-    credit: Credit = Field("min", description="what a step's end pays: its score, that over their number, the fall "
-                           "of the lowest so far, its score less the next one's, what it lacks of bound")
+    separator: Separator = Field("\n", min_length=1, description="text that parts steps; it belongs to the step it ends")
+    credit: Credit = Field("min", description="what scores of steps pay: sum as they are, mean over their number, min "
+                           "as the lowest falls, delta less the next, clip below bound")
     cap: int | None = Field(None, ge=1, description="steps of a response that are paid, the first ones; none: all")
     bound: float | None = Field(None, description="processed score from which on clip charges nothing; clip")
     repeats: bool = Field(False, description="pay a step that repeats an earlier one of its response like any other; "
