@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from recipes.running import logged
 from tolerances import STANDARD_ERRORS
 
+from keel import cli
 from keel.batches import Rollout, TokenBatch
 from keel.bench.appended import SavedRows
 from keel.data.load import read_traces
@@ -109,7 +110,7 @@ def test_a_place_is_known_by_its_record_and_its_tokens():
 
 def test_the_label_is_the_chance_to_come_out_right_and_nought_where_nothing_mends(monkeypatch):
     monkeypatch.setattr(prefixes, "sample", chances)
-    n = 600
+    n = 300
     todo = prefixes.prefixes([given("the cat. dog sat. yes"), given("the cat. no. dog. yes")])
     told = complete(None, WORDS, todo, n, SamplingConfig(), seed=1, judge=says_yes)
     label = {WORDS.decode(list(prefix.ids)): sum(one.values) / n for prefix, one in zip(todo, told, strict=True)}
@@ -159,9 +160,11 @@ def solved(folder: Path, rows: list[dict]) -> FileConfig:
                       max_length=64)
 
 
-@pytest.fixture
-def whole(base, tmp_path, judged_by_yes):
-    return process_label.run(config(base, tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_label, "scoring_function", lambda name: lambda p, text, ended: float("yes" in text))
+        return process_label.run(config(base, tmp_path_factory.mktemp("whole") / "out"))
 
 
 def test_solutions_are_written_labelled_and_counted(whole):
@@ -182,10 +185,9 @@ def test_solutions_are_written_labelled_and_counted(whole):
     assert shown[0]["steps"][0] == {"text": traces[0].steps[0], "score": traces[0].labels[0], "label": None}
 
 
-@pytest.mark.parametrize(("file", "share"), [("rollouts.jsonl", 0.0), ("rollouts.jsonl", 0.37), ("rollouts.jsonl", 1.0),
-                                             ("written.jsonl", 0.6)])
-def test_killed_anywhere_it_goes_on_to_the_same_bytes(whole, base, file, share, judged_by_yes):
-    killed = whole.folder.parent / "killed"
+@pytest.mark.parametrize(("file", "share"), [("rollouts.jsonl", 0.37), ("rollouts.jsonl", 1.0), ("written.jsonl", 0.6)])
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(whole, tmp_path, file, share, judged_by_yes):
+    killed = tmp_path / "killed"
     shutil.copytree(whole.folder, killed)
     for name in ("result.json", "traces.jsonl", "solutions.jsonl"):
         (killed / name).unlink()
@@ -194,7 +196,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(whole, base, file, share, 
     (killed / file).write_bytes(saved[: int(share * len(saved))])  # in the middle of a row, and of a batch
     if file == "written.jsonl":
         (killed / "rollouts.jsonl").unlink()
-    process_label.run(config(base, killed), resume=True)
+    assert cli.main(["process-rm", "label", "--resume", str(killed)]) == 0
     for name in ("traces.jsonl", "solutions.jsonl", "metrics.jsonl", "result.json", "rollouts.jsonl", "written.jsonl"):
         assert (killed / name).read_bytes() == (whole.folder / name).read_bytes(), name
 

@@ -87,7 +87,7 @@ def run(cfg: ProcessLabelConfig, *, resume: bool = False) -> runs.RunResult:
     """Write traces.jsonl, which `keel process-rm` reads, and counts in result.json."""
     file = cfg.prompts or cfg.solutions
     assert file is not None  # the settings are checked
-    with runs.start("process_label", cfg, cfg.out, seed=cfg.seed, data=[Path(file.path)], resume=resume) as log:
+    with runs.start("process_rm label", cfg, cfg.out, seed=cfg.seed, data=[Path(file.path)], resume=resume) as log:
         _require_fresh(cfg.out, resume)
         log.rewind({})
         words = template(load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code))

@@ -26,7 +26,7 @@ RECIPES = {
     "offline_pg": "Offline policy gradient",
     "preference": "Preference optimisation",
     "process_rm": "Process reward model training",
-    "process_label": "Labels of steps by completions",
+    "process_rm label": "Labels of steps by completions",
     "process_evaluate": "Process reward model evaluation",
     "process_rm search": "Search with a process reward model",
     "bench_rm": "Reward model benchmark",
