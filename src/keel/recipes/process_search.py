@@ -25,6 +25,7 @@ from keel.data.files import FileConfig
 from keel.data.load import read_prompts
 from keel.data.records import Prompt
 from keel.data.render import PromptRow, Template, render_prompts, template
+from keel.data.segment import Separator
 from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer, scalar_model
 from keel.models.process import process_model
 from keel.named import named_function
@@ -55,7 +56,7 @@ class ProcessSearchConfig(Config):
     prompts: FileConfig = Field(description="prompts to answer; responses in the file are ignored")
     limit: int | None = Field(None, ge=1, description="answer this many prompts; none: all")
     methods: tuple[Literal["best_of_n", "beam"], ...] = Field(("best_of_n", "beam"), description="ways to answer")
-    separator: str = Field("\n", min_length=1, description="text that ends a step")
+    separator: Separator = Field("\n", min_length=1, description="text that ends a step")
     aggregate: Literal["min", "product", "mean", "last"] = Field("min", description="score of a solution from those of "
                                                                  "its steps")
     n: int = Field(16, ge=1, description="solutions that best_of_n picks from")
