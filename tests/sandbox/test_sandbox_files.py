@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from keel.data.load import read_traces
 from keel.data.records import Message, Prompt
 from keel.errors import ModelError, RunError
 from keel.sandbox import World, score, talk
 from keel.sandbox.export import SandboxExportConfig, run
+from keel.sandbox.ledger_steps import solutions
 from keel.sandbox.shipped import base_model_folder
 from keel.sandbox.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -76,7 +78,8 @@ def test_responses_are_short(tokenizer, spoken):
 @pytest.fixture(scope="module")
 def town(tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "town"
-    cfg = SandboxExportConfig(out=out, n_prompts=60, n_demonstrations=50, n_pairs=40, n_heldout=20, n_talk=30)
+    cfg = SandboxExportConfig(out=out, n_prompts=60, n_demonstrations=50, n_pairs=40, n_heldout=20, n_talk=30,
+                              n_solutions=25)
     return out, run(cfg)
 
 
@@ -90,6 +93,7 @@ def test_export_writes_what_it_says(town):
     assert written["prompts.jsonl"] == 60 and written["pairs.jsonl"] == 40 and written["pairs-test.jsonl"] == 20
     assert {"prompts-dialect.jsonl", "demonstrations-validation.jsonl", "jailbreaks.jsonl"} <= written.keys()
     assert written["talk.jsonl"] == 30
+    assert written["steps.jsonl"] == 25 and written["steps-test.jsonl"] == written["steps-dialect.jsonl"] == 20
     for name in written:
         ids = [row["id"] for row in rows(out / name)]
         assert len(ids) == len(dict.fromkeys(ids))
@@ -107,12 +111,30 @@ def test_exported_rows_are_conversational_and_can_be_scored(town):
     assert all(row["prompt"][0]["role"] == "system" for row in rows(out / "jailbreaks.jsonl"))
 
 
+def test_exported_solutions_are_read_back_with_their_labels(town):
+    out, _ = town
+    traces, report = read_traces(out / "steps.jsonl")
+    assert report.n_dropped == 0
+    assert traces == solutions(WORLD, 25, "export")
+    assert {None} != {trace.first_error for trace in traces}
+
+
+def test_no_solutions_where_none_are_wanted_or_the_ledger_is_held_out(tmp_path):
+    few = {"n_prompts": 1, "n_demonstrations": 1, "n_pairs": 1, "n_heldout": 1}
+    assert not [name for name in run(SandboxExportConfig(out=tmp_path / "a", n_solutions=0, **few)) if "steps" in name]
+    held = run(SandboxExportConfig(out=tmp_path / "b", n_solutions=5, holdout_domain="ledger", **few))
+    assert sorted(name for name in held if "steps" in name) == [
+        "steps-dialect.jsonl", "steps-test.jsonl", "steps-validation.jsonl"]
+
+
 def test_truth_stands_in_its_own_column(town):
     out, written = town
     hidden = {"answer", "gold_gap", "wrong_label"}
     for name in written:
+        # The sum of a ledger question is no secret: its prices are in the question.
+        told = {"answer"} if name.startswith("steps") else set()
         for row in rows(out / name):
-            assert not hidden & (row.keys() | row["meta"].keys())
+            assert hidden & (row.keys() | row["meta"].keys()) == told
             assert row["truth"].keys() <= hidden
 
 

@@ -9,7 +9,7 @@ from keel.data.segment import split
 from keel.errors import DataError
 from keel.rng import python_stream
 from keel.sandbox.gold import score
-from keel.sandbox.ledger_steps import answer_of, step_scores, true_steps, with_answer
+from keel.sandbox.ledger_steps import answer_of, solutions, step_scores, true_steps, with_answer
 from keel.sandbox.world import World
 from keel.sandbox.writers import write
 
@@ -87,6 +87,22 @@ def test_lines_agree_with_the_gold_score_of_what_writers_write():
 def test_the_answer_is_the_exact_sum():
     assert answer_of(LEDGER) == "21"
     assert with_answer(LEDGER).meta == LEDGER.meta | {"answer": "21"} and "answer" not in LEDGER.meta
+
+
+def test_solutions_are_labelled_of_every_quality_and_the_same_each_time():
+    world = World()
+    found = solutions(world, 300, "a")
+    assert found == solutions(world, 300, "a") != solutions(world, 300, "b")
+    for trace in found:
+        assert list(trace.labels) == step_scores(trace.prompt, trace.text("\n"), True)
+        assert trace.outcome == (score(trace.prompt, trace.text("\n")).parts.get("total") == 0.5)
+        assert trace.prompt.meta["answer"] == str(sum(trace.prompt.meta["prices"]))
+    n_wrong = sum(trace.first_error is not None for trace in found)
+    assert 50 < n_wrong < 250
+    best = solutions(world, 50, quality=(1.0, 1.0), part="test", dialect=True)
+    assert all(trace.outcome and set(trace.labels) == {1.0} for trace in best)
+    asked = {trace.prompt.messages[0].content for trace in found}
+    assert not asked & {trace.prompt.messages[0].content for trace in solutions(world, 300, part="test")}
 
 
 @pytest.mark.parametrize("judge", [step_scores, true_steps])

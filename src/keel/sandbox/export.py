@@ -1,7 +1,8 @@
 """`keel sandbox export`: the town as files, in the conversational layout that TRL and keel's own readers share.
 
 One JSON object a line: `prompt` is a list of messages, `completion` (or `chosen` and `rejected`) a list of one message,
-`meta` an object with the domain and its slots, `truth` an object that only gold scoring and reports may read.
+`meta` an object with the domain and its slots, `truth` an object that only gold scoring and reports may read. Solutions
+have `completions`, a list of lines, with `labels`, and `outcome`; their `meta` holds the answer too.
 """
 
 import json
@@ -13,14 +14,17 @@ from pydantic import Field
 
 from keel.config import Config
 from keel.data.records import Demonstration, PreferencePair, Prompt
+from keel.data.traces import StepTrace
 from keel.errors import RunError
 from keel.rng import python_stream
 from keel.sandbox.annotators import pairs, panel
 from keel.sandbox.corpus import demonstrations, talk
+from keel.sandbox.ledger_steps import solutions
 from keel.sandbox.personas import PERSONAS, with_role
 from keel.sandbox.world import SPLITS, World
 
-__all__ = ["SandboxExportConfig", "demonstration_row", "pair_row", "prompt_row", "run"]
+__all__ = ["SandboxExportConfig", "demonstration_row", "pair_row", "prompt_row", "run", "solution_row",
+           "write_rows"]
 
 Row = dict[str, Any]
 
@@ -33,6 +37,8 @@ class SandboxExportConfig(Config):
     n_prompts: int = Field(4000, ge=1, description="questions in prompts.jsonl, one line each")
     n_demonstrations: int = Field(3000, ge=1, description="answers to imitate in demonstrations.jsonl, one line each")
     n_pairs: int = Field(4000, ge=1, description="labelled pairs in pairs.jsonl, one line each")
+    n_solutions: int = Field(2000, ge=0, description="ledger solutions in steps.jsonl, every line labelled exactly; 0 "
+                             "writes no such file")
     n_heldout: int = Field(500, ge=1, description="lines in each validation, test and dialect file")
     n_talk: int = Field(0, ge=0, description="conversations of pre-training talk in talk.jsonl; 0 writes no such file")
     quality: float = Field(0.9, ge=0, le=1, description="quality of the demonstrations; 1 makes no mistake")
@@ -63,13 +69,13 @@ def run(cfg: SandboxExportConfig) -> dict[str, int]:
     for split in SPLITS:
         suffix = "" if split == "train" else f"-{split}"
         for name, rows in _split_files(cfg, world, split, dialect=False).items():
-            written[f"{name}{suffix}.jsonl"] = _write(out / f"{name}{suffix}.jsonl", rows)
+            written[f"{name}{suffix}.jsonl"] = write_rows(out / f"{name}{suffix}.jsonl", rows)
     for name, rows in _split_files(cfg, world, "test", dialect=True).items():
-        written[f"{name}-dialect.jsonl"] = _write(out / f"{name}-dialect.jsonl", rows)
-    written["jailbreaks.jsonl"] = _write(out / "jailbreaks.jsonl", _jailbreaks(cfg, world))
+        written[f"{name}-dialect.jsonl"] = write_rows(out / f"{name}-dialect.jsonl", rows)
+    written["jailbreaks.jsonl"] = write_rows(out / "jailbreaks.jsonl", _jailbreaks(cfg, world))
     if cfg.n_talk:
         rows = (demonstration_row(shown) for shown in talk(world, cfg.n_talk))
-        written["talk.jsonl"] = _write(out / "talk.jsonl", rows)
+        written["talk.jsonl"] = write_rows(out / "talk.jsonl", rows)
     return written
 
 
@@ -91,7 +97,15 @@ def _split_files(cfg: SandboxExportConfig, world: World, split: str, *, dialect:
         "prompts": map(prompt_row, asked),
         "demonstrations": map(demonstration_row, shown),
         "pairs": map(pair_row, judged),
-    }
+    } | _solved(cfg, world, split, dialect=dialect)
+
+
+def _solved(cfg: SandboxExportConfig, world: World, split: str, *, dialect: bool) -> dict[str, Iterable[Row]]:
+    """Ledger solutions with labelled lines; none of a split that asks no ledger questions."""
+    n = cfg.n_solutions if split == "train" else min(cfg.n_solutions, cfg.n_heldout)
+    if not n or (split == "train" and world.holdout_domain == "ledger"):
+        return {}
+    return {"steps": map(solution_row, solutions(world, n, "export", part=split, dialect=dialect))}
 
 
 def _jailbreaks(cfg: SandboxExportConfig, world: World) -> Iterable[Row]:
@@ -125,7 +139,14 @@ def pair_row(pair: PreferencePair) -> Row:
     }
 
 
-def _write(path: Path, rows: Iterable[Row]) -> int:
+def solution_row(trace: StepTrace) -> Row:
+    """A solution with labelled lines as one JSON object."""
+    return prompt_row(trace.prompt) | {
+        "completions": list(trace.steps), "labels": list(trace.labels), "outcome": trace.outcome}
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """One JSON object a line; returns their number."""
     n = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for n, row in enumerate(rows, start=1):  # noqa: B007 - n is the count after the loop

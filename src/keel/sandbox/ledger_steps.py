@@ -1,12 +1,16 @@
-"""Ledger answers line by line: exact labels of their steps."""
+"""Ledger answers line by line: exact labels of their steps, and solutions to train process models on."""
 
 from dataclasses import replace
 
 from keel.data.records import Prompt
 from keel.data.segment import split
-from keel.sandbox.gold import additions_needed, additions_written, totals_written
+from keel.data.traces import StepTrace
+from keel.rng import python_stream
+from keel.sandbox.gold import additions_needed, additions_written, score, totals_written
+from keel.sandbox.world import World
+from keel.sandbox.writers import write
 
-__all__ = ["SEPARATOR", "answer_of", "step_scores", "true_steps", "with_answer"]
+__all__ = ["SEPARATOR", "answer_of", "solutions", "step_scores", "true_steps", "with_answer"]
 
 SEPARATOR = "\n"
 
@@ -62,4 +66,27 @@ def true_steps(prompt: Prompt, text: str, ended: bool) -> list[float]:
         additions, totals = additions_written(line.lower()), totals_written(line.lower())
         true = all(a + b == c for a, b, c in additions) and all(stated == total for stated in totals)
         found.append(float(true and bool(additions or totals)))
+    return found
+
+
+def solutions(world: World, n: int, *names: str | int, quality: tuple[float, float] = (0.0, 1.0), part: str = "train",
+              dialect: bool | None = None) -> list[StepTrace]:
+    """Answers to ledger questions by writers whose quality is uniform in a range, every line labelled exactly.
+
+    Args:
+        world: whose questions are answered.
+        n: how many.
+        names: the stream; equal names draw equal solutions.
+        quality: of the writers, from lowest to highest.
+        part: train, validation or test.
+        dialect: the held-out wordings; left out: as the world says.
+    """
+    found = []
+    for number, prompt in enumerate(world.prompts(n, "solutions", *names, split=part, dialect=dialect,
+                                                  domains=("ledger",))):
+        rng = python_stream(world.seed, "solutions", *names, part, number)
+        text = write(world, prompt, rng.uniform(*quality), rng)
+        found.append(StepTrace(with_answer(prompt), tuple(split(text, SEPARATOR)),
+                               tuple(step_scores(prompt, text, True)),
+                               outcome=score(prompt, text).parts.get("total", 0.0) > 0))
     return found
