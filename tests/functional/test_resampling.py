@@ -19,6 +19,7 @@ from keel.functional.resampling import (
     cluster_draws,
     descending_ranks,
     group_letters,
+    harmonic_draws,
     holm,
     kendall_tau_b,
     leave_one_out,
@@ -91,6 +92,16 @@ def test_ratios_agree_with_the_reference(seed: int, n: int, columns: int) -> Non
     expected = [[truth.ratio(row, t, s) for t, s in zip(totals.T.tolist(), sizes.T.tolist(), strict=True)]
                 for row in draws.tolist()]
     assert_close(ratio_draws(draws, totals, sizes), float64(expected), equal_nan=True, **FLOAT64)
+
+
+def test_harmonic_means_by_hand() -> None:
+    # Three clusters: 1 of 2 and 2 of 2; 1 of 1 and nothing; nothing and 0 of 2.
+    totals, sizes = float64([[1, 2], [1, 0], [0, 0]]), float64([[2, 2], [1, 0], [0, 2]])
+    # Means 1/2, 1; 2/3, 1/2; 1 and nothing; nothing and 0; 1, 0. Twice the product by the sum: 2/3, 4/7, -, -, 0.
+    draws = float64([[1, 0, 0], [1, 1, 1], [0, 2, 0], [0, 0, 1], [0, 1, 1]])
+    assert_close(harmonic_draws(draws, totals, sizes), float64([2 / 3, 4 / 7, NAN, NAN, 0]), equal_nan=True, **FLOAT64)
+    # Both means are 0.
+    assert harmonic_draws(float64([[1]]), float64([[0, 0]]), float64([[3, 1]])).tolist() == [0.0]
 
 
 def test_draws_and_ratios_give_the_bootstrap_of_groups() -> None:
