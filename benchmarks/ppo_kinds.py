@@ -1,11 +1,14 @@
-"""What a phase of group-invariant PPO costs beside one of plain PPO: `python benchmarks/group_ppo.py`.
+"""What a phase of group-invariant PPO, or of PPO with rewards of steps, costs beside one of plain PPO:
+`python benchmarks/ppo_kinds.py`.
 
 The sandbox's base model as policy, critic and reward model, prompts of the town; one process of one thread. The kinds
 start again and again in turn, each turn in another order; CPU seconds per phase are taken after a warm-up phase. Ratios
 are taken within a turn, for other work on the machine changes a CPU second by more than the method does: their median,
 and all from the lowest to the highest. Learning rates are next to nothing, so that every kind answers the same prompts
 with the same words. Groups act from the first phase: prices by group, shaped advantages, agreement with the town's
-domains. Not counted: the portrait of the groups at the end of a run, which is one more examination.
+domains. Steps are parted by ".", for the town's answers of other domains than ledger have no lines: a process model
+reads them, or a function counts their letters, instead of the reward model, or beside it. Not counted: the portrait of
+the groups at the end of a run, which is one more examination.
 """
 
 import json
@@ -21,7 +24,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from keel.data.segment import split
 from keel.models.load import ModelConfig, load_tokenizer, save_model, scalar_model
+from keel.models.process import process_model
 from keel.recipes import group_ppo, ppo
 from keel.sandbox import export
 from keel.sandbox.shipped import base_model_folder
@@ -32,11 +37,21 @@ PHASES, TURNS = 3, 9
 OFF = 10**6
 PARTS = ("sample_s", "measure_s", "update_s")
 GROUPS = {"column": "domain", "warmup": 0, "ramp_fraction": 0.0}
-KINDS: dict[str, dict[str, Any] | None] = {
-    "ppo": None,
-    "group-ppo": {},
-    "group-ppo, joint loss": {"critic_coef": 1.0},
+STEPS = {"separator": ".", "credit": "min"}
+KINDS: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "group-ppo": {"groups": GROUPS},
+    "group-ppo, joint loss": {"groups": GROUPS | {"critic_coef": 1.0}},
+    "function on steps, beside": {"rewards": [{"name": "steps", "function": "ppo_kinds:letters", "steps": STEPS}]},
+    "process model, instead": {"reward_model": None, "critic": {"pretrain": 0, "init": "policy"},
+                               "rewards": [{"name": "steps", "models": ["HOME/process"], "steps": STEPS}]},
+    "process model, beside": {"rewards": [{"name": "steps", "models": ["HOME/process"], "steps": STEPS}]},
 }
+
+
+def letters(prompt: Any, text: str, ended: bool) -> list[float]:
+    """A score for each step that costs nothing."""
+    return [float(len(step)) for step in split(text, ".", ended=ended)]
 
 
 def settings(home: Path, out: Path) -> dict[str, Any]:
@@ -51,11 +66,11 @@ def settings(home: Path, out: Path) -> dict[str, Any]:
 
 def phases(kind: str, home: Path, out: Path) -> list[dict[str, Any]]:
     """Timings of one run, less the warm-up; and how many tokens were written."""
-    changes, given = KINDS[kind], settings(home, out)
-    if changes is None:
-        ppo.run(ppo.PPOConfig(**given))
+    changes = json.loads(json.dumps(KINDS[kind]).replace("HOME", str(home)))
+    if "groups" in changes:
+        group_ppo.run(group_ppo.GroupPPOConfig(**settings(home, out) | changes))
     else:
-        group_ppo.run(group_ppo.GroupPPOConfig(**given, groups=GROUPS | changes))
+        ppo.run(ppo.PPOConfig(**settings(home, out) | changes))
     times, said = ([json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
                    for name in ("timings", "metrics"))
     written = [row["response/tokens"] for row in said if row["phase"] == "train"]
@@ -71,6 +86,8 @@ def main() -> None:
                                               n_heldout=20, n_demonstrations=10))
         words = load_tokenizer(str(base_model_folder()))
         save_model(scalar_model(ModelConfig(path=str(base_model_folder())), seed=0), words, home / "reward",
+                   pad_id=words.pad_token_id)
+        save_model(process_model(ModelConfig(path=str(base_model_folder())), seed=0), words, home / "process",
                    pad_id=words.pad_token_id)
         turns: list[dict[str, list[dict[str, Any]]]] = []
         for turn in range(TURNS):
