@@ -115,6 +115,8 @@ def _whole_row(template: Template, trace: StepTrace, separator: str) -> StepRow:
     # Behind a plain text the first tokens may be others than those of the solution alone: then the tokens are asked.
     exact = prompt.text is not None and template.decode(ids) == text
     places = token_places(template, ids, behind) if exact else places_in_text(template, text, ids, behind)
+    # DEVIATION(process_rm-1): the last label sits on the token that ends the turn, not on one more separator, which a
+    # policy does not write there.
     ends = [len(prompt_ids) + place for place in (*places, len(ids) - 1)]
     return StepRow(Row(prompt_ids + ids, len(prompt_ids), trace.id), tuple(ends), trace)
 

@@ -54,6 +54,7 @@ def process_model(spec: ModelConfig, *, seed: int | None = None) -> nn.Module:
     if n_labels == len(LABELS):
         model.config.id2label, model.config.label2id = dict(LABELS), {name: i for i, name in LABELS.items()}
     model = adapted(model, spec.lora, "TOKEN_CLS", seed or 0)
+    # DEVIATION(process_rm-2): a bias would be in the step logits and could not be in the reward model's score.
     for name, parameter in _head(model).named_parameters():
         if name.endswith("bias"):
             parameter.requires_grad_(False)

@@ -30,7 +30,16 @@ from keel.train import checkpoint
 from keel.train.clock import Clock
 from keel.train.inputs import load_split
 from keel.train.order import batch_indices, n_steps
-from keel.train.solutions import OUTCOMES, SolutionsConfig, Supervise, step_batch, supervised, tell, with_logits
+from keel.train.solutions import (
+    OUTCOMES,
+    SolutionsConfig,
+    Supervise,
+    step_batch,
+    step_logits_of,
+    supervised,
+    tell,
+    up_to_last_label,
+)
 from keel.train.step import Learner, OptimizerConfig, require_finite
 from keel.train.tally import Tally
 
@@ -83,6 +92,7 @@ def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
         rows, cut = render_traces(words, told, separator=cfg.separator, max_length=cfg.data.max_length,
                                   too_long=cfg.data.too_long)
         tell(cut, log.note)
+        rows = [up_to_last_label(row) for row in rows]
         held = unseen(words, held_out[: cfg.eval_solutions], train, cfg)
 
         model = process_model(cfg.model, seed=cfg.seed)
@@ -110,7 +120,7 @@ def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
             log.log(step, metrics)
             log.time(step, clock.lap({"solutions": len(batch)}))
             if held.rows and (step % cfg.eval_every == 0 or step == total):
-                logits = with_logits(model, held.rows, words.pad_id, 2 * cfg.micro_tokens)
+                logits = step_logits_of(model, held.rows, words.pad_id, 2 * cfg.micro_tokens)
                 found = evaluate(logits, held, cfg)
                 log.log(step, found["evaluation"], "eval")
             if step % cfg.save_every == 0 or step == total or log.stop_requested():
@@ -119,7 +129,7 @@ def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
                 log.stop(step)
             progress.advance(f"loss {metrics['loss']:.3f}  right {metrics['steps/accuracy']:.2f}")
         save_all(model, tokenizer, words, cfg)
-        write_solutions(with_logits(model, held.rows, words.pad_id, 2 * cfg.micro_tokens), held, cfg)
+        write_solutions(step_logits_of(model, held.rows, words.pad_id, 2 * cfg.micro_tokens), held, cfg)
         return log.finish({
             "n_updates": total, "n_train": len(rows), "n_validation": len(held.rows), **found,
             "skipped": {"records": n_bad, "n_unlabelled": len(train) - len(told)} | vars(cut),

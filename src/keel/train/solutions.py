@@ -18,7 +18,10 @@ from keel.models.load import device_of
 from keel.models.process import step_logits
 from keel.train.inputs import DataConfig
 
-__all__ = ["OUTCOMES", "SolutionsConfig", "StepBatch", "Supervise", "step_batch", "supervised", "tell", "with_logits"]
+__all__ = [
+    "OUTCOMES", "SolutionsConfig", "StepBatch", "Supervise", "step_batch", "step_logits_of", "supervised", "tell",
+    "up_to_last_label",
+]
 
 Supervise = Literal["steps", "last_step", "outcome", "outcome_at_each_step"]
 OUTCOMES = ("outcome", "outcome_at_each_step")
@@ -91,6 +94,14 @@ def _labels(trace: StepTrace, how: Supervise, hard_above: float | None) -> tuple
     return labels if how == "steps" else tuple(label if k == last else None for k, label in enumerate(labels))
 
 
+def up_to_last_label(one: StepRow) -> StepRow:
+    """The row without what follows its last labelled step: a causal model says the same before it, and learns the same.
+    """
+    n = 1 + max(k for k, label in enumerate(one.trace.labels) if label is not None)
+    trace = replace(one.trace, steps=one.trace.steps[:n], labels=one.trace.labels[:n])
+    return StepRow(replace(one.row, ids=one.row.ids[: one.ends[n - 1] + 1]), one.ends[:n], trace)
+
+
 def tell(cut: StepTruncation, note: Callable[[str], None]) -> None:
     """What the reader of a run must know of its rows."""
     if cut.n_shortened or cut.n_dropped:
@@ -110,7 +121,7 @@ def step_batch(rows: Sequence[StepRow], pad_id: int, *, labelled: bool) -> StepB
 
 
 @torch.no_grad()
-def with_logits(model: nn.Module, rows: Sequence[StepRow], pad_id: int, micro_tokens: int) -> list[list[float]]:
+def step_logits_of(model: nn.Module, rows: Sequence[StepRow], pad_id: int, micro_tokens: int) -> list[list[float]]:
     """For each row the logits of its steps."""
     found: list[list[float]] = [[] for _ in rows]
     for part in budget_batches([row.n_tokens for row in rows], micro_tokens):
