@@ -132,7 +132,7 @@ def test_help_explains_every_field(command, capsys):
     assert ("--resume RUN" in text) == (
         command in {"sft", "reward-model", "ranking-rm", "attribute-rm", "strength", "meta-rm", "meta-rm loop", "ppo",
                     "group-ppo", "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select",
-                    "process-rm", "process-rm label", "process-rm evaluate", "process-rm search"}
+                    "process-rm", "process-rm label", "process-rm search"}
         or command.startswith("experiment "))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from keel.config import Config
+from keel.data.segment import Separator
 from keel.endpoint import EndpointConfig
 from keel.models.load import FrozenModelConfig, ModelConfig
 
@@ -74,8 +75,8 @@ class ScorerConfig(Config):
                               "where label is none, of the second of two")
     process: FrozenModelConfig | None = Field(None, description="process model: the score is made of the probabilities "
                                               "that the steps are right; a response without a step has none")
-    separator: str = Field("\n", min_length=1, description="text between two steps, as the process model was trained "
-                           "with")
+    separator: Separator = Field("\n", min_length=1, description="text between two steps, as the process model was "
+                                 "trained with")
     aggregate: Literal["min", "product", "mean", "last"] = Field("min", description="how the probabilities of the "
                                                                  "steps become one score")
     policy: FrozenModelConfig | None = Field(None, description="language model trained by DPO: log-probability of the "

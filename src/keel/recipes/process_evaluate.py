@@ -18,6 +18,7 @@ from keel.config import Config
 from keel.data.load import read_traces
 from keel.data.render import template
 from keel.data.seen import prompt_key, read_seen
+from keel.data.segment import Separator
 from keel.data.step_rows import render_traces
 from keel.data.traces import StepTrace
 from keel.errors import DataError
@@ -26,7 +27,7 @@ from keel.models.process import process_model
 from keel.named import named_function
 from keel.rollout.step_rewards import step_numbers
 from keel.runs import Stopped
-from keel.train.solutions import with_logits
+from keel.train.solutions import step_logits_of
 
 __all__ = ["ProcessEvaluateConfig", "run"]
 
@@ -44,7 +45,8 @@ class ProcessEvaluateConfig(Config):
     model: FrozenModelConfig | None = Field(None, description="process model")
     function: str | None = Field(None, description="judge in its place: package.module:function of (prompt, text, "
                                  "ended) -> probability of each step, as a list")
-    separator: str = Field("\n", min_length=1, description="text between two steps, as the model was trained with")
+    separator: Separator = Field("\n", min_length=1, description="text between two steps, as the model was trained "
+                                 "with")
     threshold: float = Field(HALF, ge=0, le=1, description="a step whose probability is below is called wrong")
     threshold_from: str | None = Field(None, description="other labelled solutions; the threshold is the one with the "
                                        "highest F1 there; none: threshold")
@@ -139,7 +141,7 @@ def model_judge(cfg: ProcessEvaluateConfig, log: runs.Run) -> Judge:
         check_context(model, max(row.n_tokens for row in rows))
         known: dict[str, list[float]] = {}
         for part in _parts(rows, log):
-            logits = with_logits(model, part, words.pad_id, cfg.micro_tokens)
+            logits = step_logits_of(model, part, words.pad_id, cfg.micro_tokens)
             known |= {row.trace.id: torch.tensor(line, dtype=torch.float64).sigmoid().tolist()
                       for row, line in zip(part, logits, strict=True)}
         return [known.get(trace.id, []) for trace in traces]
