@@ -362,11 +362,11 @@ def test_a_prompt_with_one_step_or_none_has_no_advantage() -> None:
 
 
 def test_advantages_refuse_a_single_response() -> None:
-    one = torch.ones(1, 2)
+    x, groups = torch.ones(3, 2), torch.tensor([4, 9, 4])
     with pytest.raises(ValueError, match="steps of a single response have no group: sample two or more responses"):
-        step_grpo(one, one > 0, one > 0, torch.tensor([0]))
+        step_grpo(x, x > 0, x > 0, groups)
     with pytest.raises(ValueError, match="a prompt with a single response has no baseline"):
-        step_rloo(one, one > 0, one > 0, torch.tensor([0]))
+        step_rloo(x, x > 0, x > 0, groups)
 
 
 def test_leave_one_out_by_depth_has_the_gradient_of_the_expected_sum() -> None:

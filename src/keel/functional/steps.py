@@ -155,7 +155,7 @@ def step_rloo(
         ValueError: a prompt has one response only.
     """
     counted = step_ends & response_mask
-    rewards = torch.where(counted, wide(step_rewards.detach()), 0.0)
+    rewards = torch.where(counted, wide(step_rewards), 0.0)
     behind = counted.cumsum(1) - counted.long()
     row, column = counted.nonzero(as_tuple=True)
     from_step = rewards.new_zeros(len(rewards), int(counted.sum(1).max()) + 1)
@@ -190,11 +190,12 @@ def step_grpo(
         ValueError: a prompt has one response only.
     """
     counted = step_ends & response_mask
-    r = torch.where(counted, wide(step_rewards.detach()), 0.0)
+    r = torch.where(counted, wide(step_rewards), 0.0)
     if bool((group_sum(torch.ones_like(r[:, 0]), groups) < 2).any()):
         raise ValueError("steps of a single response have no group: sample two or more responses per prompt")
     n = group_sum(counted.sum(1).to(r.dtype), groups)
-    mean = group_sum(r.sum(1), groups) / n.clamp_min(1)
+    # A group without steps divides by zero here, and no step shows the result.
+    mean = group_sum(r.sum(1), groups) / n
     gap = torch.where(counted, r - mean[:, None], 0.0)
     variance = group_sum(gap.square().sum(1), groups) / (n - 1).clamp_min(1)
     return _to_come(gap / (variance.sqrt()[:, None] + 1e-4) if scale else gap, response_mask)
@@ -301,5 +302,5 @@ def _table(
 
 
 def _to_come(rewards: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Sum of the rewards of this token and the later ones of its response."""
+    """Sum of the rewards of this token and the later ones of its response, detached."""
     return gae(rewards, torch.zeros_like(rewards), response_mask, gamma=1.0, lam=1.0)[0]
