@@ -46,7 +46,7 @@ def solution(name: str, *steps: Row, **more: Any) -> Row:
             "outcome": None, "first_error": None, "predicted": None} | more
 
 
-def judge(folder: Path, *rows: Row, steps: Row | None = None, recipe: str = "process_evaluate") -> Path:
+def judge(folder: Path, *rows: Row, steps: Row | None = None, recipe: str = "process_rm evaluate") -> Path:
     return write(folder, environment=environment(recipe), solutions=list(rows), config="",
                  result=result(recipe) | ({"steps": steps} if steps else {}))
 
@@ -170,6 +170,31 @@ def test_damaged_solutions_do_not_stop_the_page(tmp_path: Path, row: Row) -> Non
     assert "question good" in page
 
 
+def test_outcomes_stand_beside_the_number_of_steps(tmp_path: Path) -> None:
+    told = {"n": 40, "auc": mean(0.7, 0.1), "baselines": {"number of steps": {"auc": mean(0.6, 0.1)}}}
+    run = read(write(tmp_path / "run", result=result("process_rm") | {"outcome": told}))
+    assert panels([run])[0].says == (
+        "Of 40 solutions with a known outcome, right ones score above wrong ones with an area under the curve of 0.70 "
+        "[0.60, 0.80]; the number of steps alone reaches 0.60 [0.50, 0.70]. A coin reaches 0.5.",)
+    assert panels([read(write(tmp_path / "other", result=result("ppo") | {"outcome": "none"}))]) == []
+
+
+def test_ways_to_answer_are_a_table_and_a_line_each(tmp_path: Path) -> None:
+    ways = [{"method": method, "n": n, "accuracy": mean(x, 0.1), "gain": mean(x - 0.25, 0.05), "tokens": 40.0 * n}
+            for method, n, x in (("random", 1, 0.25), ("process", 1, 0.25), ("process", 4, 0.5))]
+    ways += [{"method": "beam", "beams": 4, "expand": 2, "accuracy": mean(0.75, 0.1), "tokens": 99.6},
+             {"method": "bad"}]
+    (one,) = panels([read(write(tmp_path / "run", result=result("process_rm search") | {"table": ways}))])
+    assert one.found.rows[0] == ("random", "1", "25% [15, 35]", "0 [\u22125, 5]", "40")
+    assert one.found.rows[2:] == (("process", "4", "50% [40, 60]", "+25 [20, 30]", "160"),
+                                  ("beam", "4 by 2", "75% [65, 85]", DASH, "100"))
+    assert one.search is not None and one.search.legend == ((0, "random"), (1, "process"))
+    # Two places, 1 and 4; random is known at the first only, process rises from 25% to 50%.
+    assert [(mark.color, mark.x, mark.y) for mark in one.search.marks] == [
+        (0, 25.0, 75.0), (1, 25.0, 75.0), (1, 75.0, 50.0)]
+    assert "Ways to answer" in made(tmp_path, tmp_path / "run")
+
+
 def test_hostile_solutions_stay_text(tmp_path: Path) -> None:
     row = solution(HOSTILE, step(0.1, 0.0, HOSTILE), step(0.1, text=" "), prompt=HOSTILE, method=HOSTILE, first_error=0)
     by_task = {HOSTILE: STEPS["by_task"]["sums"]}
@@ -195,4 +220,4 @@ def test_the_evidence_of_an_evaluation_is_the_first_sentence(tmp_path: Path) -> 
     assert headline(run, collect(run)).evidence == steps_evidence(run)
     assert steps_evidence(read(judge(tmp_path / "trained", steps=STEPS, recipe="process_rm"))) == ""
     assert steps_evidence(read(judge(tmp_path / "bare"))) == ""
-    assert recipe_title("process_evaluate") == "Process reward model evaluation"
+    assert recipe_title("process_rm evaluate") == "Process reward model evaluation"

@@ -78,7 +78,7 @@ class ProcessEvaluateConfig(Config):
 def run(cfg: ProcessEvaluateConfig) -> runs.RunResult:
     """Write items.jsonl, solutions.jsonl and, in result.json, what `judged` says under `steps`."""
     files = [Path(file) for file in (cfg.data, cfg.threshold_from, cfg.train) if file is not None]
-    with runs.start("process_evaluate", cfg, cfg.out, seed=cfg.seed, data=files) as log:
+    with runs.start("process_rm evaluate", cfg, cfg.out, seed=cfg.seed, data=files) as log:
         # Read everything first: what is missing is said before anything is computed.
         read = partial(read_traces, on_bad_record=cfg.on_bad_record, as_text=cfg.as_text)
         held, report = read(cfg.data)

@@ -19,7 +19,7 @@ FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "s
 MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
 MAX_SOLUTIONS = 5000  # read of solutions.jsonl
 WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_select", "evaluate", "generate", "probe",
-                 "process_evaluate", "process_label", "process_search", "win_rate")
+                 "process_rm evaluate", "process_rm label", "process_rm search", "win_rate")
 """Recipes that train nothing and log no metrics."""
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)

@@ -27,7 +27,7 @@ RECIPES = {
     "preference": "Preference optimisation",
     "process_rm": "Process reward model training",
     "process_rm label": "Labels of steps by completions",
-    "process_evaluate": "Process reward model evaluation",
+    "process_rm evaluate": "Process reward model evaluation",
     "process_rm search": "Search with a process reward model",
     "bench_rm": "Reward model benchmark",
     "bench_compare": "Comparison of benchmark runs",

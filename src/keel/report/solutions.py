@@ -21,7 +21,7 @@ LONGEST = 1500
 MOST_DEPTHS = 20
 FEWEST = 10
 """Steps of one depth that are worth a point."""
-N_SHADES = 10
+N_SHADES, N_COLORS = 10, 7
 HALF = 0.5
 RIGHT, WRONG = "✓", "✗"
 
@@ -51,13 +51,15 @@ class Solution:
 
 @dataclass(frozen=True)
 class Panel:
-    """Of one run. Charts and tables are empty where nothing is known; `kind`: what a score is."""
+    """Of one run. Charts and tables are empty where nothing is known; `kind`: what a score is; `found`: by search."""
 
     name: str
     says: tuple[str, ...]
     first: Chart | None
     parts: Table
     depths: Plot | None
+    search: Plot | None
+    found: Table
     kind: str
     shown: tuple[Solution, ...]
     more: tuple[Solution, ...]
@@ -76,12 +78,13 @@ class _Scale:
 
 def panels(runs: list[RunFolder]) -> list[Panel]:
     """The runs that judged steps, whatever can be read of them."""
-    return [_panel(run, run.name if len(runs) > 1 else "") for run in runs if _judged(run) or _solutions(run)]
+    return [_panel(run, run.name if len(runs) > 1 else "") for run in runs
+            if _judged(run) or part(run.result, "outcome") or _table(run) or _solutions(run)]
 
 
 def steps_evidence(run: RunFolder) -> str:
     """The first errors found, beside the best that knows no better."""
-    return _says(run)[0] if run.recipe == "process_evaluate" and _says(run) else ""
+    return _says(run)[0] if run.recipe == "process_rm evaluate" and _says(run) else ""
 
 
 def _panel(run: RunFolder, name: str) -> Panel:
@@ -99,8 +102,8 @@ def _panel(run: RunFolder, name: str) -> Panel:
     how = "the worst disagreements first" if judged else "in the order of the file"
     counted = (f"{len(picked)} of {times(len(told), 'solution')}, {how}." if len(picked) < len(told) else
                f"{times(len(told), 'solution')}, {how}.")
-    return Panel(name, tuple(_says(run)), _first(run), _parts(run), _depths(run), kind, picked[:OPEN], picked[OPEN:],
-                 counted)
+    return Panel(name, tuple(_says(run)), _first(run), _parts(run), _depths(run), _curves(run), _search(run), kind,
+                 picked[:OPEN], picked[OPEN:], counted)
 
 
 def _judged(run: RunFolder) -> Row:
@@ -196,7 +199,7 @@ def _cut(text: str) -> str:
 
 def _says(run: RunFolder) -> list[str]:
     told = _judged(run)
-    said = [_found(told), _accuracy(told), _unknown(told)]
+    said = [_found(told), _accuracy(told), _unknown(told), _outcomes(part(run.result, "outcome"))]
     return [text for text in said if text]
 
 
@@ -232,6 +235,15 @@ def _unknown(told: Row) -> str:
     cut = (f"{times(unscored, 'step')} had no room and {'has' if unscored == 1 else 'have'} no score." if unscored
            else "")
     return " ".join(text for text in (said, cut) if text)
+
+
+def _outcomes(told: Row) -> str:
+    area, steps = known(part(told, "auc")), known(part(part(part(told, "baselines"), "number of steps"), "auc"))
+    if not area:
+        return ""
+    beside = f"; the number of steps alone reaches {interval(steps)}" if steps else ""
+    return (f"Of {times(_count(told, 'n'), 'solution')} with a known outcome, right ones score above wrong ones with "
+            f"an area under the curve of {interval(area)}{beside}. A coin reaches 0.5.")
 
 
 def _count(row: Row, key: str) -> int:
@@ -300,3 +312,42 @@ def _bounded(series: Sequence[Series]) -> list[Series]:
 def _share(value: object) -> str:
     x = finite(value)
     return DASH if x is None else share(x)
+
+
+# --- what a search with it finds -------------------------------------------------------------------------------------
+
+
+def _table(run: RunFolder) -> list[Row]:
+    """Ways to answer with their accuracy."""
+    return [row for row in rows(run.result, "table") if row.get("method") and known(part(row, "accuracy"))]
+
+
+def _search(run: RunFolder) -> Table:
+    lines = [(str(row["method"]), _size(row), percent(known(part(row, "accuracy"))), _gain(row),
+              number(row.get("tokens"), 0)) for row in _table(run)]
+    words = ("Share of prompts answered right, with its 95% interval over prompts; gain over one random solution, "
+             "paired by prompt; tokens sampled per prompt, so that ways of equal cost can be compared.")
+    return Table("Ways to answer", words, ("way", "solutions", "right", "gain, points", "tokens"), tuple(lines))
+
+
+def _size(row: Row) -> str:
+    beams = [number(row.get(key)) for key in ("beams", "expand")]
+    return number(row.get("n")) if finite(row.get("n")) is not None else " by ".join(beams)
+
+
+def _gain(row: Row) -> str:
+    return signed({key: 100 * x for key, x in known(part(row, "gain")).items()})
+
+
+def _curves(run: RunFolder) -> Plot | None:
+    """Accuracy over the number of solutions picked from, a line for each way to pick."""
+    told = [row for row in _table(run) if finite(row.get("n")) is not None]
+    counts = sorted({row["n"] for row in told})
+    if len(counts) < 2:
+        return None
+    values = {(str(row["method"]), row["n"]): row["accuracy"]["mean"] for row in told}
+    named = dict.fromkeys(method for method, _ in values)
+    series = [Series(name, [values.get((name, n)) for n in counts]) for name in list(named)[:N_COLORS]]
+    words = "Solutions picked right, by how many there were to pick from. Oracle: any of them is right."
+    return point_plot("What picking is worth", words, "solutions", [number(n) for n in counts], _bounded(series),
+                      shares=True)
