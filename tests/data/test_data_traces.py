@@ -132,28 +132,31 @@ def test_blank_steps_that_nobody_called_wrong_are_left_out_and_counted(jsonl):
 
 
 def test_check_show_and_convert_know_solutions(jsonl, tmp_path, capsys):
-    rows = [ROW | {"id": "x", "task": "t", "outcome": False},
-            {"id": "y", "prompt": TURNS, "completions": ["d"], "labels": [0.75], "outcome": True, "truth": {"k": 1}},
-            {"id": "z", "prompt": "how?", "completions": ["d", "e"], "labels": [None, 1]}]
+    rows = [ROW | {"id": "x", "task": "t", "outcome": True},
+            {"id": "y", "prompt": TURNS, "completions": ["d"], "labels": [0.75], "outcome": False, "truth": {"k": 1}},
+            {"id": "z", "prompt": "how?", "completions": ["d", "e"], "labels": [None, 1], "outcome": False},
+            {"id": "w", "prompt": "where?", "completions": ["d", "e"], "labels": [None, 1]}]
     path = jsonl(*rows)
     report = check_command.run(DataCheckConfig(paths=str(path)))
     assert (report.kind, report.quantiles[-1], report.n_repeated, report.n_same_prompt) == ("traces", 9, 0, 1)
-    assert vars(report.steps) == {"n_solutions": 3, "n_steps": 6, "n_unlabelled": 2, "n_wrong": 1, "n_outcomes": 2,
+    assert vars(report.steps) == {"n_solutions": 4, "n_steps": 8, "n_unlabelled": 3, "n_wrong": 1, "n_outcomes": 3,
                                   "n_right_answers": 1}
-    assert "  steps: 6, of which 2 not judged; 1 of 3 solutions with a wrong one; 1 of 2 known answers right" in (
+    assert "  steps: 8, of which 3 not judged; 1 of 4 solutions with a wrong one; 1 of 3 known answers right" in (
         capsys.readouterr().out.splitlines())
     texts = show_command.run(DataShowConfig(paths=str(path), n=2))
     assert texts[0].splitlines()[2:] == ["step 1, right: a", "step 2, wrong: b", "step 3, not judged: c",
-                                         "final answer: wrong", "meta: {'task': 't'}"]
-    assert texts[1].splitlines()[2:4] == ["step 1, 0.75: d", "final answer: right"]
+                                         "final answer: right", "meta: {'task': 't'}"]
+    assert texts[1].splitlines()[2:4] == ["step 1, 0.75: d", "final answer: wrong"]
     for suffix in (".jsonl", ".parquet"):
         output = tmp_path / f"out{suffix}"
         convert_command.run(DataConvertConfig(paths=str(path), output=str(output)))
         assert read_traces(output)[0] == read_traces(path)[0]
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert '"labels": [true, false, null]' in lines[0] and '"labels": [null, true]' in lines[2]
+    written = [json.loads(line) for line in lines]
     assert written[0] == {"id": "x", "prompt": TURNS, "completions": ["a", "b", "c"], "labels": [True, False, None],
-                          "outcome": False, "meta": {"task": "t"}}
-    assert written[1]["labels"] == [0.75] and written[2]["labels"] == [None, True] and written[2]["outcome"] is None
+                          "outcome": True, "meta": {"task": "t"}}
+    assert written[1]["labels"] == [0.75] and written[2]["labels"] == [None, True] and written[3]["outcome"] is None
 
 
 def test_tokens_of_a_solution_are_those_of_its_steps_in_lines(letters):

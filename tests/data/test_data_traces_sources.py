@@ -43,6 +43,12 @@ def test_labelled_files_name_the_right_answer(jsonl):
     assert trace.prompt.meta == {"task": "sums", "answer": "2", "model_answer": "3"}
 
 
+def test_an_outcome_wins_over_an_answer_that_is_only_a_column(jsonl):
+    """With `outcome` the row is keel's own, and `answer` means what it says."""
+    trace, layout = only(jsonl(LABELLED | {"outcome": True}))
+    assert (layout, trace.outcome, trace.prompt.meta["answer"]) == ("steps", True, "3")
+
+
 @pytest.mark.parametrize("change", [{"first_error": 1}, {"labels": [True, True]}, {"labels": "x"}])
 def test_a_first_error_that_the_labels_deny(jsonl, change):
     kind, text = refused(jsonl(LABELLED | change))
@@ -95,6 +101,9 @@ def test_math_shepherd(jsonl):
     assert (layout, trace.labels, trace.outcome) == ("Math-Shepherd", (1.0, 0.0, 0.0), None)
     assert trace.steps == ("Step 1: 2 + 2 = 4", "Step 2: 4 + 1 = 5.", "Step 3: The answer is: 5")
     assert trace.prompt.messages[0].content == "Two and two?" and trace.prompt.meta == {"task": "GSM8K"}
+    asked = "Explain Step 1: of this. "
+    trace, _ = only(jsonl({name: asked + text for name, text in SHEPHERD.items() if name != "task"}))
+    assert trace.prompt.messages[0].content == asked + "Two and two?" and trace.steps[0] == "Step 1: 2 + 2 = 4"
     trace, _ = only(jsonl(SHEPHERD | {"input": SHEPHERD["input"] + "\nStep 4: so", "label": SHEPHERD["label"]}))
     assert trace.labels == (1.0, 0.0, 0.0, None) and trace.steps[-1] == "Step 4: so"
 
@@ -148,6 +157,12 @@ def test_prm800k_ends_with_the_error_that_was_found(jsonl):
     assert (whole.steps, whole.labels, whole.outcome) == (("0:1", "1:-1"), (1.0, 0.0), None)
     assert [(t.steps, t.labels) for t in others] == [(("0:1", "0:0"), (None, 1.0)), (("0:1", "2:-1"), (None, 0.0))]
     assert whole.prompt.meta["model_answer"] == "3" and "pre_generated_steps" not in whole.prompt.meta
+
+
+def test_prm800k_does_not_go_on_behind_a_step_that_nobody_chose(jsonl):
+    """A later step would follow one that the solution lacks."""
+    whole, *others = read_traces(jsonl(prm800k(rated(1, chosen=0), rated(0), rated(-1, 1, chosen=1))))[0]
+    assert whole.steps == ("0:1",) and [trace.steps for trace in others] == [("0:1", "0:0")]
 
 
 def test_prm800k_given_up_at_the_first_step_leaves_only_the_ratings(jsonl):
