@@ -254,6 +254,13 @@ def test_an_ensemble_of_process_models_is_combined_step_by_step(folder, words):
     torch.testing.assert_close(one.step_rewards, two.step_rewards, **tol.FLOAT32)
 
 
+def test_a_process_model_says_nothing_of_responses_without_a_finished_step(folder, words):
+    responses = answering(words, texts=["the cat", "no dog"], ended=[False, False])
+    for count in (1, 2):
+        rollout, _, scored = rewarded(responses, words, prm(folder, count=count))
+        assert scored.raw["prm"].tolist() == [0.0, 0.0] and not bool(rollout.step_ends.any())
+
+
 def test_micro_batches_change_no_probability(folder, words):
     responses = answering(words)
     few, many = (RewardSources([prm(folder)], words, n)(responses).steps["prm"].values for n in (8, 4096))

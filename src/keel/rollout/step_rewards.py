@@ -115,7 +115,8 @@ class StepSource:
             members = torch.tensor([[x for told in scorer(responses, self.words, steps) for x in told]
                                     for scorer in self._scorers])
             how, coef = self._combine
-            values = combined_scores(members, how=how, coef=coef)[0]
+            # Where no response has a finished step there is nothing to combine.
+            values = combined_scores(members, how=how, coef=coef)[0] if members.numel() else members.sum(0)
         starts = responses.rollout.tokens.response_mask.cpu().int().argmax(1).tolist()
         places = [(i, starts[i] + end) for i, one in enumerate(steps) for end in one.ends]
         rows, columns = torch.tensor(places, dtype=torch.long).view(-1, 2).unbind(1)
