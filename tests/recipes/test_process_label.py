@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,7 @@ def test_a_response_that_the_limit_cuts_keeps_its_whole_steps():
     cut = given("the cat. dog sat. yes", room=room, too_long="truncate_response")
     assert cut.steps.texts == ("the cat",) and not cut.written.ended and len(cut.prefixes) == 1
     assert given("the cat. dog sat. yes", room=room, too_long="drop") is None
+    assert given("the cat. dog sat. yes", room=room - 2, too_long="truncate_response").steps.texts == ()  # ends beyond
 
 
 def test_a_place_is_known_by_its_record_and_its_tokens():
@@ -205,8 +207,12 @@ def test_labels_do_not_depend_on_the_batch_and_do_on_the_seed(whole, base, tmp_p
     process_label.run(config(base, tmp_path / "wide", batch=64))
     traces = (whole.folder / "traces.jsonl").read_bytes()
     assert (tmp_path / "wide/traces.jsonl").read_bytes() == traces
-    process_label.run(config(base, tmp_path / "other", seed=1))
-    assert (tmp_path / "other/traces.jsonl").read_bytes() != traces
+    other = process_label.run(config(base, tmp_path / "other", seed=1, judge=None,
+                                     answer={"extract": "whole", "compare": "exact"}))
+    written = [[json.loads(line)["ids"] for line in (folder / "written.jsonl").read_text().splitlines()]
+               for folder in (whole.folder, other.folder)]
+    assert written[0] != written[1] and written[0][0] != written[0][1]  # the seed and the number fix a solution
+    assert other.values["n_without_answer"] == other.values["n_cut"] > 0  # the whole of it is there, unless it was cut
 
 
 def test_asked_to_stop_it_keeps_what_is_whole(base, tmp_path, monkeypatch, judged_by_yes):
@@ -266,6 +272,15 @@ def test_a_missing_answer_is_found_before_anything_is_sampled(base, tmp_path, mo
     monkeypatch.setattr(prefixes, "sample", lambda *_, **__: pytest.fail("it sampled"))
     with pytest.raises(DataError, match=r"id q0: no right answer: the column 'total' is absent"):
         process_label.run(config(base, tmp_path / "out", judge=None, answer={"column": "total"}))
+
+
+def test_what_no_file_may_hold_is_left_out_and_counted(whole, base, tmp_path, monkeypatch, judged_by_yes):
+    of = process_label.solution_of
+    monkeypatch.setattr(process_label, "solution_of", lambda words, row, written, separator: replace(
+        of(words, row, written, separator), text="yes\0" if row.record.id == "q2" else "yes"))
+    left = process_label.run(config(base, tmp_path / "out", rollouts=1))
+    n_q2 = sum(trace.id.startswith("q2/") for trace in read_traces(whole.folder / "traces.jsonl")[0])
+    assert n_q2 and left.values["n_without_step"] == whole.values["n_without_step"] + n_q2
 
 
 def test_solutions_without_a_step_are_refused_together(base, tmp_path, judged_by_yes):
