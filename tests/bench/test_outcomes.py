@@ -10,7 +10,8 @@ from keel.data.traces import StepTrace
 
 def solutions(*told):
     """Of (number of steps, outcome)."""
-    return [StepTrace(Prompt(f"t{i}", (), f"q{i}"), ("a",) * n, (None,) * n, right) for i, (n, right) in enumerate(told)]
+    return [StepTrace(Prompt(f"t{i}", (), f"q{i}"), ("a",) * n, (None,) * n, right)
+            for i, (n, right) in enumerate(told)]
 
 
 HELD = solutions((1, True), (2, True), (3, False), (4, True))
@@ -18,7 +19,8 @@ HELD = solutions((1, True), (2, True), (3, False), (4, True))
 
 def test_four_solutions_by_hand():
     """Called right: 1, 1, 1, 0, of which two are. Of three pairs of right and wrong, two are in order."""
-    found = outcomes_judged(torch.tensor([2.0, 1.5, 1.0, -1.0]), HELD, solutions((1, True), (5, False), (1, True)), seed=0)
+    training = solutions((1, True), (5, False), (1, True))
+    found = outcomes_judged(torch.tensor([2.0, 1.5, 1.0, -1.0]), HELD, training, seed=0)
     assert (found["n"], found["n_right"]) == (4, 3)
     assert found["accuracy"]["mean"] == 2 / 4 and found["auc"]["mean"] == pytest.approx(2 / 3)
     assert found["accuracy"]["low"] <= 2 / 4 <= found["accuracy"]["high"]

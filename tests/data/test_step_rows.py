@@ -7,6 +7,8 @@ import tiny
 from data.test_segment import byte_template
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from keel.data.records import Message, Prompt
 from keel.data.render import template
@@ -132,6 +134,24 @@ def test_a_policy_that_writes_the_row_is_read_at_the_same_tokens(steps, separato
     [row], _ = rendered(trace(*steps), words=words, separator=separator, max_length=1000)
     found = steps_of(words, row.row.ids[row.row.n_prompt:], separator, ended=True)
     assert found.texts == tuple(steps) and tuple(row.row.n_prompt + end for end in found.ends) == row.ends
+
+
+def spaced_template():
+    """A tokenizer of letters that writes a space before every text, so that a text is spelled otherwise alone."""
+    letters = ["<pad>", "<eos>", *"abcdef\u2581\n"]
+    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    core.decoder = decoders.Metaspace(prepend_scheme="never")
+    core.add_special_tokens(["<pad>", "<eos>"])
+    return template(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>"))
+
+
+def test_steps_behind_a_plain_text_that_changes_their_tokens():
+    """<eos> (space) a | b \\n c <eos>: alone, the solution would begin with a space."""
+    words = spaced_template()
+    [row], _ = rendered(trace("b", "c", prompt="a"), words=words)
+    assert words.tokenizer.convert_ids_to_tokens(row.row.ids) == ["<eos>", "\u2581", "a", "b", "\n", "c", "<eos>"]
+    assert row.row.n_prompt == 3 and row.ends == (4, 6)
 
 
 def test_steps_in_a_conversation(tmp_path):

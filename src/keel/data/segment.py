@@ -117,6 +117,9 @@ def places_in_text(template: Template, text: str, ids: Sequence[int], positions:
         told = template.tokenizer(template.lead + kept, add_special_tokens=False, return_offsets_mapping=True,
                                   verbose=False)
     if told is None or list(ids[: len(told.input_ids)]) != list(told.input_ids):
+        # Behind a plain text the first tokens may be others than those of the text alone; decoding still tells.
+        if template.decode(list(ids)) == text:
+            return token_places(template, ids, positions)
         return [_parted(template, text[:position], ids) for position in positions]
     starts = [start for start, _ in told.offset_mapping]
     return [max(bisect_left(starts, position - ahead + len(template.lead)) - 1, 0) for position in positions]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from keel.data.chat import Template
 from keel.data.render import Row
-from keel.data.segment import places_in_text, token_places
+from keel.data.segment import places_in_text
 from keel.data.traces import StepTrace
 from keel.errors import DataError
 
@@ -112,9 +112,7 @@ def _whole_row(template: Template, trace: StepTrace, separator: str) -> StepRow:
     ids = template.response_ids(text, after=prompt.text)
     # Where each separator ends, and none behind the last step.
     behind = list(accumulate(len(step) + len(separator) for step in trace.steps))[:-1]
-    # Behind a plain text the first tokens may be others than those of the solution alone: then the tokens are asked.
-    exact = prompt.text is not None and template.decode(ids) == text
-    places = token_places(template, ids, behind) if exact else places_in_text(template, text, ids, behind)
+    places = places_in_text(template, text, ids, behind)
     # DEVIATION(process_rm-1): the last label sits on the token that ends the turn, not on one more separator, which a
     # policy does not write there.
     ends = [len(prompt_ids) + place for place in (*places, len(ids) - 1)]
