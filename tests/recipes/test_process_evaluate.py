@@ -74,7 +74,7 @@ def test_a_function_by_hand(tmp_path, capsys):
     assert told["first_error"]["f1"]["mean"] == 1.0 and told["accuracy"]["mean"] == 1.0
     assert (told["first_error"]["n_wrong"], told["first_error"]["n_right"], told["threshold"]) == (2, 2, 0.5)
     assert list(told["by_task"]) == ["cats", "dogs"] and told["by"] == "task"
-    assert found["headline"]["metric"] == "F1 of first errors (before: no error)"
+    assert found["headline"]["metric"] == "held-out F1 of first errors (before: no error)"
     assert found["headline"]["after"]["mean"] == 1.0 and found["headline"]["before"]["mean"] == 0.0
     assert found["headline"]["change"]["mean"] == 1.0 and found["headline"]["after"]["n"] == 4
     said = capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_prompts_that_the_model_learned_from_are_noted(tmp_path, model, capsys):
 def test_only_right_solutions_have_an_accuracy_alone(tmp_path):
     found = run(config(tmp_path, ROWS[1:2])).values
     assert found["steps"]["first_error"]["f1"]["mean"] is None
-    assert found["headline"]["metric"] == "accuracy on steps (before: the commonest label)"
+    assert found["headline"]["metric"] == "held-out accuracy on steps (before: the commonest label)"
     assert found["headline"]["before"] == {"mean": 1.0} and found["headline"]["after"]["mean"] == 1.0
 
 

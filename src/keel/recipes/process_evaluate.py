@@ -191,11 +191,11 @@ def headline(told: dict[str, Any]) -> dict[str, object] | None:
     """F1 against the best baseline's; where all solutions are right, or all wrong, accuracy on steps."""
     found, gap, n = told["first_error"]["f1"], told["difference"], told["n"] - told["n_unknown"]
     if found["mean"] is not None:
-        return {"metric": f"F1 of first errors (before: {gap['over']})", "higher_is_better": True,
+        return {"metric": f"held-out F1 of first errors (before: {gap['over']})", "higher_is_better": True,
                 "before": told["baselines"][gap["over"]]["f1"] | {"n": n}, "after": found | {"n": n},
                 "change": {key: gap[key] for key in ("mean", "low", "high")}}
     return None if told["accuracy"]["mean"] is None else {
-        "metric": "accuracy on steps (before: the commonest label)", "higher_is_better": True,
+        "metric": "held-out accuracy on steps (before: the commonest label)", "higher_is_better": True,
         "before": {"mean": told["accuracy_majority"]}, "after": told["accuracy"]}
 
 
