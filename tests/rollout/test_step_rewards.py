@@ -299,7 +299,7 @@ def test_a_right_answer_is_paid_and_a_missing_one_is_an_error(words):
 
 
 @pytest.mark.parametrize("given, fragment", [
-    ({"endpoint": "http://a/", "steps": {}}, "steps and endpoint exclude each other in reward 'a'"),
+    ({"endpoint": "http://a/", "steps": {}}, "in reward 'a': whole models or a function score single steps"),
     ({"answer": {}, "steps": {}}, "steps and answer exclude each other"),
     ({"models": ["m"], "adapters": ["x", "y"], "steps": {}}, "steps and adapters exclude each other"),
     ({"function": "m:f", "answer": {}}, "function and answer exclude each other"),
