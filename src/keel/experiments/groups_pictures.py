@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from keel.experiments.groups_numbers import Arms
-from keel.experiments.pictures import COLOURS, GREY, canvas
-from keel.experiments.trial import interval
+from keel.experiments.pictures import canvas, draw_seeds
 
 __all__ = ["draw_domains"]
 
@@ -21,14 +20,7 @@ def draw_domains(file: Path, arms: Arms) -> None:
     with canvas(file, width=2.2 + 2.0 * len(panels), height=1.2 + 0.34 * len(rows)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True)
         for ax, (name, domain) in zip(axes, panels, strict=True):
-            for place, arm in enumerate(rows):
-                values = [one.gold[name][domain] for one in arms[arm]]
-                found = interval(values, arm, domain)
-                ax.plot(values, [place - 0.25] * len(values), "o", color=GREY, markersize=3, alpha=0.8,
-                        markeredgewidth=0)
-                ax.plot([found["low"], found["high"]], [place, place], color=COLOURS[0], linewidth=2)
-                ax.plot(found["mean"], place, "o", color=COLOURS[0], markersize=5)
+            draw_seeds(ax, {arm: [one.gold[name][domain] for one in found] for arm, found in arms.items()}, domain)
             ax.set_title(domain if name == "plain" else f"{domain}, never trained on")
-            ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(rows)), rows)
         figure.supxlabel("gold score on test prompts (points)", fontsize=9)

@@ -12,7 +12,7 @@ from typing import Any
 from keel.experiments.courses import Course
 from keel.experiments.trial import interval
 
-__all__ = ["draw_courses", "draw_effects"]
+__all__ = ["draw_courses", "draw_effects", "draw_lines", "draw_seeds"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 GREY, INK = "#9aa0a6", "#333333"
@@ -40,23 +40,29 @@ def draw_courses(file: Path, kinds: Kinds, *, named: Sequence[str], others: str 
     with canvas(file, width=8.6, height=6.0) as figure:
         axes = figure.subplots(2, 2, sharex=True)
         for (name, title), ax in zip(PANELS.items(), axes.flat, strict=True):
-            for kind in (kind for kind in kinds if kind not in named):
-                ax.plot(*mean_line(kinds[kind], name), color=GREY, linewidth=0.8, alpha=0.7)
-            ends = []
-            for colour, kind in zip(COLOURS, named, strict=False):
-                updates, mean = mean_line(kinds[kind], name)
-                columns = list(zip(*(course.measured[name] for course in kinds[kind]), strict=True))
-                ax.fill_between(updates, [min(c) for c in columns], [max(c) for c in columns], color=colour,
-                                alpha=0.15, linewidth=0)
-                ax.plot(updates, mean, color=colour, linewidth=1.8)
-                ends.append((mean[-1], kind, colour))
+            ends = draw_lines(ax, kinds, name, named)
             ax.set_title(title)
-            ax.margins(x=0)
             if name == "length" and ax.get_ylim()[1] > 0.8 * limit:
                 ax.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
                 ax.text(0, limit, " limit", va="bottom", fontsize=8)
             write_names(ax, ends)
         figure.supxlabel("optimiser steps of the policy" + (f"; grey: {others}" if others else ""), fontsize=9)
+
+
+def draw_lines(ax: Any, kinds: Kinds, name: str, named: Sequence[str]) -> list[tuple[float, str, str]]:
+    """One number over training, as `draw_courses` says; where the named lines end, their names and colours."""
+    for kind in (kind for kind in kinds if kind not in named):
+        ax.plot(*mean_line(kinds[kind], name), color=GREY, linewidth=0.8, alpha=0.7)
+    ends = []
+    for colour, kind in zip(COLOURS, named, strict=False):
+        updates, mean = mean_line(kinds[kind], name)
+        columns = list(zip(*(course.measured[name] for course in kinds[kind]), strict=True))
+        ax.fill_between(updates, [min(c) for c in columns], [max(c) for c in columns], color=colour,
+                        alpha=0.15, linewidth=0)
+        ax.plot(updates, mean, color=colour, linewidth=1.8)
+        ends.append((mean[-1], kind, colour))
+    ax.margins(x=0)
+    return ends
 
 
 def mean_line(courses: Sequence[Course], name: str) -> tuple[tuple[int, ...], list[float]]:
@@ -72,6 +78,22 @@ def write_names(ax: Any, ends: Sequence[tuple[float, str, str]]) -> None:
         place = max((value - low) / (high - low), taken + NEAREST)
         taken = place
         ax.text(1.02, place, kind, color=colour, transform=ax.transAxes, va="center", fontsize=8.5, fontweight="bold")
+
+
+def draw_seeds(ax: Any, rows: Mapping[str, Sequence[float]], *names: str) -> None:
+    """A row per name, the first on top: a grey dot per seed, above it their mean and its 95% interval.
+
+    Args:
+        ax: where.
+        rows: one number per seed, by name.
+        names: of the stream of the intervals, behind the row's own.
+    """
+    for place, (row, values) in enumerate(reversed(list(rows.items()))):
+        found = interval(values, row, *names)
+        ax.plot(values, [place - 0.25] * len(values), "o", color=GREY, markersize=3, alpha=0.8, markeredgewidth=0)
+        ax.plot([found["low"], found["high"]], [place, place], color=COLOURS[0], linewidth=2)
+        ax.plot(found["mean"], place, "o", color=COLOURS[0], markersize=5)
+    ax.grid(axis="y", visible=False)
 
 
 def draw_effects(file: Path, effects: Mapping[str, Sequence[float]], *, title: str) -> None:
