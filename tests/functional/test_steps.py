@@ -84,6 +84,11 @@ def test_loss_is_stable_far_out() -> None:
     assert_close(stats["steps/accuracy"], torch.tensor([1.0, 1.0, 0.0, 0.0]), **EXACT)
 
 
+def test_a_narrow_label_is_widened_before_it_is_subtracted_from_one() -> None:
+    label = torch.tensor([0.1], dtype=torch.bfloat16)
+    assert_close(step_loss(torch.tensor([5.0]), label)[0], step_loss(torch.tensor([5.0]), label.float())[0], **EXACT)
+
+
 @pytest.mark.parametrize("label", [-0.1, 1.01, NAN])
 def test_loss_refuses_a_label_that_is_no_probability(label: float) -> None:
     with pytest.raises(ValueError, match=r"a label of a step is outside \[0, 1\]"):
