@@ -86,7 +86,7 @@ def scored(words, responses, *sources: RewardConfig) -> Scores:
 
 @pytest.mark.parametrize("given, fragments", [
     ({}, ["reward 'a' has no source: give models, function, endpoint or answer"]),
-    ({"models": ["m"], "function": "m:f"}, ["models and function exclude each other in reward 'a'"]),
+    ({"models": ["m"], "function": "m:f"}, ["models and function exclude each other in reward 'a': make two rewards"]),
     ({"function": "m:f", "endpoint": "http://a/"}, ["function and endpoint exclude each other in reward 'a'"]),
     ({"function": "m:f", "weight": 0}, ["weight=0 makes reward 'a' act on nothing"]),
     ({"function": "m:f", "weight": math.nan}, ["weight = nan"]),
