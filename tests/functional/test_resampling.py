@@ -14,6 +14,7 @@ from tolerances import EXACT, FLOAT64, RELATIVE64, STANDARD_ERRORS
 from torch.testing import assert_close
 
 from keel.functional.resampling import (
+    area_draws,
     association,
     association_draws,
     cluster_draws,
@@ -30,7 +31,7 @@ from keel.functional.resampling import (
     two_sided_p,
     wilson_interval,
 )
-from keel.functional.statistics import bootstrap_interval
+from keel.functional.statistics import area_under_curve, bootstrap_interval
 
 NAN, INF = math.nan, math.inf
 grid = st.integers(-2, 2).map(float)
@@ -102,6 +103,29 @@ def test_harmonic_means_by_hand() -> None:
     assert_close(harmonic_draws(draws, totals, sizes), float64([2 / 3, 4 / 7, NAN, NAN, 0]), equal_nan=True, **FLOAT64)
     # Both means are 0.
     assert harmonic_draws(float64([[1]]), float64([[0, 0]]), float64([[3, 1]])).tolist() == [0.0]
+
+
+def test_areas_by_hand() -> None:
+    """Positive 3 and 1, other 1, 0 and 2: of six pairs 3 > 1, 0, 2 and 1 > 0 are in order, 1 = 1 counts half."""
+    scores, positive = float64([3, 1, 0, 1, 2]), torch.tensor([True, False, False, True, False])
+    assert_close(area_draws(torch.ones(1, 5).double(), scores, positive), float64([4.5 / 6]), **FLOAT64)
+    # 3 twice and 1 once against 1 once and 2 twice: in order 2 + 4, half 1, of 9. Nothing positive; nothing else.
+    draws = float64([[2, 1, 0, 1, 2], [0, 1, 1, 0, 1], [2, 0, 0, 1, 0]])
+    assert_close(area_draws(draws, scores, positive), float64([6.5 / 9, NAN, NAN]), equal_nan=True, **FLOAT64)
+
+
+@given(seeds, st.lists(grid, min_size=3, max_size=8))
+def test_areas_count_an_item_as_often_as_it_is_drawn(seed: int, values: list[float]) -> None:
+    """As the area over the items one after the other, and on one resample of each item once as the plain area."""
+    scores, positive = float64(values), torch.arange(len(values)) % 2 == 0
+    draws = cluster_draws(len(values), n_draws=4, generator=generator(seed))
+    for counts, found in zip(draws.long(), area_draws(draws, scores, positive).tolist(), strict=True):
+        told = positive.repeat_interleave(counts)
+        if bool(told.all()) or not bool(told.any()):
+            assert math.isnan(found)
+        else:
+            area = float(area_under_curve(scores.repeat_interleave(counts), told))
+            assert found == pytest.approx(area, rel=RELATIVE64)
 
 
 def test_draws_and_ratios_give_the_bootstrap_of_groups() -> None:

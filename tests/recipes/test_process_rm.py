@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
-from recipes.running import FAST, brief, killed_here, logged, same_results
+from recipes.running import FAST, killed_here, logged, same_results
 
 from keel.data.load import read_traces
 from keel.data.render import template
@@ -16,7 +16,7 @@ from keel.data.step_rows import render_traces
 from keel.errors import ConfigError, DataError
 from keel.models.load import LoraSettings, ModelConfig, load_tokenizer
 from keel.models.process import process_model
-from keel.recipes import ppo, process_rm
+from keel.recipes import process_rm
 from keel.recipes.process_rm import ProcessRMConfig
 from keel.report.command import ReportConfig
 from keel.report.command import run as report
@@ -150,12 +150,6 @@ def test_an_outcome_model_is_a_reward_model_at_once(tmp_path, supervise):
     assert result["headline"]["before"]["mean"] == found["baselines"]["number of steps"]["auc"]["mean"]
     # The labels of its held-out steps are known too: what it says of them is measured beside.
     assert result["steps"]["n"] == found["n"] and "first_error" in result["steps"]
-
-
-def test_ppo_takes_the_reward_model(tmp_path):
-    process_rm.run(config(tmp_path, supervise="outcome", steps=1))
-    scored = ppo.run(brief(tmp_path, reward_model=ModelConfig(path=str(tmp_path / "rm/reward_model"))))
-    assert scored.values["status"] == "finished"
 
 
 def test_without_outcomes_there_is_no_reward_model(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 from keel.bench.intervals import N_RESAMPLES, intervals
 from keel.data.records import prompt_numbers
 from keel.data.traces import StepTrace
-from keel.functional.resampling import cluster_draws, percentile_interval
+from keel.functional.resampling import area_draws, cluster_draws, percentile_interval
 from keel.functional.statistics import area_under_curve, correlation
 from keel.rng import stream
 
@@ -49,13 +49,9 @@ def _area(scores: Float[Tensor, " N"], right: Bool[Tensor, " N"], numbers: Int[T
     if right.all() or not right.any():
         return {"mean": None, "low": None, "high": None}
     found: dict[str, float | None] = {"mean": float(area_under_curve(scores, right)), "low": None, "high": None}
-    n_prompts, generator, drawn = int(numbers.max()) + 1, stream(seed, "bootstrap", "outcome"), []
-    for _ in range(N_RESAMPLES if n_prompts > 1 else 0):
-        counts = cluster_draws(n_prompts, n_draws=1, generator=generator)[0].long()[numbers]
-        positive = right.repeat_interleave(counts)
-        if positive.any() and not positive.all():
-            drawn.append(float(area_under_curve(scores.repeat_interleave(counts), positive)))
-    if drawn:
-        low, high = percentile_interval(torch.tensor(drawn, dtype=torch.float64))
+    n_prompts = int(numbers.max()) + 1
+    if n_prompts > 1:  # one prompt says nothing of others
+        draws = cluster_draws(n_prompts, n_draws=N_RESAMPLES, generator=stream(seed, "bootstrap", "outcome"))
+        low, high = percentile_interval(area_draws(draws[:, numbers], scores, right))
         found |= {"low": float(low), "high": float(high)}
     return found

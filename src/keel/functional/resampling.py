@@ -10,8 +10,8 @@ from torch import Tensor
 from keel.functional.statistics import correlation, rank_correlation
 
 __all__ = [
-    "FEWEST_ROWS", "association", "association_draws", "cluster_draws", "descending_ranks", "group_letters",
-    "harmonic_draws", "holm", "kendall_tau_b", "leave_one_out", "percentile_interval", "ratio_draws", "sign_flip_p",
+    "FEWEST_ROWS", "area_draws", "association", "association_draws", "cluster_draws", "descending_ranks",
+    "group_letters", "harmonic_draws", "holm", "kendall_tau_b", "leave_one_out", "percentile_interval", "ratio_draws", "sign_flip_p",
     "top_one_regret", "two_sided_p", "wilson_interval",
 ]
 
@@ -66,6 +66,25 @@ def harmonic_draws(
     first, second = ratio_draws(draws, totals, sizes).unbind(1)
     both = first + second
     return torch.where(both == 0, 0.0, 2 * first * second / both)
+
+
+def area_draws(
+    counts: Float[Tensor, "R N"], scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"],
+) -> Float[Tensor, " R"]:
+    """Area under the ROC curve under every resample; NaN where one drew no positive item, or no other one.
+
+    Source: Hanley and McNeil 1982, "The Meaning and Use of the Area under a ROC Curve" (share of the pairs in order, a
+        tie counting half), an item that is drawn twice counting twice.
+
+    Args:
+        counts: how often each item is in each resample.
+        scores: higher for what is held to be positive.
+        positive: which items are.
+    """
+    ups, downs = counts[:, positive], counts[:, ~positive]
+    in_order = ((scores[positive][:, None] - scores[~positive]).sign().double() + 1) / 2
+    n_pairs = ups.sum(1) * downs.sum(1)
+    return torch.where(n_pairs > 0, ((ups @ in_order) * downs).sum(1) / n_pairs, torch.nan)
 
 
 def percentile_interval(
