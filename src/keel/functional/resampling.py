@@ -11,8 +11,8 @@ from keel.functional.statistics import correlation, rank_correlation
 
 __all__ = [
     "FEWEST_ROWS", "area_draws", "association", "association_draws", "cluster_draws", "descending_ranks",
-    "group_letters", "harmonic_draws", "holm", "kendall_tau_b", "leave_one_out", "percentile_interval", "ratio_draws", "sign_flip_p",
-    "top_one_regret", "two_sided_p", "wilson_interval",
+    "group_letters", "harmonic_draws", "holm", "kendall_tau_b", "leave_one_out", "percentile_interval",
+    "ratio_draws", "sign_flip_p", "top_one_regret", "two_sided_p", "wilson_interval",
 ]
 
 MOST_EXACT = 16
