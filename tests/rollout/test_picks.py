@@ -67,6 +67,18 @@ def test_by_hand_what_picks_of_one_two_and_four_are_worth():
         "random": 0.5, "majority": 1.0, "oracle": 1.0}
 
 
+def test_where_nobody_votes_a_random_one_is_taken():
+    """A judge may find something in a solution that was cut."""
+    cut = [solution(None, 0.5, right, ended=False) for right in (1.0, 0.0, 0.0, 0.0)]
+    found = accuracies({"q": cut})
+    assert found["majority", 4] == found["weighted", 2] == 0.25
+
+
+def test_one_of_each_is_never_drawn():
+    found = accuracies({"q": FOUR}, n_subsets=1)
+    assert found["majority", 1] == found["weighted", 1] == 0.5 and found["majority", 4] == 1.0
+
+
 def drawn(n_prompts, n, seed=0):
     """Solutions at random, ties and cuts among them."""
     draw = random.Random(seed)
@@ -104,6 +116,8 @@ def test_drawn_choices_come_close_and_depend_on_the_seed_and_the_prompt_alone():
                                                                ("weighted", 4)}
     for key, value in told.items():
         assert value == exact[key] or abs(value - exact[key]) < tol.STANDARD_ERRORS * (0.25 / 200) ** 0.5
+    alike = worths(dict.fromkeys(("q0", "q1"), FOUR * 2), seed=0, compare="number", n_subsets=10)
+    assert alike["majority", 4][0] != alike["majority", 4][1]  # choices of their own
     some = {name: found[name] for name in ("q7", "q3")}
     whole = worths(found, seed=0, compare="number", n_subsets=10)
     for key, values in worths(some, seed=0, compare="number", n_subsets=10).items():

@@ -204,10 +204,10 @@ def _ballots(solutions: Sequence[Solution], compare: Compare) -> list[str | None
     known, found = list[str](), list[str | None]()
     for one in solutions:
         vote = one.answer
-        if vote is not None:
-            vote = next((other for other in known if same_answer(vote, other, compare)), vote)
-            known += [] if vote in known else [vote]
-        found.append(vote)
+        equal = next((other for other in known if same_answer(vote, other, compare)), None)
+        if vote is not None and equal is None:
+            known.append(vote)
+        found.append(vote if equal is None else equal)
     return found
 
 
