@@ -79,7 +79,7 @@ def test_a_space_that_tokenizers_drop_at_the_beginning_is_seen():
     core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     words = template(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<unk>"))
     assert words.tokenizer.decode([2]) == "b"
-    assert stopping_ids(words, "; ") == [1, 2]
+    assert stopping_ids(words, "; ") == [1, 2] and stopping_ids(words, "a") == [1]
 
 
 def test_a_step_ends_with_its_separator_or_with_the_response(policy):
@@ -129,6 +129,14 @@ def test_no_draft_is_longer_than_a_solution_may_be_whatever_it_is_written_beside
     together = next_steps(write, begun)
     assert together == [next_steps(write, [one])[0] for one in begun]
     assert {len(one.ids) for one in together[1::2]} == {9} and max(len(one.ids) for one in together) == 9
+
+
+def test_a_draft_that_is_almost_written_does_not_ask_for_more_than_the_context_holds(policy):
+    """28 tokens of prompt and 100 of solution are all that this model can read: 98 + 28 leave room for 2."""
+    row = PromptRow([1, 4, *[9] * 25, 5], Prompt("q", ()))
+    begun = [Draft(row, (0,), (7,) * 98, "the " * 98), Draft(row, (1,))]
+    found = next_steps(writer(policy, max_new_tokens=100), begun)
+    assert len(found[0].ids) in (99, 100) and found[1].ids
 
 
 # --- beam ------------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def beam_search(writer: StepWriter, rows: Sequence[PromptRow], judge: Judge, *, 
     The first step is drawn `beams * expand` times; then each of the best `beams` drafts is continued `expand` times by
     one step. A solution that ended keeps its place in the beam while it is among the best, and is never forgotten.
 
-    Source: Snell et al. 2024, arXiv:2408.03314, section 5.2 (beam search against a process model).
+    Source: Snell et al. 2024, arXiv:2408.03314, section 5 (beam search against a process model).
 
     Args:
         writer: who writes.
@@ -187,7 +187,7 @@ def beam_search(writer: StepWriter, rows: Sequence[PromptRow], judge: Judge, *, 
         most_steps: after which the search is over.
     """
     searches = [_Beam([Draft(row, (k,)) for k in range(beams * expand)]) for row in rows]
-    for number in range(most_steps):
+    for _ in range(most_steps):
         live = [draft for beam in searches for draft in beam.live]
         if not live:
             break
@@ -196,9 +196,7 @@ def beam_search(writer: StepWriter, rows: Sequence[PromptRow], judge: Judge, *, 
             pairs = [next(told) for _ in beam.live]
             beam.n_sampled += sum(len(one.draft.ids) - len(before.ids) for before, one in pairs)
             _keep(beam, [one for _, one in pairs], writer, beams)
-            last = number + 1 == most_steps
-            beam.live = [] if last else [replace(one.draft, path=(*one.draft.path, k))
-                                         for one in beam.open for k in range(expand)]
+            beam.live = [replace(one.draft, path=(*one.draft.path, k)) for one in beam.open for k in range(expand)]
     return [Found(max([*beam.closed, *beam.open], key=standing), beam.n_sampled) for beam in searches]
 
 
