@@ -94,7 +94,7 @@ def test_exact_is_the_same_text():
 
 @pytest.mark.parametrize(("said", "wanted", "right"), [
     ("\\frac{1}{2}", "0.5", True), ("(x+1)^2", "x^2+2x+1", True), ("{1,2}", "\\{2,1\\}", True),
-    ("2\\sqrt{2}", "$\\sqrt{8}$", True), ("5", "6", False), ("5$ or $6", "6", False), ("x+1", "x", False),
+    ("2\\sqrt{2}", "$\\sqrt{8}$", True), ("5", "6", False), ("5 or 6", "6", False), ("5$ $6", "6", False), ("x+1", "x", False),
     ("", "5", False), ("1" + "+1" * 300, "301", False),
 ])
 def test_formulas_are_compared_by_their_value(said, wanted, right):
