@@ -46,6 +46,8 @@ def test_steps_by_hand():
     found = judged(TOLD, HELD, seed=0)
     # Labelled steps and labels at one half: 0.9 y, 0.6 y | 0.8 y, 0.3 n | 0.7 n | 0.4 y, 0.1 n, 0.9 y | 0.2 y.
     assert found["accuracy"]["mean"] == pytest.approx(6 / 9, rel=tol.RELATIVE64) and found["accuracy"]["n"] == 9
+    # At 0.35 the fourth step from the end, 0.4, is called right, as it is.
+    assert judged(TOLD, HELD, seed=0, threshold=0.35)["accuracy"]["mean"] == pytest.approx(7 / 9, rel=tol.RELATIVE64)
     assert found["accuracy_majority"] == pytest.approx(6 / 9, rel=tol.RELATIVE64)
     squares = [0.1, 0.4, 0.2, 0.3, 0.7, 0.6, 0.1, 0.1, 0.8]
     assert found["brier"] == pytest.approx(sum(x * x for x in squares) / 9, rel=tol.RELATIVE64)
@@ -191,6 +193,9 @@ def test_the_best_threshold_by_hand():
 def test_of_equal_thresholds_the_one_nearest_to_one_half():
     held = [trace([1], "a"), trace([0], "b")]
     assert best_threshold([[0.9], [0.1]], held) == 0.5
+    # What stands behind a first error changes nothing: 0.2, 0.5 and 0.75 are perfect alike.
+    later = [trace([1], "a"), trace([0, None], "b"), trace([0, None], "c")]
+    assert best_threshold([[0.9], [0.1, 0.3], [0.1, 0.6]], later) == 0.5
     # Every threshold between 0.6 and 0.9 is perfect; the only one tried there is the middle.
     assert best_threshold([[0.9], [0.6]], held) == pytest.approx(0.75, rel=tol.RELATIVE64)
 

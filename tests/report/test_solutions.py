@@ -25,7 +25,7 @@ def found(f1: Row, wrong: float | None = 0.25, right: float | None = 0.5, n_righ
 STEPS: Row = {
     "n": 14, "n_steps": 60, "n_unknown": 2, "n_unscored": 1, "threshold": 0.5, "accuracy": mean(0.75, 0.05, 40),
     "accuracy_majority": 0.8, "brier": 0.2, "ece": 0.1,
-    "by_depth": [{"depth": k, "n": 12 if k < 3 else 9, "mean_probability": 0.75, "share_right": 0.5, "ece": 0.1 * k}
+    "by_depth": [{"depth": k, "n": 10 if k < 3 else 9, "mean_probability": 0.75, "share_right": 0.5, "ece": 0.1 * k}
                  for k in (1, 2, 3)],
     "first_error": found(mean(0.4, 0.1)),
     "baselines": {"no error": found(mean(0.0, 0.0)), "length": found(mean(0.3, 0.1))},
@@ -106,6 +106,8 @@ def test_rewards_that_are_no_probabilities_are_coloured_around_zero(tmp_path: Pa
     one = panel(tmp_path / "run", solution("a", step(-2.0), step(0.0), step(1.0)))
     assert [s.shade for s in one.shown[0].steps] == [0, 5, 8]
     assert one.kind == "a reward; colours run from \u22122 to 2"
+    above = panel(tmp_path / "above", solution("a", step(4.0), step(0.0)))
+    assert [s.shade for s in above.shown[0].steps] == [10, 5]
 
 
 def test_the_last_samples_of_a_run_with_step_rewards_are_solutions(tmp_path: Path) -> None:
@@ -127,6 +129,8 @@ def test_what_is_said_of_the_judge(tmp_path: Path) -> None:
         "80%.",
         "2 solutions of 14 with steps that nobody judged before an error have no known first error and are left out of "
         "F1. 1 step had no room and has no score.")
+    touching = STEPS | {"difference": STEPS["difference"] | {"low": 0.0}}
+    assert "includes zero" in panel(tmp_path / "touching", steps=touching).says[0]
     clear = STEPS | {"difference": STEPS["difference"] | {"low": 0.02}, "n_unknown": 1, "n_unscored": 0}
     said = panel(tmp_path / "clear", steps=clear).says
     assert "includes zero" not in said[0] and said[2].startswith("1 solution of 14 with") and said[2].endswith("of F1.")
