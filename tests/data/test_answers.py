@@ -94,8 +94,8 @@ def test_exact_is_the_same_text():
 
 @pytest.mark.parametrize(("said", "wanted", "right"), [
     ("\\frac{1}{2}", "0.5", True), ("(x+1)^2", "x^2+2x+1", True), ("{1,2}", "\\{2,1\\}", True),
-    ("2\\sqrt{2}", "$\\sqrt{8}$", True), ("5", "6", False), ("5 or 6", "6", False), ("5$ $6", "6", False), ("x+1", "x", False),
-    ("", "5", False), ("1" + "+1" * 300, "301", False),
+    ("2\\sqrt{2}", "$\\sqrt{8}$", True), ("5", "6", False), ("5 or 6", "6", False), ("5$ $6", "6", False),
+    ("x+1", "x", False), ("", "5", False), ("1" + "+1" * 300, "301", False),
 ])
 def test_formulas_are_compared_by_their_value(said, wanted, right):
     pytest.importorskip("math_verify")
@@ -145,14 +145,12 @@ def test_a_prompt_without_an_answer_is_named(absent):
 
 def test_every_gold_solution_of_gsm8k_is_right(shared):
     shown, _ = read_demonstrations(shared / "data/gsm8k/train.jsonl.gz")
-    part = shown[::7]
-    assert len(shown) == 7473 and all(is_right(one.prompt, one.response, True) == 1.0 for one in part)
-    assert all(same_answer(final_answer(one.response, "marked"), one.prompt.meta["answer"]) for one in part)
+    assert len(shown) == 7473 and all(is_right(one.prompt, one.response, True) == 1.0 for one in shown)
+    assert all(same_answer(final_answer(one.response, "marked"), one.prompt.meta["answer"]) for one in shown[::7])
 
 
 def test_verdicts_on_gsm8k_are_those_of_its_authors(shared):
-    """All of their 5,276 solutions agree; every third is read here."""
     asked = {one.id: one for one in read_prompts(shared / "data/gsm8k/test.jsonl.gz")[0]}
-    rows = [row.value for row in read_rows(shared / "data/gsm8k/model_solutions.jsonl.gz")][::3]
+    rows = [row.value for row in read_rows(shared / "data/gsm8k/model_solutions.jsonl.gz")]
     said = [is_right(asked[row["question_id"]], "\n".join(row["completions"]), True) == 1.0 for row in rows]
-    assert len(rows) == 1759 and said == [row["is_correct"] for row in rows]
+    assert len(rows) == 5276 and said == [row["is_correct"] for row in rows]
