@@ -51,6 +51,8 @@ def test_steps_by_hand():
     assert found["accuracy_majority"] == pytest.approx(6 / 9, rel=tol.RELATIVE64)
     squares = [0.1, 0.4, 0.2, 0.3, 0.7, 0.6, 0.1, 0.1, 0.8]
     assert found["brier"] == pytest.approx(sum(x * x for x in squares) / 9, rel=tol.RELATIVE64)
+    mostly_wrong = judged([[0.1], [0.2], [0.9]], [trace([0], "x"), trace([0], "y"), trace([1], "z")], seed=0)
+    assert mostly_wrong["accuracy_majority"] == pytest.approx(2 / 3, rel=tol.RELATIVE64)
     assert (found["n"], found["n_steps"], found["n_unknown"], found["n_unscored"]) == (5, 10, 0, 0)
     first, second, third = found["by_depth"]
     assert [row["depth"] for row in found["by_depth"]] == [1, 2, 3]

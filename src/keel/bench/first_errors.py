@@ -99,8 +99,8 @@ def best_threshold(probabilities: Probabilities, traces: Sequence[StepTrace]) ->
     values = torch.tensor([p for row in chosen for p in row], dtype=torch.float64).unique()
     if len(values) > MOST_THRESHOLDS:
         values = values.quantile(torch.linspace(0, 1, MOST_THRESHOLDS, dtype=torch.float64)).unique()
-    # Between neighbours, and one on either side: what calls no step wrong, and what calls each one wrong.
-    tried = [HALF, 0.0, *((values[1:] + values[:-1]) / 2).tolist(), 1.0 + SMALLEST]
+    # Below all of them no error is found, and above all of them no right solution passes: F1 is 0 there.
+    tried = [HALF, *((values[1:] + values[:-1]) / 2).tolist()]
     f1 = [first_error_scores(_predicted(chosen, threshold), true).f1 for threshold in tried]
     return min(zip(tried, f1, strict=True), key=lambda one: (-one[1], abs(one[0] - HALF), one[0]))[0]
 
