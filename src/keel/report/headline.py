@@ -142,7 +142,8 @@ def _outcome(what: str, shown: Row, judged: str) -> str:
 def _evidence(shown: Row, judged: str) -> str:
     if not shown:
         return ""
-    name, before, after = metric_name(shown.get("metric")).capitalize(), _part(shown, "before"), _part(shown, "after")
+    name, before, after = metric_name(shown.get("metric")), _part(shown, "before"), _part(shown, "after")
+    name = name[:1].upper() + name[1:]  # `capitalize` would write F1 small
     n = f", n = {after['n']:,}" if isinstance(after.get("n"), int) else ""
     earlier = f"for “{rule}”" if (rule := baseline(shown.get("metric"))) else "before"
     known = finite(before.get("mean")) is not None
