@@ -161,6 +161,23 @@ def test_the_pick_of_one_is_a_plain_sample(made, tmp_path):
     assert len({row["accuracy"]["mean"] for row in result["table"]}) == 1 and "beam" not in result["cost"]
 
 
+def test_a_process_model_with_another_tokenizer_reads_the_texts(made, tmp_path, monkeypatch):
+    seen, real = {}, process_search.StepScorer.of_texts
+
+    def of_texts(self, prompts, texts, ended):
+        found = real(self, prompts, texts, ended)
+        seen.update({(text, whole): one.probabilities for text, whole, one in zip(texts, ended, found, strict=True)})
+        return found
+
+    monkeypatch.setattr(process_search, "_table", lambda cfg, found: [])
+    monkeypatch.setattr(process_search, "same_tokens", lambda own, words: False)
+    monkeypatch.setattr(process_search.StepScorer, "of_texts", of_texts)
+    process_search.run(cfg := config(made, tmp_path / "run", limit=1))
+    [row] = logged(cfg.out, "candidates.jsonl", None)
+    for one in (*row["solutions"], row["beam"]):
+        assert one["probabilities"] == seen[one["text"], one["ended"]]
+
+
 def test_where_nobody_knows_it_answers_and_says_so(made, tmp_path, capsys):
     cfg = config(made, tmp_path / "run", methods=["beam"], judge=None, answer={"column": "key"}, limit=2)
     result = process_search.run(cfg).values

@@ -24,13 +24,13 @@ from keel.data.answers import AnswerConfig
 from keel.data.files import FileConfig
 from keel.data.load import read_prompts
 from keel.data.records import Prompt
-from keel.data.render import PromptRow, Template, render_prompts, template
-from keel.data.segment import Separator
+from keel.data.render import PromptRow, Row, Template, render_prompts, template
+from keel.data.segment import Separator, steps_of
 from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer, scalar_model
 from keel.models.process import process_model
 from keel.named import named_function
 from keel.rng import stream
-from keel.rollout.measure import Scorer
+from keel.rollout.measure import Scorer, same_tokens
 from keel.rollout.picks import VOTES, Marker, Solution, curve, pick, solution_scores
 from keel.rollout.process import StepScored, StepScorer
 from keel.rollout.respond import Responses, summary
@@ -167,14 +167,15 @@ def _searched(cfg: ProcessSearchConfig, tools: _Tools, rows: Sequence[PromptRow]
 
 def _best_of_n(cfg: ProcessSearchConfig, tools: _Tools, rows: Sequence[PromptRow]) -> list[list[Solution]]:
     responses = _solutions(cfg, tools.writer, rows)
-    ended = responses.rollout.ended.tolist()
-    told = tools.process.of_texts(responses.prompts, responses.texts, ended)
+    ended, tokens = responses.rollout.ended.tolist(), responses.rollout.tokens
+    said = [ids[mask].tolist() for ids, mask in zip(tokens.ids.cpu(), tokens.response_mask.cpu(), strict=True)]
+    told = _judged(tools, [Draft(row, (), tuple(ids), text, whole) for row, ids, text, whole in zip(
+        [row for row in rows for _ in range(cfg.n)], said, responses.texts, ended, strict=True)])
     scores = solution_scores([one.probabilities for one in told], cfg.aggregate)
     outcomes = [None] * len(told) if tools.outcome is None else tools.outcome(responses).tolist()
-    lengths = responses.rollout.tokens.response_mask.sum(1).tolist()
-    made = [_solution(tools.marker, prompt, (text, whole, n_tokens), steps, (score, outcome))
-            for prompt, text, whole, n_tokens, steps, score, outcome in zip(
-                responses.prompts, responses.texts, ended, lengths, told, scores, outcomes, strict=True)]
+    made = [_solution(tools.marker, prompt, (text, whole, len(ids)), steps, (score, outcome))
+            for prompt, text, whole, ids, steps, score, outcome in zip(
+                responses.prompts, responses.texts, ended, said, told, scores, outcomes, strict=True)]
     return [made[i : i + cfg.n] for i in range(0, len(made), cfg.n)]
 
 
@@ -190,12 +191,23 @@ def _solutions(cfg: ProcessSearchConfig, writer: StepWriter, rows: Sequence[Prom
     return Responses(rollout, tuple(row.record for row, _ in asked), texts)
 
 
+def _judged(tools: _Tools, drafts: Sequence[Draft]) -> list[StepScored]:
+    """What the process model says of the steps: of sampled tokens or, where its tokenizer differs, of their text."""
+    writer, process = tools.writer, tools.process
+    if not same_tokens(process.own, writer.words):
+        return process.of_texts([one.row.record for one in drafts], [one.text for one in drafts],
+                                [one.ended for one in drafts])
+    steps = [steps_of(writer.words, one.ids, writer.separator, ended=one.ended) for one in drafts]
+    rows = [Row([*one.row.ids, *one.ids], one.row.n_prompt, one.row.record_id) for one in drafts]
+    values = process.of_rows(rows, [one.ends for one in steps])
+    return [StepScored(one.texts, told, one.unfinished) for one, told in zip(steps, values, strict=True)]
+
+
 def _beam(cfg: ProcessSearchConfig, tools: _Tools, rows: Sequence[PromptRow]) -> list[tuple[Solution, int]]:
     """The solution that the search for each prompt ends with, and the tokens it took."""
 
     def judge(drafts: Sequence[Draft]) -> list[Candidate]:
-        told = tools.process.of_texts([one.row.record for one in drafts], [one.text for one in drafts],
-                                      [one.ended for one in drafts])
+        told = _judged(tools, drafts)
         scores = solution_scores([one.probabilities for one in told], cfg.aggregate)
         return [Candidate(one, steps, score) for one, steps, score in zip(drafts, told, scores, strict=True)]
 
