@@ -98,6 +98,10 @@ def test_steps_behind_the_length_limit_do_not_count(home):
     found = scorer(home, aggregate="last", max_length=16, too_long="truncate_response")
     assert scored(found, [asked(text)]) == pytest.approx(by_transformers(home, text, [9]), rel=tol.RELATIVE32)
     assert found.counts == {"rows: response cut": 1}
+    # With a prompt of 7 the limit stands before the fifth step's own separator: the fourth is the last.
+    longer = asked("yes . no . red . blue .", words="hello ? why", ended=False)
+    assert scored(found, [asked(text, words="hello ? why")]) == pytest.approx(
+        scored(scorer(home, aggregate="last"), [longer]), rel=tol.RELATIVE32)
 
 
 def test_what_can_change_a_score_is_in_the_fingerprint(home):
