@@ -53,6 +53,13 @@ def test_the_curve_is_the_mean_over_all_choices(tmp_path):
     assert curve[0]["kl"] == 0
 
 
+def test_a_run_that_was_cut_short_is_resumed_by_its_command(tmp_path, capsys):
+    run(config(tmp_path))
+    (tmp_path / "out/result.json").unlink()
+    assert main(["bench-rm", "select", "--resume", str(tmp_path / "out")]) == 0
+    assert "bench-rm select: done" in capsys.readouterr().out and (tmp_path / "out/result.json").exists()
+
+
 def test_what_has_no_score_is_not_picked(tmp_path):
     found = run(config(tmp_path, function="not_a_number", most_failed=1.0)).values
     assert [row["picked"] for row in picks(tmp_path / "out")] == [[], []]

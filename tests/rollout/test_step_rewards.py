@@ -289,9 +289,10 @@ def test_a_process_model_that_only_scores_takes_no_adapter(folder, words):
 
 def test_a_right_answer_is_paid_and_a_missing_one_is_an_error(words):
     source = RewardConfig(name="answer", answer={"extract": "whole", "compare": "exact", "right": 2.0, "wrong": -1.0})
-    scored = RewardSources([source], words, 64)(answering(words, answer="no"))
-    assert scored.raw["answer"].tolist() == [-1.0, 2.0, -1.0, -1.0]
-    with pytest.raises(DataError, match="carries no right answer in its column 'answer'"):
+    said, ended = ["no", "no", "yes", " no ."], [True, False, True, True]
+    scored = RewardSources([source], words, 64)(answering(words, texts=said, ended=ended, answer="no"))
+    assert scored.raw["answer"].tolist() == [2.0, -1.0, -1.0, -1.0]  # what was cut has no final answer
+    with pytest.raises(DataError, match="no right answer: the column 'answer' is absent or empty"):
         RewardSources([source], words, 64)(answering(words, answer=" "))
 
 

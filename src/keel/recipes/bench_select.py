@@ -45,7 +45,7 @@ class BenchSelectConfig(Config):
 
 def run(cfg: BenchSelectConfig, *, resume: bool = False) -> runs.RunResult:
     """Write picks.jsonl and, in result.json, what the pick of 1, 2, ... is worth."""
-    with runs.start("bench_select", cfg, cfg.out, seed=cfg.seed, data=[cfg.candidates], resume=resume) as log:
+    with runs.start("bench_rm select", cfg, cfg.out, seed=cfg.seed, data=[cfg.candidates], resume=resume) as log:
         found = read_candidates(cfg.candidates)
         asked = {key: Asked(key, one.prompt, text) for one in found for text in one.responses
                  for key in [response_key(one.prompt, text)]}

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
 MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
 MAX_SOLUTIONS = 5000  # read of solutions.jsonl
-WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_select", "evaluate", "generate", "probe",
+WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_rm select", "evaluate", "generate", "probe",
                  "process_rm evaluate", "process_rm label", "process_rm search", "win_rate")
 """Recipes that train nothing and log no metrics."""
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"

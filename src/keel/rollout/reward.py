@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from keel.batches import Rollout
-from keel.data.answers import final_answer, same_answer
+from keel.data.answers import verdict
 from keel.data.check import kind_of_files
 from keel.data.files import FileConfig
 from keel.data.load import read_demonstrations, read_pairs
 from keel.data.records import Demonstration, Prompt
 from keel.data.render import Template, render_demonstrations, template
 from keel.endpoint import post_json
-from keel.errors import ConfigError, DataError, EndpointError, ModelError
+from keel.errors import ConfigError, EndpointError, ModelError
 from keel.functional.advantage import process_scores, rolling_sums, token_rewards
 from keel.functional.ensemble import combined_scores, standardised
 from keel.functional.masked import merge_moments, no_moments
@@ -24,7 +24,7 @@ from keel.models.load import load_tokenizer, scalar_model
 from keel.models.members import load_members
 from keel.rollout.measure import Scorer
 from keel.rollout.respond import Responses, ScoringFunction, scoring_function
-from keel.rollout.reward_settings import AnswerConfig, RewardConfig, ScoreConfig
+from keel.rollout.reward_settings import AnswerRewardConfig, RewardConfig, ScoreConfig
 from keel.rollout.step_rewards import StepScores, StepSource
 
 __all__ = ["RewardSources", "Scores", "merged_moments", "processed", "with_step_rewards"]
@@ -180,17 +180,13 @@ def responses_in(data: FileConfig) -> list[Demonstration]:
     return [Demonstration(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
 
 
-def answer_score(cfg: AnswerConfig, prompt: Prompt, text: str, ended: bool) -> float:
-    """What the final answer of a response earns; `ended` does not matter, an answer is one wherever it stands.
+def answer_score(cfg: AnswerRewardConfig, prompt: Prompt, text: str, ended: bool) -> float:
+    """What the final answer of a response earns.
 
     Raises:
         DataError: the prompt does not carry the right answer.
     """
-    wanted = prompt.label(cfg.column)
-    if wanted is None:
-        raise DataError(f"the prompt carries no right answer in its column {cfg.column!r}", where=f"id {prompt.id}",
-                        remedy="Name the column that holds it with answer.column, or remove the prompt.")
-    return cfg.right if same_answer(final_answer(text, cfg.extract), wanted, cfg.compare) else cfg.wrong
+    return cfg.right if verdict(prompt, text, ended, cfg) else cfg.wrong
 
 
 def endpoint_scores(source: RewardConfig, responses: Responses) -> Tensor:

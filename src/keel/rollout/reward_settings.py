@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from keel.config import Config
-from keel.data.answers import Compare, Extract
+from keel.data.answers import AnswerConfig
 from keel.data.files import FileConfig
 from keel.data.segment import Separator
 from keel.endpoint import EndpointConfig
 from keel.models.load import ModelConfig
 
-__all__ = ["AnswerConfig", "RewardConfig", "ScoreConfig", "StepConfig"]
+__all__ = ["AnswerRewardConfig", "RewardConfig", "ScoreConfig", "StepConfig"]
 
 Credit = Literal["sum", "mean", "min", "delta", "clip"]
 
@@ -19,7 +19,7 @@ Credit = Literal["sum", "mean", "min", "delta", "clip"]
 class StepConfig(Config):
     """How a source that scores single steps of a response pays for them."""
 
-    separator: Separator = Field("\n", min_length=1, description="text that parts steps; it belongs to the step it ends")
+    separator: Separator = Field("\n", min_length=1, description="text that parts steps, each with the step it ends")
     credit: Credit = Field("min", description="what scores of steps pay: sum as they are, mean over their number, min "
                            "as the lowest falls, delta less the next, clip below bound")
     cap: int | None = Field(None, ge=1, description="steps of a response that are paid, the first ones; none: all")
@@ -35,13 +35,9 @@ class StepConfig(Config):
         return self
 
 
-class AnswerConfig(Config):
-    """A reward that is looked up: is the final answer the known one?"""
+class AnswerRewardConfig(AnswerConfig):
+    """A reward that is looked up: is the final answer the known one? A response that was cut has none."""
 
-    column: str = Field("answer", min_length=1, description="where prompts carry the right answer")
-    extract: Extract = Field("number", description="what is the answer in a response: its last number, its last "
-                             "\\boxed, what follows ####, `answer is` or `A:`, or all of it")
-    compare: Compare = Field("number", description="equal as text, as numbers, or as mathematics (extra math-verify)")
     right: float = Field(1.0, description="score of a right answer")
     wrong: float = Field(0.0, description="score of a wrong one, or none")
 
@@ -70,7 +66,8 @@ class RewardConfig(Config):
     function: str | None = Field(None, description="package.module:function of (prompt, text, ended) -> float; with "
                                  "steps a list of numbers, one per step")
     endpoint: EndpointConfig | None = Field(None, description="server that takes responses and returns their scores")
-    answer: AnswerConfig | None = Field(None, description="hold the final answer against the one that prompts carry")
+    answer: AnswerRewardConfig | None = Field(None, description="hold the final answer against that which prompts "
+                                              "carry")
     steps: StepConfig | None = Field(None, description="the source scores steps: its models are process models, its "
                                      "function gives a list; none: it scores whole responses")
     batch: int = Field(32, ge=1, description="responses per request to the endpoint")
