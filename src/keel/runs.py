@@ -33,7 +33,7 @@ from keel.config import Config, read_toml
 from keel.errors import ConfigError, KeelError, RunError
 from keel.progress import Bar, bar
 
-__all__ = ["Run", "RunResult", "Stopped", "is_finished", "saved_config", "start", "write_json"]
+__all__ = ["Run", "RunResult", "Stopped", "is_finished", "saved_config", "start", "write_json", "write_rows"]
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "timings.jsonl")
 
@@ -307,6 +307,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write beside and rename, so that no reader ever sees half a file."""
     _replace(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The same for JSON Lines."""
+    _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager

@@ -133,6 +133,16 @@ def test_a_result_is_never_half_written(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "result.json").read_text()) == {"status": "old"}
 
 
+def test_rows_are_there_whole_or_not_at_all(tmp_path):
+    """Rows are computed while they are written: where one fails, the old file stays as it was."""
+    runs.write_rows(tmp_path / "rows.jsonl", iter([{"a": 1}, {"b": "\u00e9"}]))
+    assert (tmp_path / "rows.jsonl").read_text() == '{"a": 1}\n{"b": "\\u00e9"}\n'
+    with pytest.raises(ZeroDivisionError):
+        runs.write_rows(tmp_path / "rows.jsonl", ({"a": 1 / k} for k in (1, 0)))
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 @pytest.mark.parametrize("error, status", [
     (NumericsError("loss is not finite", where="step 3"), "failed"), (ZeroDivisionError(), "failed"),
     (runs.Stopped("stopped"), "stopped")])
