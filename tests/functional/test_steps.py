@@ -13,6 +13,7 @@ from references.ragged import noise, padded, response_masks, rows_of, seeds
 from tolerances import EXACT, FLOAT32, FLOAT64, RELATIVE64
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from keel.functional.advantage import grpo, rloo
 from keel.functional.steps import (
@@ -370,8 +371,28 @@ def test_advantages_refuse_a_single_response() -> None:
     x, groups = torch.ones(3, 2), torch.tensor([4, 9, 4])
     with pytest.raises(ValueError, match="steps of a single response have no group: sample two or more responses"):
         step_grpo(x, x > 0, x > 0, groups)
-    with pytest.raises(ValueError, match="a prompt with a single response has no baseline"):
+    with pytest.raises(ValueError, match="step_rloo found a prompt with a single response"):
         step_rloo(x, x > 0, x > 0, groups)
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often a value is fetched, for which an accelerator has to be waited for."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def test_deeper_responses_fetch_no_more_values() -> None:
+    counts = []
+    for depth in (1, 9):
+        mask = torch.ones(4, 9, dtype=torch.bool)
+        with Asked() as asked:
+            step_rloo(torch.ones(4, 9), mask & (torch.arange(9) < depth), mask, torch.tensor([0, 0, 1, 1]))
+        counts.append(asked.n)
+    assert counts[0] == counts[1] > 0
 
 
 def test_leave_one_out_by_depth_has_the_gradient_of_the_expected_sum() -> None:

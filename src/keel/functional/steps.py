@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from keel.functional.advantage import gae, group_sum, rloo
+from keel.functional.advantage import gae, group_sum
 from keel.functional.masked import Stats, wide
 
 __all__ = ["FirstError", "aggregate_steps", "first_error_scores", "majority_vote", "predicted_first_error",
@@ -160,9 +160,12 @@ def step_rloo(
     row, column = counted.nonzero(as_tuple=True)
     from_step = rewards.new_zeros(len(rewards), int(counted.sum(1).max()) + 1)
     from_step[row, behind[row, column]] = _to_come(rewards, response_mask)[row, column]
-    # Depth by depth: all at once would compare every step with every other one.
-    advantages = torch.cat([rloo(g[:, None], torch.ones_like(g[:, None], dtype=torch.bool), groups)
-                            for g in from_step.unbind(1)], 1)
+    n = group_sum(torch.ones_like(rewards[:, 0]), groups)[:, None]
+    if bool((n < 2).any()):
+        raise ValueError("step_rloo found a prompt with a single response: sample two or more responses per prompt")
+    # Depth by depth: all at once would hold every step beside every response.
+    mean = torch.stack([group_sum(column, groups) for column in from_step.unbind(1)], 1) / n
+    advantages = (from_step - mean) * n / (n - 1)
     return torch.where(response_mask, advantages.gather(1, behind), 0.0)
 
 
