@@ -26,7 +26,11 @@ def asking(answer) -> Prompt:
     ("-1/3", "-1/3"), ("1 1/2 cups", "1.5"), ("-1 1/2", "-1.5"), ("half of 3 1", "1"), ("5/0", "0"), (".5", "0.5"),
     ("0.050", "0.05"), ("-0", "0"), ("00012", "12"), ("1e5", "100000"), ("1.5e-3", "0.0015"), ("1,2,3", "3"),
     ("1,2345", "2345"), ("1,234,567", "1234567"), ("50%", "50"), ("\\$5", "5"), ("1{,}000", "1000"),
-    ("\\frac{3}{8}", "0.375"), ("A: 26\n", "26"), ("H2O", None), ("no idea", None), ("", None),
+    ("\\frac{3}{8}", "0.375"), ("\\frac{-1}{2}", "-0.5"), ("-\\frac{-1}{ -2 }", "-0.5"), ("-\\frac{1}{-2}", "0.5"),
+    ("\\dfrac{\u22121}{2}", "-0.5"), ("16-\\frac{1}{2}", "0.5"), ("2\\frac{1}{2}", "2.5"), ("-2\\frac{1}{2}", "-2.5"),
+    ("2^10", None), ("10^{3}", None), ("so 4 = 2 ^ {n+1}", None), ("2\u00b2", None), ("2^(3+4)", None), ("e^{2x+1}", None),
+    ("2^10 = 1,024", "1024"), ("25 m^2", "25"), ("3 x^{-1.5}", "3"), ("2^{3^{4}}", None), ("7 m\u00b2", "7"),
+    ("45^\\circ", "45"), ("30^{\\circ}", "30"), ("A: 26\n", "26"), ("H2O", None), ("no idea", None), ("", None),
 ])
 def test_the_last_number_has_one_spelling(text, number):
     assert final_answer(text) == number
@@ -43,7 +47,7 @@ def test_a_spelled_fraction_comes_back_with_its_value(value, sentence):
     assert same_answer(found, str(value)) and not same_answer(found, str(value + 1))
 
 
-@given(st.text(alphabet="0123456789.,/-+eE$%\\{}boxed frac#A:= \n²٣", max_size=60), st.sampled_from(
+@given(st.text(alphabet="0123456789.,/-+^()eE$%\\{}boxed frac#A:= \n²٣", max_size=60), st.sampled_from(
     ["number", "boxed", "marked", "whole"]), st.text(max_size=20))
 def test_any_text_at_all_has_an_answer_or_none(text, how, wanted):
     for compare in ("exact", "number"):
@@ -62,6 +66,11 @@ def test_the_last_box_that_is_closed(text, content):
 
 def test_many_open_boxes_are_read_once():
     assert final_answer("\\boxed{" * 50_000, "boxed") is None
+
+
+def test_many_open_exponents_are_read_once():
+    for text in ("^{", "^{{", "^(", "2^{3{4}"):
+        final_answer(text * 5_000)
 
 
 @pytest.mark.parametrize(("text", "content"), [

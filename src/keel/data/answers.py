@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections import deque
 from fractions import Fraction
 from typing import Literal
 
@@ -24,10 +25,15 @@ _NUMBER = (r"(?:(?<![\w)\]}])(?P<sign>[-+\u2212]))?(?:[$€£¥]\s?(?P<inner>[-+
 _ANY_NUMBER = re.compile(_NUMBER)
 # A number by itself: with a name before it, a sign or a unit behind it, but nothing that makes it another quantity.
 _ONE_NUMBER = re.compile(rf"(?:[^\W\d_]+\s*[=:]\s*)?{_NUMBER}\s?[%$°]?(?:[.,;:]?\s+[^\W\d_]\D*|[.,;:!?]*)")
-_FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?([0-9]+)\s?\}\s?\{\s?([0-9]+)\s?\}")
+_FRACTION = re.compile(r"(?P<whole>(?<=[0-9]))?(?P<sign>[-+\u2212])?\\[dt]?frac"
+                       r"\s?\{\s?(?P<over>[-+\u2212]?)\s?([0-9]+)\s?\}\s?\{\s?(?P<under>[-+\u2212]?)\s?([0-9]+)\s?\}")
+_EXPONENT = re.compile(r"\^\s?(?:\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+\u2212]?[0-9]+(?:[./][0-9]+)?)")
+_RAISED = re.compile(r"\s?\^|[\u00b9\u00b2\u00b3\u2070-\u207f]")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _MARKER = re.compile(r"####|\b[Aa]nswer\s*(?:is|:)|(?:^|(?<=\s))A:")
-_TEX = (("\\$", "$"), ("\\%", "%"), ("{,}", ","), ("\\!", ""), ("\\,", ""))
+_TEX = (("\\$", "$"), ("\\%", "%"), ("{,}", ","), ("\\!", ""), ("\\,", ""),
+        ("^{\\circ}", "°"), ("^\\circ", "°"))
+_MINUS = ("-", "\u2212")
 _MOST_DIGITS = 300
 _LONGEST_FORMULA = 500
 _PATIENCE_S = 5
@@ -48,12 +54,14 @@ def final_answer(text: str, how: Extract = "number") -> str | None:
     Args:
         text: any string.
         how: `number`: the last number, spelled in one way, so that equal numbers are equal texts (1,000.0 is 1000; the
-            percent sign is left out); `boxed`: the content of the last `\\boxed{}` that is closed; `marked`: the first
+            percent sign is left out). An exponent is no number (25 m^2 is 25), and where the last number is raised to a
+            power (2^10) nothing says its value, so there is none; `boxed`: the content of the last `\\boxed{}` that is closed; `marked`: the first
             line behind the last "####", "answer is", "answer:" or "A:"; `whole`: all of it.
     """
     if how == "number":
-        found = [*_ANY_NUMBER.finditer(_plain(text))]
-        return _spelled(found[-1]) if found else None
+        plain = _plain(text)
+        last = deque(_ANY_NUMBER.finditer(plain), maxlen=1)
+        return _spelled(last[0]) if last and not _RAISED.match(plain, last[0].end()) else None
     if how == "boxed":
         return _last_boxed(text)
     if how == "marked":
@@ -120,7 +128,15 @@ def _plain(text: str) -> str:
     """Without the TeX that people put around numbers."""
     for tex, sign in _TEX:
         text = text.replace(tex, sign)
-    return _FRACTION.sub(r"\1/\2", text)
+    return _EXPONENT.sub("^", _FRACTION.sub(_in_line, text))
+
+
+def _in_line(found: re.Match[str]) -> str:
+    """A fraction as n/m, its sign in front, and behind a whole number as people write it: 2 1/2."""
+    sign = found["sign"] or ""
+    if (found["over"] in _MINUS) != (found["under"] in _MINUS):
+        sign = "+" if sign in _MINUS else "-"
+    return f"{' ' if found['whole'] is not None and not sign else ''}{sign}{found[4]}/{found[6]}"
 
 
 def _as_number(text: str) -> str | None:
