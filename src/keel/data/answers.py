@@ -55,8 +55,8 @@ def final_answer(text: str, how: Extract = "number") -> str | None:
         text: any string.
         how: `number`: the last number, spelled in one way, so that equal numbers are equal texts (1,000.0 is 1000; the
             percent sign is left out). An exponent is no number (25 m^2 is 25), and where the last number is raised to a
-            power (2^10) nothing says its value, so there is none; `boxed`: the content of the last `\\boxed{}` that is closed; `marked`: the first
-            line behind the last "####", "answer is", "answer:" or "A:"; `whole`: all of it.
+            power (2^10) nothing says its value, so there is none; `boxed`: the content of the last `\\boxed{}` that is
+            closed; `marked`: the first line behind the last "####", "answer is", "answer:" or "A:"; `whole`: all of it.
     """
     if how == "number":
         plain = _plain(text)
