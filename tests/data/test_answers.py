@@ -30,7 +30,8 @@ def asking(answer) -> Prompt:
     ("\\dfrac{\u22121}{2}", "-0.5"), ("16-\\frac{1}{2}", "0.5"), ("2\\frac{1}{2}", "2.5"), ("-2\\frac{1}{2}", "-2.5"),
     ("2^10", None), ("10^{3}", None), ("so 4 = 2 ^ {n+1}", None), ("2\u00b2", None), ("2^(3+4)", None),
     ("e^{2x+1}", None), ("2^10 = 1,024", "1024"), ("25 m^2", "25"), ("3 x^{-1.5}", "3"), ("2^{3^{4}}", None),
-    ("7 m\u00b2", "7"), ("45^\\circ", "45"), ("30^{\\circ}", "30"), ("A: 26\n", "26"), ("H2O", None), ("no idea", None), ("", None),
+    ("7 m\u00b2", "7"), ("45^\\circ", "45"), ("30^{\\circ}", "30"), ("A: 26\n", "26"), ("H2O", None), ("no idea", None),
+    ("", None),
 ])
 def test_the_last_number_has_one_spelling(text, number):
     assert final_answer(text) == number
