@@ -7,7 +7,8 @@ import pytest
 import tolerances as tol
 import torch
 
-from keel.bench.first_errors import NO_ERROR, best_threshold, first_error_of, judged, solution_row
+from keel.bench import first_errors
+from keel.bench.first_errors import baselines_of, best_threshold, judged, solution_row
 from keel.bench.intervals import N_RESAMPLES
 from keel.data.records import Message, Prompt
 from keel.data.traces import StepTrace
@@ -69,8 +70,6 @@ def test_probabilities_of_nought_and_one_stay_finite():
 
 
 def test_an_error_behind_a_step_that_nobody_judged_is_not_known():
-    assert [first_error_of(trace(labels)) for labels in ([1, None, 0], [None], [1, 0.5], [1, 0.49, None], [0])] == [
-        None, None, NO_ERROR, 1, 0]
     held = [trace([1, None, 0], "a"), trace([1], "b"), trace([0], "c")]
     found = judged([[0.9, 0.9, 0.1], [0.9], [0.1]], held, seed=0)
     assert found["n_unknown"] == 1 and found["accuracy"]["n"] == 4
@@ -79,10 +78,15 @@ def test_an_error_behind_a_step_that_nobody_judged_is_not_known():
 
 def test_what_was_not_read_counts_against_the_judge():
     held = [trace([1, 1], "a"), trace([1, 1], "b"), trace([1, 0], "c"), trace([0, None], "d")]
-    # The error of c lies behind the cut and is missed; a right solution without any probability does not pass.
-    found = judged([[0.9, 0.9], [], [0.9], [0.1, 0.1]], held, seed=0)
+    # The error of c lies behind the cut and is missed; a right solution passes only if it was read to its end.
+    found = judged([[0.9, 0.9], [], [0.9], [0.1]], held, seed=0)
     assert (found["first_error"]["accuracy_wrong"], found["first_error"]["accuracy_right"]) == (1 / 2, 1 / 2)
-    assert found["n_unscored"] == 3 and found["accuracy"]["n"] == 4
+    assert (found["n_unscored"], found["n_part"]) == (4, 3) and found["accuracy"]["n"] == 4
+    less = judged([[0.9, 0.9], [0.9], [0.9], [0.1]], held, seed=0)
+    assert less["first_error"]["accuracy_right"] == 1 / 2 and less["n_part"] == 3
+    assert judged([[0.9]], held[:1], seed=0)["first_error"]["accuracy_right"] == 0.0
+    # No threshold lets b pass, so the one that finds the error of d counts: below 0.1 and 0.9 nothing else is tried.
+    assert best_threshold([[0.9, 0.9], [0.1], [0.9], [0.1]], held) == 0.5
     nothing = judged([[], [], [], []], held, seed=0)
     assert nothing["accuracy"]["mean"] is None and nothing["brier"] is None and nothing["by_depth"] == []
     assert nothing["first_error"]["f1"]["mean"] == 0.0
@@ -128,11 +132,11 @@ def test_intervals_follow_the_seed():
 def test_the_majority_is_that_of_the_training_solutions():
     # First errors 1, 1, none, 0 among the training solutions; one that is not known does not vote.
     training = [trace([1, 0], "m"), trace([1, 0], "n"), trace([1, 1], "o"), trace([0], "p"), trace([None, 0], "q")]
-    found = judged(TOLD, HELD, seed=0, training=training)["baselines"]
+    found = judged(TOLD, HELD, seed=0, baselines=baselines_of(training))["baselines"]
     assert found["majority"]["accuracy_wrong"] == 2 / 3 and found["majority"]["accuracy_right"] == 0.0
     assert found["no error"]["accuracy_wrong"] == 0.0 and found["no error"]["accuracy_right"] == 1.0
     # Of equally common ones the earliest: none before 1.
-    even = judged(TOLD, HELD, seed=0, training=training[1:3])["baselines"]["majority"]
+    even = judged(TOLD, HELD, seed=0, baselines=baselines_of(training[1:3]))["baselines"]["majority"]
     assert (even["accuracy_wrong"], even["accuracy_right"]) == (0.0, 1.0)
 
 
@@ -140,7 +144,7 @@ def test_the_majority_of_each_part_knows_the_part():
     training = [trace([1, 0], "m", task="sums"), trace([1, 1], "n", task="words"), trace([1, 1], "o", task="words")]
     held = [trace([1, 0], "a", task="sums"), trace([1, 1], "b", task="words"), trace([1, 1], "c", task="other"),
             trace([1, 0], "d")]
-    found = judged([[0.9, 0.9]] * 4, held, seed=0, training=training, by="task")
+    found = judged([[0.9, 0.9]] * 4, held, seed=0, baselines=baselines_of(training, by="task"), by="task")
     # sums: step 1; words: none; what training does not know, and what has no task: the majority of all, none.
     of_each = found["baselines"]["majority of each task"]
     assert (of_each["accuracy_wrong"], of_each["accuracy_right"]) == (1 / 2, 1.0)
@@ -154,7 +158,7 @@ def test_the_difference_is_paired():
     held = [trace(labels, str(i), task=task) for i, (labels, task) in enumerate(
         [([1, 0], "sums"), ([0, None], "sums"), ([1, 1], "words"), ([1, 0], "words"), ([1, 1], "words")] * 2)]
     told = [[0.9, 0.1 if one.prompt.meta["task"] == "sums" else 0.9] for one in held]
-    found = judged(told, held, seed=0, training=training, by="task")
+    found = judged(told, held, seed=0, baselines=baselines_of(training, by="task"), by="task")
     assert found["first_error"] == found["baselines"]["majority of each task"]
     assert found["first_error"]["f1"]["low"] < found["first_error"]["f1"]["high"]
     assert found["difference"] == {"over": "majority of each task", "mean": 0.0, "low": 0.0, "high": 0.0}
@@ -166,10 +170,33 @@ def test_length_alone_finds_errors_that_lie_where_it_says():
     training += [trace([1, 1], f"r{i}", steps=["so", "if"]) for i in range(6)]
     held = [trace([1, 0], "a", steps=["so", "y" * 44]), trace([1, 1, 0], "b", steps=["so", "if", "z" * 50]),
             trace([1, 1], "c")]
-    found = judged([[0.9] * len(one.steps) for one in held], held, seed=0, training=training)["baselines"]["length"]
+    found = judged([[0.9] * len(one.steps) for one in held], held, seed=0, baselines=baselines_of(training))["baselines"]["length"]
     assert (found["accuracy_wrong"], found["accuracy_right"]) == (1.0, 1.0)
-    only_right = judged(TOLD, HELD, seed=0, training=training[6:])["baselines"]
+    only_right = judged(TOLD, HELD, seed=0, baselines=baselines_of(training[6:]))["baselines"]
     assert "length" not in only_right and set(only_right) == {"no error", "majority"}
+
+
+def test_lengths_are_learned_from_a_sample(monkeypatch):
+    """Where there are more solutions than that; the seed chooses them, and the majority is still that of all."""
+    training = [trace([1, 0] if i % 3 else [1, 1], f"t{i}", steps=["so", "x" * (i + 1)]) for i in range(30)]
+    seen = []
+    monkeypatch.setattr(first_errors, "_length", lambda taught: seen.append([one.id for one in taught]))
+    monkeypatch.setattr(first_errors, "MOST_TAUGHT", 10)
+    for seed in (0, 0, 1):
+        found = baselines_of(training, seed=seed)
+    assert len(seen[0]) == 10 and seen[0] == seen[1] != seen[2]
+    assert found["majority"](training[:2]).tolist() == [1, 1]
+    monkeypatch.setattr(first_errors, "MOST_TAUGHT", 30)
+    baselines_of(training)
+    assert seen[3] == [one.id for one in training]
+
+
+def test_lengths_are_judged_solution_by_solution():
+    """All steps at once give what each solution gives alone; none gives none."""
+    training = [trace([1, 1, 0], f"w{i}", steps=["so", "so", "x" * (40 + i)]) for i in range(6)]
+    training += [trace([1, 1], f"r{i}", steps=["so", "if"]) for i in range(6)]
+    rule = baselines_of(training)["length"]
+    assert rule([training[0], training[9], training[1]]).tolist() == [2, -1, 2] and rule([]).tolist() == []
 
 
 def test_parts_one_by_one():
@@ -220,11 +247,13 @@ def test_many_probabilities_are_thinned_out():
 def test_a_row_for_the_report():
     one = trace([1, 0.25, None], "a", outcome=False, steps=["x", "y", "z"])
     assert solution_row(one, [0.9, 0.3], 0.25, method="beam") == {
-        "id": "a", "prompt": [{"role": "user", "content": "a"}], "outcome": False, "first_error": 1, "predicted": -1,
+        "id": "a", "prompt": [{"role": "user", "content": "a"}], "outcome": False, "first_error": 1, "predicted": None,
         "method": "beam", "steps": [{"text": "x", "score": 0.9, "label": 1}, {"text": "y", "score": 0.3, "label": 0.25},
                                     {"text": "z", "score": None, "label": None}]}
     plain = StepTrace(Prompt("b", (), "count"), ("one",), (1.0,))
     assert solution_row(plain, [])["prompt"] == "count" and solution_row(plain, [])["predicted"] is None
+    part = trace([1, 0], "c")
+    assert [solution_row(part, told)["predicted"] for told in ([0.9], [0.1], [0.9, 0.9])] == [None, 0, -1]
     assert solution_row(plain, [0.4])["predicted"] == 0 and "method" not in solution_row(plain, [0.4])
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from keel.bench import outcomes
 from keel.bench.outcomes import outcomes_judged
 from keel.data.records import Prompt
 from keel.data.traces import StepTrace
@@ -48,3 +49,11 @@ def test_one_prompt_says_nothing_of_others():
     same = [StepTrace(HELD[0].prompt, one.steps, one.labels, one.outcome) for one in HELD]
     found = outcomes_judged(torch.tensor([2.0, 1.0, 0.0, -1.0]), same, same, seed=0)
     assert found["auc"]["mean"] is not None and found["auc"]["low"] is None and found["accuracy"]["low"] is None
+
+
+def test_draws_block_by_block_are_those_drawn_at_once(monkeypatch):
+    found = []
+    for size in (100, 1000):
+        monkeypatch.setattr(outcomes, "BLOCK", size)
+        found.append(outcomes_judged(torch.tensor([2.0, 1.5, 2.5, -1.0]), HELD, HELD, seed=0)["auc"])
+    assert found[0] == found[1] and found[0]["low"] < found[0]["high"]

@@ -49,8 +49,10 @@ def test_the_stepwise_columns(jsonl, row, labels, outcome, meta):
 def test_a_trace_knows_its_first_error_and_its_text():
     assert TRACE.first_error == 1 and TRACE.id == "rows:1" and TRACE.text("; ") == "a; b; c"
     first = [StepTrace(TRACE.prompt, ("a",) * len(labels), labels).first_error
-             for labels in ((1.0, 0.5), (None, None, 0.49), (0.0, 0.0), (None,))]
-    assert first == [None, 2, 0, None]
+             for labels in ((1.0, 0.5), (1.0, 0.49, None), (0.0, 0.0), (None,), (None, 0.0), (1.0, None))]
+    assert first == [-1, 1, 0, None, None, None]
+    told = [StepTrace(TRACE.prompt, ("a", "b"), labels).is_wrong for labels in ((None, 0.49), (None, 0.5), (0.0, None))]
+    assert told == [True, False, True]
 
 
 def test_plain_text_and_text_only_files(jsonl, tmp_path):

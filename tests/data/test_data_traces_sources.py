@@ -71,12 +71,23 @@ def test_big_bench_mistake(jsonl):
     assert trace.outcome is None and trace.prompt.meta == {"answer": "a b"}
 
 
+@pytest.mark.parametrize(("answer", "target", "outcome"), [(-12, "-12", True), ("7 ", 7, True), (7, 8, False)])
+def test_an_answer_that_is_a_number_has_an_outcome_too(jsonl, answer, target, outcome):
+    trace, _ = only(jsonl(MISTAKE | {"answer": answer, "target": target}))
+    assert trace.outcome is outcome and trace.prompt.meta == {"answer": target, "model_answer": answer}
+
+
+def test_an_answer_that_is_neither_text_nor_number_is_refused():
+    with pytest.raises(RowError, match=r"`answer` or `target` of a BIG-Bench Mistake row is \['b'\]"):
+        trace_of(Row(Path("a.jsonl"), 1, MISTAKE | {"answer": ["b"]}, False), as_text=False)
+
+
 BENCH = {"id": "gsm8k-12", "generator": "some-model", "problem": "1 + 1?", "steps": ["x", "y", "z"],
          "final_answer_correct": True, "label": -1}
 
 
 @pytest.mark.parametrize(("label", "labels", "first"), [
-    (-1, (1.0, 1.0, 1.0), None), (0, (0.0, None, None), 0), (2, (1.0, 1.0, 0.0), 2)])
+    (-1, (1.0, 1.0, 1.0), -1), (0, (0.0, None, None), 0), (2, (1.0, 1.0, 0.0), 2)])
 def test_process_bench(jsonl, label, labels, first):
     trace, layout = only(jsonl(BENCH | {"label": label}))
     assert (layout, trace.labels, trace.first_error, trace.outcome) == ("ProcessBench", labels, first, True)
@@ -144,7 +155,7 @@ def test_prm800k_follows_what_was_chosen_and_every_other_rating_ends_a_solution(
     assert (whole.id, first.id, second.id) == ("rows:1", "rows:1#1", "rows:1#2")
     assert (whole.steps, whole.labels, whole.outcome) == (("1:0", "mine", "0:1"), (1.0, 1.0, 1.0), True)
     assert (first.steps, first.labels, first.outcome) == (("0:-1",), (0.0,), None)
-    assert (second.steps, second.labels, second.first_error) == (("1:0", "0:-1"), (None, 0.0), 1)
+    assert (second.steps, second.labels, second.first_error) == (("1:0", "0:-1"), (None, 0.0), None)
     assert whole.prompt.meta == first.prompt.meta == {
         "labeler": "l", "is_quality_control_question": False, "answer": "2", "finish_reason": "solution"}
     assert kind_of_files(path) == "traces" and read_prompts(path)[0] == [whole.prompt]
@@ -229,10 +240,10 @@ def test_the_files_with_labelled_steps(shared, name):
     """Counts as in the README of the folder."""
     wrong, n_rows, n_blank = FILES[name]
     traces, report = read_traces(shared / f"data/step_labels/{name}.jsonl.gz")
-    assert Counter(t.prompt.meta["task"] for t in traces if t.first_error is not None) == wrong
+    assert Counter(t.prompt.meta["task"] for t in traces if t.is_wrong) == wrong
     assert (len(traces), report.n_rows, report.left_out) == (n_rows, n_rows, {"blank steps": n_blank})
     assert all(isinstance(t.prompt.meta["answer"], str) and t.outcome is not None for t in traces)
-    assert all(label is None for t in traces if t.first_error is not None for label in t.labels[t.first_error + 1:])
+    assert all(label is None for t in traces if t.is_wrong for label in t.labels[t.first_error + 1:])
 
 
 def test_a_converted_file_of_labelled_steps_reads_back(shared, tmp_path):

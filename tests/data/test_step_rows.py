@@ -58,7 +58,8 @@ def test_whole_steps_go_from_the_end_until_the_others_fit(max_length, steps, end
     assert (row.ends, row.n_tokens, row.trace.steps) == (ends, n_tokens, whole.steps[:steps])
     assert row.trace.labels == whole.labels[:steps] and row.row.ids == rendered(whole)[0][0].row.ids[:n_tokens]
     assert row.trace.outcome is (True if steps == 3 else None)
-    assert cut == StepTruncation(1, int(steps < 3), 0, 3 - steps, 3, 3 - steps, 0, max_length)
+    assert cut == StepTruncation(1, int(steps < 3), 0, 3 - steps, 3, 3 - steps, 0, int(steps < 3),
+                                 max_length)
 
 
 def test_a_shortened_row_keeps_the_token_that_its_separator_shares():
@@ -76,7 +77,7 @@ def test_what_is_lost_is_counted():
               trace("ab", "cccccc", name="unlabelled", labels=[None, 1])]
     rows, cut = rendered(*traces, max_length=7)
     assert [row.row.record_id for row in rows] == ["fits", "shortened"]
-    assert cut == StepTruncation(4, 1, 2, 5, 6, 3, 0, 7)
+    assert cut == StepTruncation(4, 1, 2, 5, 6, 3, 0, 0, 7)
     assert cut.summary() == ("4 solutions at most 7 tokens long: 1 without their last steps, 2 dropped; 5 steps and 3 "
                              "of 6 labels are in no row")
 
@@ -85,7 +86,9 @@ def test_a_solution_of_which_only_the_outcome_is_known():
     known = trace("ab", "c", labels=[None, None], outcome=False)
     [row], _ = rendered(known)
     assert row.trace == known
-    assert [row.row.record_id for row in rendered(known, trace("a", name="b"), max_length=6)[0]] == ["b"]
+    rows, cut = rendered(known, trace("a", name="b"), max_length=6)
+    assert [row.row.record_id for row in rows] == ["b"] and cut.n_outcomes_lost == 1
+    assert cut.summary().endswith("2 steps and 0 of 1 labels are in no row, nor are 1 known outcomes")
 
 
 def test_steps_that_hold_the_separator_are_kept_and_counted():
@@ -93,6 +96,14 @@ def test_steps_that_hold_the_separator_are_kept_and_counted():
     [row], cut = rendered(trace("a\nb", "c\n\n", "d"))
     assert row.ends == (5, 9, 11) and cut.n_divided == 2
     assert rendered(trace("a b", "c"), separator=" ;")[1].n_divided == 0
+
+
+def test_a_separator_that_arises_where_steps_meet_divides_them():
+    """a \n | \n \n | b is cut behind the second line break: "a" and "\nb", of which neither is a step here."""
+    assert rendered(trace("a\n", "b"), separator="\n\n")[1].n_divided == 2
+    assert rendered(trace("c", "a\n", "b", "d"), separator="\n\n")[1].n_divided == 2
+    assert rendered(trace("a", "\nb"), separator="\n\n")[1].n_divided == 0
+    assert rendered(trace("a", "b\n"), separator="\n\n")[1].n_divided == 0
 
 
 def test_solutions_that_are_dropped_or_refused():

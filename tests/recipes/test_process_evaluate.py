@@ -8,7 +8,7 @@ import tiny
 import tolerances as tol
 import torch
 
-from keel.bench.first_errors import judged
+from keel.bench.first_errors import baselines_of, judged
 from keel.cli import main
 from keel.data.load import read_traces
 from keel.errors import DataError, NumericsError
@@ -98,7 +98,7 @@ def test_the_baselines_come_from_the_training_file(tmp_path):
     told = run(config(tmp_path, train=train)).values["steps"]
     held, training = read_traces(tmp_path / "held.jsonl")[0], read_traces(train)[0]
     probabilities = [wary(None, one.text("\n"), True) for one in held]
-    assert told == json.loads(json.dumps(judged(probabilities, held, seed=0, training=training)))
+    assert told == json.loads(json.dumps(judged(probabilities, held, seed=0, baselines=baselines_of(training))))
     assert set(told["baselines"]) == {"no error", "majority", "length"}
 
 

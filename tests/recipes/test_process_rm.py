@@ -12,6 +12,7 @@ from recipes.running import FAST, killed_here, logged, same_results
 
 from keel.data.load import read_traces
 from keel.data.render import template
+from keel.data.seen import prompt_key, read_seen
 from keel.data.step_rows import render_traces
 from keel.errors import ConfigError, DataError
 from keel.models.load import LoraSettings, ModelConfig, load_tokenizer
@@ -189,11 +190,46 @@ def test_what_the_limit_takes_is_counted_and_counts_as_missed(tmp_path):
     train = [one for one in read_traces(cfg.data.path)[0] if one.id not in {row["id"] for row in written(cfg.out)}]
     cut = render_traces(words, train, separator=" .", max_length=14)[1]
     assert result["skipped"] == {"records": 0, "n_unlabelled": 0} | vars(cut)
-    assert cut.n_labels_lost > 0 and result["notes"] == [cut.summary()]
+    held = [one for one in read_traces(cfg.data.path)[0] if one.id not in {one.id for one in train}]
+    cut_held = render_traces(words, held, separator=" .", max_length=14)[1]
+    assert result["held_out"] == vars(cut_held) and cut_held.n_outcomes_lost > 0 and cut_held.n_rows == len(held)
+    assert cut.n_labels_lost > 0 and result["notes"] == [cut.summary(), f"held out: {cut_held.summary()}"]
     for key in ("n_wrong", "n_right"):
         assert result["steps"]["first_error"][key] == whole["steps"]["first_error"][key]
     assert result["steps"]["n_unscored"] > whole["steps"]["n_unscored"] == 0
     assert any(step["score"] is None for row in written(cfg.out) for step in row["steps"])
+
+
+def test_hard_labels_are_those_of_every_solution(tmp_path):
+    """A label of 0.3 is right above 0.25: held out as in training, so no solution has a first error."""
+    path = edited(tmp_path, lambda row: {"labels": [None if label is None else 0.3 for label in row["labels"]]})
+    soft = process_rm.run(config(tmp_path, out=tmp_path / "soft", steps=1, data={"path": path})).values
+    hard = process_rm.run(config(tmp_path, steps=1, hard_above=0.25, data={"path": path})).values
+    assert soft["steps"]["first_error"]["n_right"] == hard["steps"]["first_error"]["n_wrong"] == 0
+    assert hard["steps"]["first_error"]["n_right"] == soft["steps"]["first_error"]["n_wrong"] > 0
+    assert soft["steps"]["baselines"]["majority"]["accuracy_wrong"] == 1.0
+    assert hard["steps"]["baselines"]["majority"]["accuracy_right"] == 1.0
+    assert hard["evaluation"]["steps/label"] == logged(tmp_path / "rm")[0]["steps/label"] == 1.0
+    assert {step["label"] for row in written(tmp_path / "rm") for step in row["steps"]} <= {1.0, None}
+
+
+def test_hard_labels_have_no_effect_on_outcomes(tmp_path):
+    for supervise in ("outcome", "outcome_at_each_step"):
+        with pytest.raises(ValueError, match=f"hard_above does nothing with supervise = {supervise}: an outcome"):
+            config(tmp_path, supervise=supervise, hard_above=0.5)
+
+
+def test_a_separator_as_typed_on_a_command_line(tmp_path):
+    assert config(tmp_path, separator="\\n").separator == "\n"
+
+
+def test_the_prompts_that_were_seen_are_listed(tmp_path):
+    cfg = config(tmp_path, steps=1)
+    process_rm.run(cfg)
+    seen, held = read_seen(cfg.out / "model"), {row["id"] for row in written(cfg.out)}
+    told = {one.id: prompt_key(one.prompt) for one in read_traces(cfg.data.path)[0]}
+    assert seen.held_out == {key for name, key in told.items() if name in held}
+    assert seen.learned_from == {key for name, key in told.items() if name not in held}
 
 
 def test_only_wrong_solutions_leave_the_steps_to_be_counted(tmp_path):

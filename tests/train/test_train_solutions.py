@@ -13,7 +13,7 @@ from keel.errors import DataError
 from keel.functional.steps import step_loss
 from keel.models.load import ModelConfig, load_tokenizer
 from keel.models.process import process_model
-from keel.train.solutions import step_batch, step_logits_of, supervised, tell, up_to_last_label
+from keel.train.solutions import hardened, step_batch, step_logits_of, supervised, tell, up_to_last_label
 
 ASKED = (Message("user", "why ?"),)
 
@@ -36,10 +36,10 @@ def test_the_labels_that_are_learned_from(how, wanted):
 
 
 def test_hard_labels():
-    told = trace(0.0, 0.25, None, 1.0)
-    assert supervised([told], "steps", hard_above=0.0)[0].labels == (0.0, 1.0, None, 1.0)
-    assert supervised([told], "steps", hard_above=0.25)[0].labels == (0.0, 0.0, None, 1.0)
-    assert supervised([trace(1.0, 0.25)], "last_step", hard_above=0.5)[0].labels == (None, 0.0)
+    told = trace(0.0, 0.25, None, 1.0, outcome=False)
+    assert hardened([told], 0.0)[0].labels == (0.0, 1.0, None, 1.0)
+    assert hardened([told, told], 0.25)[1].labels == (0.0, 0.0, None, 1.0)
+    assert hardened([told], 0.5)[0].outcome is False and hardened([told], None) == [told]
 
 
 def test_solutions_without_a_label_are_left_out():
@@ -97,9 +97,9 @@ def test_logits_come_back_in_the_order_of_rows_and_steps(tmp_path):
 
 def test_what_a_reader_is_told():
     notes = []
-    tell(StepTruncation(3, 0, 0, 0, 9, 0, 0, 64), notes.append)
+    tell(StepTruncation(3, 0, 0, 0, 9, 0, 0, 0, 64), notes.append)
     assert notes == []
-    tell(StepTruncation(3, 1, 1, 4, 9, 3, 2, 64), notes.append)
+    tell(StepTruncation(3, 1, 1, 4, 9, 3, 2, 0, 64), notes.append)
     assert notes[0] == ("3 solutions at most 64 tokens long: 1 without their last steps, 1 dropped; 4 steps and 3 of 9 "
                         "labels are in no row")
     assert notes[1].startswith("2 steps hold the separator") and len(notes) == 2

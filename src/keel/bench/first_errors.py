@@ -13,22 +13,21 @@ from math import isnan, log1p
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from keel.bench.intervals import intervals
 from keel.data.records import prompt_numbers
-from keel.data.traces import StepTrace
+from keel.data.traces import NO_ERROR, StepTrace
 from keel.errors import DataError, NumericsError
 from keel.functional.calibration import brier, expected_calibration_error
 from keel.functional.resampling import cluster_draws, harmonic_draws, percentile_interval
 from keel.functional.steps import first_error_scores, predicted_first_error
 from keel.rng import stream
 
-__all__ = ["HALF", "NO_ERROR", "best_threshold", "first_error_of", "judged", "solution_row"]
+__all__ = ["HALF", "StepsRead", "baselines_of", "best_threshold", "judged", "solution_row", "steps_headline"]
 
 HALF = 0.5
-NO_ERROR = -1
 NOT_READ = -2
 N_RESAMPLES = 1000
 BLOCK = 100
@@ -37,46 +36,77 @@ MOST_THRESHOLDS = 200
 """Tried of those that lie between the probabilities at hand."""
 SMALLEST = 1e-12
 """A probability is kept this far from 0 and 1 where its logit is taken."""
+MOST_TAUGHT = 4000
+"""Solutions that the regression on lengths is fitted on, at most."""
 Probabilities = Sequence[Sequence[float]]
+Predict = Callable[[Sequence[StepTrace]], Int[Tensor, " N"]]
 
 
-def first_error_of(trace: StepTrace) -> int | None:
-    """Index of the first wrong step, -1 where every step is right; None where a step before it was not judged."""
-    for k, label in enumerate(trace.labels):
-        if label is None:
-            return None
-        if label < HALF:
-            return k
-    return NO_ERROR
+@dataclass(frozen=True)
+class StepsRead:
+    """Probabilities of the steps of solutions, one behind the other.
+
+    Attributes:
+        values: that the step is right.
+        rows: number of its solution, never falling.
+        whole: which solutions have a probability for each of their steps.
+    """
+
+    values: Float[Tensor, " S"]
+    rows: Int[Tensor, " S"]
+    whole: Bool[Tensor, " N"]
+
+    @staticmethod
+    def of(probabilities: "Probabilities", traces: Sequence[StepTrace]) -> "StepsRead":
+        rows = [i for i, row in enumerate(probabilities) for _ in row]
+        whole = [len(row) == len(trace.steps) for row, trace in zip(probabilities, traces, strict=True)]
+        return StepsRead(torch.tensor([p for row in probabilities for p in row], dtype=torch.float64),
+                         torch.tensor(rows, dtype=torch.long), torch.tensor(whole, dtype=torch.bool))
+
+    def first_errors(self, threshold: float) -> Int[Tensor, " N"]:
+        """Place of the first step called wrong, -1 where none is; NOT_READ where none was found and steps are left."""
+        found = predicted_first_error(self.values, self.rows, len(self.whole), threshold=threshold)
+        return torch.where(self.whole | (found != NO_ERROR), found, NOT_READ)
+
+    def best_threshold(self, true: Int[Tensor, " N"]) -> float:
+        """See `best_threshold`."""
+        values = self.values.unique()
+        if len(values) > MOST_THRESHOLDS:
+            values = values.quantile(torch.linspace(0, 1, MOST_THRESHOLDS, dtype=torch.float64)).unique()
+        # Below all of them no error is found, and above all of them no right solution passes: F1 is 0 there.
+        tried = [HALF, *((values[1:] + values[:-1]) / 2).tolist()]
+        f1 = [first_error_scores(self.first_errors(threshold), true).f1 for threshold in tried]
+        return min(zip(tried, f1, strict=True), key=lambda one: (-one[1], abs(one[0] - HALF), one[0]))[0]
 
 
 def judged(
     probabilities: Probabilities, traces: Sequence[StepTrace], *, seed: int, threshold: float = HALF,
-    training: Sequence[StepTrace] | None = None, by: str | None = None,
+    baselines: Mapping[str, Predict] | None = None, by: str | None = None,
 ) -> dict[str, Any]:
     """Everything that is said about a judge of steps, as JSON; what cannot be said is None or absent.
 
     Args:
-        probabilities: that each step is right, per solution; fewer than it has steps where the end was cut off. Where
-            there are none at all, a right solution counts as missed too.
+        probabilities: that each step is right, per solution; fewer than it has steps where the end was cut off. A right
+            solution passes only if all of it was read.
         traces: the whole solutions, also where their end was cut off: an error there is one that is missed.
         seed: of the intervals, which are over prompts.
         threshold: a step whose probability is below is called wrong.
-        training: solutions that the baselines are made from; none: only the baseline that finds no error.
+        baselines: from `baselines_of`; none: only the one that finds no error.
         by: column of the prompts' meta to break the first errors down by.
     Raises:
         DataError: no solution has a label.
         NumericsError: a probability is no probability, or a solution has more of them than steps.
     """
     _check(probabilities, traces)
-    known = [i for i, trace in enumerate(traces) if first_error_of(trace) is not None]
+    known = [i for i, trace in enumerate(traces) if trace.first_error is not None]
     held = [traces[i] for i in known]
-    found = {"model": _predicted([probabilities[i] for i in known], threshold)}
-    found |= {name: predict(held) for name, predict in _baselines(training, by).items()}
-    n_scored = sum(map(len, probabilities))
+    found = {"model": StepsRead.of([probabilities[i] for i in known], held).first_errors(threshold)}
+    found |= {name: predict(held) for name, predict in (baselines or baselines_of(None)).items()}
+    n_scored, n_steps = sum(map(len, probabilities)), sum(len(trace.steps) for trace in traces)
+    n_part = sum(len(row) < len(trace.steps) for row, trace in zip(probabilities, traces, strict=True))
     return {
-        "n": len(traces), "n_steps": sum(len(trace.steps) for trace in traces), "n_unknown": len(traces) - len(known),
-        "n_unscored": sum(len(trace.steps) for trace in traces) - n_scored, "threshold": threshold,
+        "n": len(traces), "n_steps": n_steps, "n_unknown": len(traces) - len(known), "n_part": n_part,
+        "n_unscored": n_steps - n_scored, "threshold": threshold,
         **_steps(probabilities, traces, threshold, seed), **_first_errors(found, held, seed),
         **({} if by is None else {"by": by, "by_task": _by_task(found, held, by, seed)}),
     }
@@ -90,35 +120,46 @@ def best_threshold(probabilities: Probabilities, traces: Sequence[StepTrace]) ->
         NumericsError: see `judged`.
     """
     _check(probabilities, traces)
-    known = [i for i, trace in enumerate(traces) if first_error_of(trace) is not None]
-    true = torch.tensor([first_error_of(traces[i]) for i in known], dtype=torch.long)
+    known = [i for i, trace in enumerate(traces) if trace.first_error is not None]
+    held = [traces[i] for i in known]
+    true = _true(held)
     if not bool((true == NO_ERROR).any()) or not bool((true != NO_ERROR).any()):
         raise DataError("a threshold is chosen on right and on wrong solutions, and one kind is missing",
                         where=f"{len(traces)} solutions", remedy="Name a file with both, or set threshold.")
-    chosen = [probabilities[i] for i in known]
-    values = torch.tensor([p for row in chosen for p in row], dtype=torch.float64).unique()
-    if len(values) > MOST_THRESHOLDS:
-        values = values.quantile(torch.linspace(0, 1, MOST_THRESHOLDS, dtype=torch.float64)).unique()
-    # Below all of them no error is found, and above all of them no right solution passes: F1 is 0 there.
-    tried = [HALF, *((values[1:] + values[:-1]) / 2).tolist()]
-    f1 = [first_error_scores(_predicted(chosen, threshold), true).f1 for threshold in tried]
-    return min(zip(tried, f1, strict=True), key=lambda one: (-one[1], abs(one[0] - HALF), one[0]))[0]
+    return StepsRead.of([probabilities[i] for i in known], held).best_threshold(true)
+
+
+def _true(known: Sequence[StepTrace]) -> Int[Tensor, " N"]:
+    return torch.tensor([trace.first_error for trace in known], dtype=torch.long)
 
 
 def solution_row(trace: StepTrace, probabilities: Sequence[float], threshold: float = HALF, *,
                  method: str | None = None) -> dict[str, Any]:
     """A row of solutions.jsonl, which the report draws."""
     scores = [*probabilities, *[None] * (len(trace.steps) - len(probabilities))]
-    known = first_error_of(trace)
+    predicted = int(StepsRead.of([probabilities], [trace]).first_errors(threshold)[0])
     talk = [{"role": turn.role, "content": turn.content} for turn in trace.prompt.messages]
     return {
         "id": trace.id, "prompt": talk if trace.prompt.text is None else trace.prompt.text,
         "steps": [{"text": text, "score": score, "label": label}
                   for text, score, label in zip(trace.steps, scores, trace.labels, strict=True)],
-        "outcome": trace.outcome, "first_error": known,
-        "predicted": int(_predicted([probabilities], threshold)[0]) if len(probabilities) else None,
+        "outcome": trace.outcome, "first_error": trace.first_error,
+        "predicted": None if predicted == NOT_READ else predicted,
         **({} if method is None else {"method": method}),
     }
+
+
+def steps_headline(told: dict[str, Any]) -> dict[str, object] | None:
+    """What `judged` found in the shape that the report reads: F1 against the best baseline's; where all solutions are
+    right, or all wrong, accuracy on steps."""
+    found, gap, n = told["first_error"]["f1"], told["difference"], told["n"] - told["n_unknown"]
+    if found["mean"] is not None:
+        return {"metric": f"held-out F1 of first errors (before: {gap['over']})", "higher_is_better": True,
+                "before": told["baselines"][gap["over"]]["f1"] | {"n": n}, "after": found | {"n": n},
+                "change": {key: gap[key] for key in ("mean", "low", "high")}}
+    return None if told["accuracy"]["mean"] is None else {
+        "metric": "held-out accuracy on steps (before: the commonest label)", "higher_is_better": True,
+        "before": {"mean": told["accuracy_majority"]}, "after": told["accuracy"]}
 
 
 def _check(probabilities: Probabilities, traces: Sequence[StepTrace]) -> None:
@@ -132,15 +173,6 @@ def _check(probabilities: Probabilities, traces: Sequence[StepTrace]) -> None:
         if strange := [p for p in row if not 0 <= p <= 1]:
             raise NumericsError(f"{strange[0]} is not the probability of a step", where=f"solution {trace.id}",
                                 remedy="Give numbers within [0, 1]: how likely it is that the step is right.")
-
-
-def _predicted(probabilities: Probabilities, threshold: float) -> Int[Tensor, " N"]:
-    """Place of the first step called wrong; what was not read at all is neither right nor wrong anywhere."""
-    rows = [i for i, row in enumerate(probabilities) for _ in row]
-    found = predicted_first_error(
-        torch.tensor([p for row in probabilities for p in row], dtype=torch.float64),
-        torch.tensor(rows, dtype=torch.long), len(probabilities), threshold=threshold)
-    return torch.where(torch.tensor([len(row) > 0 for row in probabilities], dtype=torch.bool), found, NOT_READ)
 
 
 # --- single steps ----------------------------------------------------------------------------------------------------
@@ -179,7 +211,7 @@ def _depth(k: int, p: Float[Tensor, " S"], right: Tensor, margins: Float[Tensor,
 
 def _first_errors(found: Mapping[str, Int[Tensor, " N"]], held: Sequence[StepTrace], seed: int) -> dict[str, Any]:
     """F1 of the judge and of each baseline, and by how much it is above the best of them."""
-    true = torch.tensor([first_error_of(trace) for trace in held], dtype=torch.long)
+    true = _true(held)
     draws = _f1_draws(found, true, held, seed)
     told = {name: _scores(predicted, true, draws[name]) for name, predicted in found.items()}
     model = told.pop("model")
@@ -242,9 +274,6 @@ def _by_task(found: Mapping[str, Int[Tensor, " N"]], held: Sequence[StepTrace], 
 # --- what a judge has to beat ----------------------------------------------------------------------------------------
 
 
-Predict = Callable[[Sequence[StepTrace]], Int[Tensor, " N"]]
-
-
 @dataclass(frozen=True)
 class _Length:
     """Steps judged by their place and their length alone."""
@@ -253,23 +282,28 @@ class _Length:
     threshold: float
 
     def __call__(self, traces: Sequence[StepTrace]) -> Int[Tensor, " N"]:
-        return _predicted(self.probabilities(traces), self.threshold)
-
-    def probabilities(self, traces: Sequence[StepTrace]) -> list[list[float]]:
-        """That each step is right."""
-        return [self.model.predict_proba(_shapes(trace))[:, 1].tolist() for trace in traces]
+        return _shaped(self.model, traces).first_errors(self.threshold)
 
 
-def _baselines(training: Sequence[StepTrace] | None, by: str | None) -> dict[str, Predict]:
+def baselines_of(training: Sequence[StepTrace] | None, *, by: str | None = None, seed: int = 0) -> dict[str, Predict]:
+    """Rules that read no word, by name; each says where it sees the first errors of solutions.
+
+    Args:
+        training: solutions that they are made from; none: only the rule that finds no error.
+        by: column of the prompts' meta by which there is a majority of each part.
+        seed: of the sample of 4,000 solutions that the rule of lengths is fitted on where there are more.
+    """
     found: dict[str, Predict] = {"no error": lambda held: torch.full((len(held),), NO_ERROR)}
-    known = [trace for trace in training or () if first_error_of(trace) is not None]
+    known = [trace for trace in training or () if trace.first_error is not None]
     if not known:
         return found
     found["majority"] = _majority(known, None)
     if by is not None:
         found[f"majority of each {by}"] = _majority(known, by)
-    if len({first_error_of(trace) == NO_ERROR for trace in known}) > 1:
-        found["length"] = _length(known)
+    order = torch.randperm(len(known), generator=stream(seed, "baselines")).tolist()
+    taught = [known[i] for i in sorted(order[:MOST_TAUGHT])]
+    if len({trace.first_error == NO_ERROR for trace in taught}) > 1:
+        found["length"] = _length(taught)
     return found
 
 
@@ -286,7 +320,7 @@ def _label(trace: StepTrace, by: str | None) -> str:
 
 
 def _commonest(traces: Sequence[StepTrace]) -> int:
-    counts = Counter(place for trace in traces if (place := first_error_of(trace)) is not None)
+    counts = Counter(place for trace in traces if (place := trace.first_error) is not None)
     return min(counts, key=lambda place: (-counts[place], place))
 
 
@@ -300,8 +334,16 @@ def _length(known: Sequence[StepTrace]) -> Predict:
             for shape, label in zip(_shapes(trace), trace.labels, strict=True) if label is not None]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([shape for shape, _ in told], [right for _, right in told])
-    fitted = _Length(model, HALF)
-    return _Length(model, best_threshold(fitted.probabilities(known), known))
+    return _Length(model, _shaped(model, known).best_threshold(_true(known)))
+
+
+def _shaped(model: Any, traces: Sequence[StepTrace]) -> StepsRead:
+    """What a model of shapes says of all steps."""
+    if not traces:
+        return StepsRead.of([], [])
+    said = torch.from_numpy(model.predict_proba([shape for trace in traces for shape in _shapes(trace)])[:, 1])
+    rows = [i for i, trace in enumerate(traces) for _ in trace.steps]
+    return StepsRead(said.double(), torch.tensor(rows), torch.ones(len(traces), dtype=torch.bool))
 
 
 def _shapes(trace: StepTrace) -> list[list[float]]:

@@ -14,7 +14,10 @@ from keel.functional.resampling import area_draws, cluster_draws, percentile_int
 from keel.functional.statistics import area_under_curve, correlation
 from keel.rng import stream
 
-__all__ = ["outcomes_judged"]
+__all__ = ["outcome_headline", "outcomes_judged"]
+
+BLOCK = 100
+"""Resamples in memory at a time."""
 
 
 def outcomes_judged(logits: Float[Tensor, " N"], held: Sequence[StepTrace], training: Sequence[StepTrace], *, seed: int,
@@ -43,6 +46,13 @@ def outcomes_judged(logits: Float[Tensor, " N"], held: Sequence[StepTrace], trai
             "baselines": {"majority": {"accuracy": accuracy["majority"]}, "number of steps": {"auc": areas["steps"]}}}
 
 
+def outcome_headline(told: dict[str, Any]) -> dict[str, object]:
+    """The area against that of the number of steps, in the shape that the report reads."""
+    before, after = told["baselines"]["number of steps"]["auc"], told["auc"]
+    return {"metric": "held-out area under the curve of outcomes (before: the number of steps)",
+            "higher_is_better": True, "before": before | {"n": told["n"]}, "after": after | {"n": told["n"]}}
+
+
 def _area(scores: Float[Tensor, " N"], right: Bool[Tensor, " N"], numbers: Int[Tensor, " N"], seed: int,
           ) -> dict[str, float | None]:
     """The area with its interval over prompts; nothing where all answers are right, or none."""
@@ -51,7 +61,8 @@ def _area(scores: Float[Tensor, " N"], right: Bool[Tensor, " N"], numbers: Int[T
     found: dict[str, float | None] = {"mean": float(area_under_curve(scores, right)), "low": None, "high": None}
     n_prompts = int(numbers.max()) + 1
     if n_prompts > 1:  # one prompt says nothing of others
-        draws = cluster_draws(n_prompts, n_draws=N_RESAMPLES, generator=stream(seed, "bootstrap", "outcome"))
-        low, high = percentile_interval(area_draws(draws[:, numbers], scores, right))
+        generator = stream(seed, "bootstrap", "outcome")
+        blocks = [cluster_draws(n_prompts, n_draws=BLOCK, generator=generator) for _ in range(N_RESAMPLES // BLOCK)]
+        low, high = percentile_interval(torch.cat([area_draws(draws[:, numbers], scores, right) for draws in blocks]))
         found |= {"low": float(low), "high": float(high)}
     return found

@@ -27,4 +27,6 @@ def solution_scores(
     starts, lengths = batch.response_mask.int().argmax(1).tolist(), batch.response_mask.sum(1).tolist()
     places = [(row, starts[row] + end) for row, own in enumerate(ends) for end in own if end < lengths[row]]
     rows, columns = torch.tensor(places, dtype=torch.long, device=batch.ids.device).view(-1, 2).unbind(1)
-    return aggregate_steps(step_logits(model, batch, rows, columns).double().sigmoid(), rows, len(ends), how=how)
+    # Not every device has numbers of double precision.
+    values = step_logits(model, batch, rows, columns).cpu().double().sigmoid()
+    return aggregate_steps(values, rows.cpu(), len(ends), how=how)

@@ -76,7 +76,7 @@ class StepCounts:
         self.n_solutions += 1
         self.n_steps += len(trace.steps)
         self.n_unlabelled += trace.labels.count(None)
-        self.n_wrong += trace.first_error is not None
+        self.n_wrong += trace.is_wrong
         self.n_outcomes += trace.outcome is not None
         self.n_right_answers += trace.outcome is True
 

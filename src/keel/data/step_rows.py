@@ -7,7 +7,7 @@ from typing import Literal
 
 from keel.data.chat import Template
 from keel.data.render import Row
-from keel.data.segment import places_in_text
+from keel.data.segment import cut_text, places_in_text
 from keel.data.traces import StepTrace
 from keel.errors import DataError
 
@@ -46,7 +46,9 @@ class StepTruncation:
         n_steps_dropped: steps that are in no row.
         n_labels: labels of all solutions seen.
         n_labels_lost: of which so many are in no row.
-        n_divided: steps in rows that hold the separator; written by a policy, each would be several steps.
+        n_divided: steps in rows that a policy's text would not have: they hold the separator, or make one with what
+            stands beside them.
+        n_outcomes_lost: solutions of known outcome that are in no row, or without their end.
         max_length: the limit, in tokens.
     """
 
@@ -57,13 +59,15 @@ class StepTruncation:
     n_labels: int
     n_labels_lost: int
     n_divided: int
+    n_outcomes_lost: int
     max_length: int
 
     def summary(self) -> str:
         """One line for a log."""
         return (f"{self.n_rows} solutions at most {self.max_length} tokens long: {self.n_shortened} without their last "
                 f"steps, {self.n_dropped} dropped; {self.n_steps_dropped} steps and {self.n_labels_lost} of "
-                f"{self.n_labels} labels are in no row")
+                f"{self.n_labels} labels are in no row"
+                + (f", nor are {self.n_outcomes_lost} known outcomes" if self.n_outcomes_lost else ""))
 
 
 def render_traces(
@@ -101,9 +105,10 @@ def render_traces(
     kept_traces = [row.trace for row in rows]
     n_steps, n_kept = (sum(len(trace.steps) for trace in told) for told in (traces, kept_traces))
     n_labels, n_kept_labels = (sum(map(_n_labels, told)) for told in (traces, kept_traces))
-    n_divided = sum(separator in step for trace in kept_traces for step in trace.steps)
+    n_outcomes, n_kept_outcomes = (sum(trace.outcome is not None for trace in told) for told in (traces, kept_traces))
     return rows, StepTruncation(len(traces), n_shortened, len(traces) - len(rows), n_steps - n_kept, n_labels,
-                                n_labels - n_kept_labels, n_divided, max_length)
+                                n_labels - n_kept_labels, sum(_n_divided(trace, separator) for trace in kept_traces),
+                                n_outcomes - n_kept_outcomes, max_length)
 
 
 def _whole_row(template: Template, trace: StepTrace, separator: str) -> StepRow:
@@ -136,6 +141,14 @@ def _fitted(whole: StepRow, max_length: int, too_long: TooLongSolution) -> StepR
         return None
     row = replace(whole.row, ids=whole.row.ids[: whole.ends[n - 1] + 1])
     return StepRow(row, whole.ends[:n], trace)
+
+
+def _n_divided(trace: StepTrace, separator: str) -> int:
+    """Steps that are none where the separator alone says what a step is."""
+    text = trace.text(separator)
+    found, rest = cut_text(text, separator)
+    places = accumulate(len(step) + len(separator) for step in trace.steps)
+    return len(set(zip(trace.steps, places, strict=True)) - {*found, (rest, len(text) + len(separator))})
 
 
 def _n_labels(trace: StepTrace) -> int:

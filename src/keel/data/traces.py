@@ -13,10 +13,11 @@ from keel.data.records import Prompt, check_prompt, check_response
 from keel.data.rows import Row, kind_of
 from keel.data.sources import prm800k
 
-__all__ = ["BLANK", "StepTrace", "check_trace", "trace_of"]
+__all__ = ["BLANK", "NO_ERROR", "StepTrace", "check_trace", "trace_of"]
 
 BLANK = "blank steps"
 """What a report calls steps of whitespace that were left out."""
+NO_ERROR = -1
 _RIGHT = 0.5
 _HUGE = 1e300
 
@@ -42,8 +43,19 @@ class StepTrace:
 
     @property
     def first_error(self) -> int | None:
-        """Index of the first step whose label is below 0.5; none where there is no such step."""
-        return next((i for i, label in enumerate(self.labels) if label is not None and label < _RIGHT), None)
+        """Index of the first step whose label is below 0.5, -1 where every step is right; none where it is not known: a
+        step before it was not judged."""
+        for k, label in enumerate(self.labels):
+            if label is None:
+                return None
+            if label < _RIGHT:
+                return k
+        return NO_ERROR
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a step is known to be wrong, be it the first one or not."""
+        return any(label is not None and label < _RIGHT for label in self.labels)
 
     def text(self, separator: str) -> str:
         """The solution as one response."""

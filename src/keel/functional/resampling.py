@@ -81,10 +81,12 @@ def area_draws(
         scores: higher for what is held to be positive.
         positive: which items are.
     """
-    ups, downs = counts[:, positive], counts[:, ~positive]
-    in_order = ((scores[positive][:, None] - scores[~positive]).sign().double() + 1) / 2
+    levels, level = scores.unique(return_inverse=True)
+    nothing = counts.new_zeros(len(counts), len(levels))
+    ups, downs = (nothing.index_add(1, level[kind], counts[:, kind]) for kind in (positive, ~positive))
+    in_order = (ups * (downs.cumsum(1) - downs / 2)).sum(1)
     n_pairs = ups.sum(1) * downs.sum(1)
-    return torch.where(n_pairs > 0, ((ups @ in_order) * downs).sum(1) / n_pairs, torch.nan)
+    return torch.where(n_pairs > 0, in_order / n_pairs, torch.nan)
 
 
 def percentile_interval(

@@ -3,7 +3,6 @@
 Left out: judges that are asked for a verdict in words; a function may ask one and give probabilities.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from keel import runs
-from keel.bench.first_errors import HALF, best_threshold, first_error_of, judged, solution_row
+from keel.bench.first_errors import HALF, baselines_of, best_threshold, judged, solution_row, steps_headline
 from keel.config import Config
 from keel.data.load import read_traces
 from keel.data.render import template
@@ -26,7 +25,7 @@ from keel.models.load import FrozenModelConfig, check_context, load_tokenizer
 from keel.models.process import process_model
 from keel.named import named_function
 from keel.rollout.step_rewards import step_numbers
-from keel.runs import Stopped
+from keel.runs import Stopped, write_rows
 from keel.train.solutions import step_logits_of
 
 __all__ = ["ProcessEvaluateConfig", "run"]
@@ -91,14 +90,15 @@ def run(cfg: ProcessEvaluateConfig) -> runs.RunResult:
 
         probabilities = judge(held)
         threshold = cfg.threshold if chosen_by is None else best_threshold(judge(chosen_by), chosen_by)
-        told = judged(probabilities, held, seed=cfg.seed, threshold=threshold, training=training, by=cfg.by)
+        told = judged(probabilities, held, seed=cfg.seed, threshold=threshold, by=cfg.by,
+                      baselines=baselines_of(training, by=cfg.by, seed=cfg.seed))
         rows = [solution_row(trace, line, threshold) for trace, line in zip(held, probabilities, strict=True)]
         write_rows(cfg.out / "solutions.jsonl", rows[: cfg.n_samples])
         write_rows(cfg.out / "items.jsonl", [item(trace, line, row["predicted"]) for trace, line, row in zip(
             held, probabilities, rows, strict=True)])
         print(said(told))
         return log.finish({"judge": cfg.function or (cfg.model and cfg.model.path), "steps": told,
-                           "skipped": {"records": report.n_dropped}, "headline": headline(told)})
+                           "skipped": {"records": report.n_dropped}, "headline": steps_headline(told)})
 
 
 def require_other_prompts(held: Sequence[StepTrace], chosen_by: Sequence[StepTrace], file: str) -> None:
@@ -177,26 +177,8 @@ def _parts(rows: Sequence[T], log: runs.Run) -> Iterator[Sequence[T]]:
 
 def item(trace: StepTrace, probabilities: Sequence[float], predicted: int | None) -> dict[str, Any]:
     """A solution without its texts."""
-    return {"id": trace.id, "n_steps": len(trace.steps), "first_error": first_error_of(trace), "predicted": predicted,
+    return {"id": trace.id, "n_steps": len(trace.steps), "first_error": trace.first_error, "predicted": predicted,
             "probabilities": list(probabilities)}
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """JSON Lines."""
-    with runs.explained_disk_errors(path.parent):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def headline(told: dict[str, Any]) -> dict[str, object] | None:
-    """F1 against the best baseline's; where all solutions are right, or all wrong, accuracy on steps."""
-    found, gap, n = told["first_error"]["f1"], told["difference"], told["n"] - told["n_unknown"]
-    if found["mean"] is not None:
-        return {"metric": f"held-out F1 of first errors (before: {gap['over']})", "higher_is_better": True,
-                "before": told["baselines"][gap["over"]]["f1"] | {"n": n}, "after": found | {"n": n},
-                "change": {key: gap[key] for key in ("mean", "low", "high")}}
-    return None if told["accuracy"]["mean"] is None else {
-        "metric": "held-out accuracy on steps (before: the commonest label)", "higher_is_better": True,
-        "before": {"mean": told["accuracy_majority"]}, "after": told["accuracy"]}
 
 
 def said(told: dict[str, Any]) -> str:

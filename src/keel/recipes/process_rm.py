@@ -3,37 +3,39 @@
 Left out: how steps get labels (`keel process-rm label`), and what the scores are used for.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from keel import runs
-from keel.bench.first_errors import HALF, judged, solution_row
-from keel.bench.outcomes import outcomes_judged
+from keel.bench.first_errors import HALF, Predict, baselines_of, judged, solution_row, steps_headline
+from keel.bench.outcomes import outcome_headline, outcomes_judged
 from keel.config import Config
 from keel.data.collate import budget_batches
 from keel.data.load import read_traces
 from keel.data.render import Template, template
-from keel.data.step_rows import StepRow, render_traces
+from keel.data.segment import Separator
+from keel.data.step_rows import StepRow, StepTruncation, render_traces
 from keel.data.traces import StepTrace
 from keel.functional.steps import step_loss
 from keel.models.load import ModelConfig, check_context, device_of, load_tokenizer, save_model
 from keel.models.process import as_reward_model, process_model
 from keel.train import checkpoint
 from keel.train.clock import Clock
-from keel.train.inputs import load_split
+from keel.train.inputs import load_split, write_seen
 from keel.train.order import batch_indices, n_steps
 from keel.train.solutions import (
     OUTCOMES,
     SolutionsConfig,
     Supervise,
+    hardened,
     step_batch,
     step_logits_of,
     supervised,
@@ -52,7 +54,7 @@ class ProcessRMConfig(Config):
     out: Path = Field(description="run folder to make")
     model: ModelConfig = Field(description="trunk: a causal LM, best the policy's SFT model; or a process model")
     data: SolutionsConfig = Field(description="solutions in steps, with labels of the steps or outcomes")
-    separator: str = Field("\n", min_length=1, description="text between two steps, as the policy writes it")
+    separator: Separator = Field("\n", min_length=1, description="text between two steps, as the policy writes it")
     supervise: Supervise = Field("steps", description="steps: every labelled step; last_step: only the last of them; "
                                  "outcome: the final answer, at the end; outcome_at_each_step")
     hard_above: float | None = Field(None, ge=0, lt=1, description="labels above this become 1, the others 0 "
@@ -70,14 +72,30 @@ class ProcessRMConfig(Config):
     save_every: int = Field(100, ge=1, description="optimiser steps between checkpoints")
     n_samples: int = Field(64, ge=0, description="held-out solutions written to solutions.jsonl for the report")
 
+    @model_validator(mode="after")
+    def _check(self) -> "ProcessRMConfig":
+        if self.hard_above is not None and self.supervise in OUTCOMES:
+            raise ValueError(f"hard_above does nothing with supervise = {self.supervise}: an outcome is right or wrong")
+        return self
+
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out solutions as they were read; their rows, which some do not have; and those that were trained on."""
+    """Held-out solutions.
+
+    Attributes:
+        traces: as they were read.
+        rows: which some of them do not have.
+        cut: what the length limit did to them; none where there are none.
+        training: the solutions that were trained on.
+        baselines: made from these.
+    """
 
     traces: list[StepTrace]
     rows: list[StepRow]
+    cut: StepTruncation | None
     training: list[StepTrace]
+    baselines: Mapping[str, Predict]
 
 
 def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
@@ -88,12 +106,16 @@ def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
         words = template(tokenizer)
         read = partial(read_traces, on_bad_record=cfg.data.on_bad_record, as_text=cfg.data.as_text)
         train, held_out, n_bad = load_split(cfg.data, cfg.seed, read, log.note)
-        told = supervised(train, cfg.supervise, hard_above=cfg.hard_above)
+        write_seen(cfg.out, [trace.prompt for trace in train], [trace.prompt for trace in held_out])
+        train, held_out = hardened(train, cfg.hard_above), hardened(held_out, cfg.hard_above)
+        told = supervised(train, cfg.supervise)
         rows, cut = render_traces(words, told, separator=cfg.separator, max_length=cfg.data.max_length,
                                   too_long=cfg.data.too_long)
         tell(cut, log.note)
         rows = [up_to_last_label(row) for row in rows]
         held = unseen(words, held_out[: cfg.eval_solutions], train, cfg)
+        if held.cut and (held.cut.n_shortened or held.cut.n_dropped):
+            log.note(f"held out: {held.cut.summary()}")
 
         model = process_model(cfg.model, seed=cfg.seed)
         check_context(model, max(row.n_tokens for row in rows + held.rows))
@@ -133,15 +155,15 @@ def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
         return log.finish({
             "n_updates": total, "n_train": len(rows), "n_validation": len(held.rows), **found,
             "skipped": {"records": n_bad, "n_unlabelled": len(train) - len(told)} | vars(cut),
-            "headline": headline(found)})
+            "held_out": vars(held.cut) if held.cut else None, "headline": headline(found)})
 
 
 def unseen(words: Template, traces: list[StepTrace], training: list[StepTrace], cfg: ProcessRMConfig) -> Held:
     """Held-out solutions, judged as far as the length limit lets them be read."""
     if not traces:
-        return Held([], [], training)
-    rows, _ = render_traces(words, traces, separator=cfg.separator, max_length=cfg.data.max_length)
-    return Held(traces, rows, training)
+        return Held([], [], None, training, {})
+    rows, cut = render_traces(words, traces, separator=cfg.separator, max_length=cfg.data.max_length)
+    return Held(traces, rows, cut, training, baselines_of(training, by=cfg.by, seed=cfg.seed))
 
 
 def evaluate(logits: Sequence[Sequence[float]], held: Held, cfg: ProcessRMConfig) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def evaluate(logits: Sequence[Sequence[float]], held: Held, cfg: ProcessRMConfig
         values, labels = torch.tensor(pairs, dtype=torch.float64).T
         loss, stats = step_loss(values, labels)
         told = judged(probabilities(logits, held), held.traces, seed=cfg.seed, threshold=cfg.threshold,
-                      training=held.training, by=cfg.by)
+                      baselines=held.baselines, by=cfg.by)
         first = told["first_error"]
         found["steps"] = told
         found["evaluation"] |= {"loss": float(loss.mean()), "steps/accuracy": float(stats["steps/accuracy"].mean()),
@@ -188,28 +210,12 @@ def save_all(model: nn.Module, tokenizer: Any, words: Template, cfg: ProcessRMCo
 def write_solutions(logits: Sequence[Sequence[float]], held: Held, cfg: ProcessRMConfig) -> None:
     """Some held-out solutions with the score of each step."""
     told = zip(held.traces, probabilities(logits, held), strict=True)
-    lines = [json.dumps(solution_row(trace, line, cfg.threshold)) + "\n" for trace, line in told]
-    with runs.explained_disk_errors(cfg.out):
-        (cfg.out / "solutions.jsonl").write_text("".join(lines[: cfg.n_samples]))
+    runs.write_rows(cfg.out / "solutions.jsonl",
+                    [solution_row(*one, cfg.threshold) for one in islice(told, cfg.n_samples)])
 
 
 def headline(found: dict[str, Any]) -> dict[str, object] | None:
-    """What was learned against the best that knows no better, in the shape that the report reads."""
+    """What was learned against the best that knows no better."""
     if "outcome" in found:
-        told = found["outcome"]
-        return _against("area under the curve of outcomes", "the number of steps", told["auc"],
-                        told["baselines"]["number of steps"]["auc"], told["n"])
-    if "steps" not in found:
-        return None
-    told, gap = found["steps"], found["steps"]["difference"]
-    if told["first_error"]["f1"]["mean"] is not None:
-        shown = _against("F1 of first errors", gap["over"], told["first_error"]["f1"],
-                         told["baselines"][gap["over"]]["f1"], told["n"] - told["n_unknown"])
-        return shown | {"change": {key: gap[key] for key in ("mean", "low", "high")}}
-    return _against("accuracy on steps", "the commonest label", told["accuracy"], {"mean": told["accuracy_majority"]},
-                    told["accuracy"]["n"])
-
-
-def _against(metric: str, baseline: str, after: dict[str, Any], before: dict[str, Any], n: int) -> dict[str, object]:
-    return {"metric": f"held-out {metric} (before: {baseline})", "higher_is_better": True,
-            "before": {**before, "n": n}, "after": {**after, "n": n}}
+        return outcome_headline(found["outcome"])
+    return steps_headline(found["steps"]) if "steps" in found else None

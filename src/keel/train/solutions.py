@@ -19,8 +19,8 @@ from keel.models.process import step_logits
 from keel.train.inputs import DataConfig
 
 __all__ = [
-    "OUTCOMES", "SolutionsConfig", "StepBatch", "Supervise", "step_batch", "step_logits_of", "supervised", "tell",
-    "up_to_last_label",
+    "OUTCOMES", "SolutionsConfig", "StepBatch", "Supervise", "hardened", "step_batch", "step_logits_of", "supervised",
+    "tell", "up_to_last_label",
 ]
 
 Supervise = Literal["steps", "last_step", "outcome", "outcome_at_each_step"]
@@ -58,14 +58,21 @@ class StepBatch:
         return step_logits(model, self.tokens, self.rows, self.columns)
 
 
-def supervised(traces: Sequence[StepTrace], how: Supervise, *, hard_above: float | None = None) -> list[StepTrace]:
+def hardened(traces: Sequence[StepTrace], above: float | None) -> list[StepTrace]:
+    """The solutions with labels of 1 where they are above this, and of 0 elsewhere; none: with those that they have."""
+    if above is None:
+        return list(traces)
+    return [replace(trace, labels=tuple(None if label is None else float(label > above) for label in trace.labels))
+            for trace in traces]
+
+
+def supervised(traces: Sequence[StepTrace], how: Supervise) -> list[StepTrace]:
     """The solutions with the labels that are learned from; without those that have none.
 
     Args:
         traces: as they were read.
         how: `steps`: every labelled step; `last_step`: only the last of these; `outcome`: whether the final answer is
             right, as the label of the last step; `outcome_at_each_step`: the same as the label of every step.
-        hard_above: labels above become 1, the others 0; none: they stay what they are.
     Raises:
         DataError: outcomes are asked for, and a solution has none; or nothing is left.
     """
@@ -75,7 +82,7 @@ def supervised(traces: Sequence[StepTrace], how: Supervise, *, hard_above: float
             raise DataError(f"{len(unknown)} of {len(traces)} solutions do not say whether their final answer is right",
                             where=f"id {unknown[0]}", remedy="supervise = outcome needs the column `outcome` (true or "
                             "false); with labels of steps, use supervise = steps.")
-    found = [replace(trace, labels=_labels(trace, how, hard_above)) for trace in traces]
+    found = [replace(trace, labels=_labels(trace, how)) for trace in traces]
     kept = [trace for trace in found if any(label is not None for label in trace.labels)]
     if traces and not kept:
         raise DataError(f"none of {len(traces)} solutions has a label of a step", where="supervise = " + how,
@@ -83,13 +90,11 @@ def supervised(traces: Sequence[StepTrace], how: Supervise, *, hard_above: float
     return kept
 
 
-def _labels(trace: StepTrace, how: Supervise, hard_above: float | None) -> tuple[float | None, ...]:
+def _labels(trace: StepTrace, how: Supervise) -> tuple[float | None, ...]:
     n, labels = len(trace.steps), trace.labels
     if how in OUTCOMES:
         told = float(bool(trace.outcome))
         return (*([told] if how == "outcome_at_each_step" else [None]) * (n - 1), told)
-    if hard_above is not None:
-        labels = tuple(None if label is None else float(label > hard_above) for label in labels)
     last = max((k for k, label in enumerate(labels) if label is not None), default=-1)
     return labels if how == "steps" else tuple(label if k == last else None for k, label in enumerate(labels))
 
@@ -107,8 +112,8 @@ def tell(cut: StepTruncation, note: Callable[[str], None]) -> None:
     if cut.n_shortened or cut.n_dropped:
         note(cut.summary())
     if cut.n_divided:
-        note(f"{cut.n_divided} steps hold the separator: they are learned as one step each, while a policy that writes "
-             "them is judged at each separator")
+        note(f"{cut.n_divided} steps hold the separator, or make one with what stands beside them: a policy that "
+             "writes the same text is judged at other places")
 
 
 def step_batch(rows: Sequence[StepRow], pad_id: int, *, labelled: bool) -> StepBatch:
