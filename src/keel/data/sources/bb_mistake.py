@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from keel.data.problems import RowError
 from keel.data.sources.process_bench import labels_until
 
 __all__ = ["adapt", "matches"]
@@ -22,6 +23,18 @@ def adapt(value: Mapping[str, Any]) -> dict[str, Any]:
     given, target = value.get("answer"), value["target"]
     row |= {"prompt": value["input"], "completions": value["steps"], "answer": target,
             "labels": labels_until(value.get("mistake_index"), value["steps"])}
-    if isinstance(given, str) and isinstance(target, str):
-        row |= {"model_answer": given, "outcome": given.strip() == target.strip()}
+    if given is not None:
+        row |= {"model_answer": given, "outcome": _said(given) == _said(target)}
     return row
+
+
+def _said(answer: Any) -> str:
+    """The text of an answer; a number may stand as one.
+
+    Raises:
+        RowError: it is neither.
+    """
+    if not isinstance(answer, str | int | float):
+        raise RowError("answer is no text", f"`answer` or `target` of a BIG-Bench Mistake row is {answer!r:.80}",
+                       "Give both as text or as numbers.")
+    return str(answer).strip()
