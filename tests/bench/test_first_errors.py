@@ -170,7 +170,8 @@ def test_length_alone_finds_errors_that_lie_where_it_says():
     training += [trace([1, 1], f"r{i}", steps=["so", "if"]) for i in range(6)]
     held = [trace([1, 0], "a", steps=["so", "y" * 44]), trace([1, 1, 0], "b", steps=["so", "if", "z" * 50]),
             trace([1, 1], "c")]
-    found = judged([[0.9] * len(one.steps) for one in held], held, seed=0, baselines=baselines_of(training))["baselines"]["length"]
+    told = [[0.9] * len(one.steps) for one in held]
+    found = judged(told, held, seed=0, baselines=baselines_of(training))["baselines"]["length"]
     assert (found["accuracy_wrong"], found["accuracy_right"]) == (1.0, 1.0)
     only_right = judged(TOLD, HELD, seed=0, baselines=baselines_of(training[6:]))["baselines"]
     assert "length" not in only_right and set(only_right) == {"no error", "majority"}
