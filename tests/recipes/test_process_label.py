@@ -20,7 +20,7 @@ from keel.data.load import read_traces
 from keel.data.records import Message, Prompt
 from keel.data.render import PromptRow, template
 from keel.data.segment import Steps
-from keel.errors import DataError, NumericsError, RunError
+from keel.errors import DataError, ModelError, NumericsError, RunError
 from keel.models.load import ModelConfig
 from keel.recipes import process_label
 from keel.recipes.process_label import ProcessLabelConfig
@@ -96,6 +96,7 @@ def test_a_response_that_the_limit_cuts_keeps_its_whole_steps():
     room = len(whole.prompt_ids) + 4
     cut = given("the cat. dog sat. yes", room=room, too_long="truncate_response")
     assert cut.steps.texts == ("the cat",) and not cut.written.ended and len(cut.prefixes) == 1
+    assert (cut.text, cut.steps.unfinished) == ("the cat . dog", " dog")
     assert given("the cat. dog sat. yes", room=room, too_long="drop") is None
     assert given("the cat. dog sat. yes", room=room - 2, too_long="truncate_response").steps.texts == ()  # ends beyond
 
@@ -253,6 +254,35 @@ def test_one_beginning_of_one_record_is_completed_once(base, tmp_path, monkeypat
     assert len({trace.labels[0] for trace in traces}) == 1 and result.values["n_without_answer"] == 0
 
 
+def test_what_the_limit_cut_is_neither_right_nor_wrong(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefixes, "sample", chances)
+    monkeypatch.setattr(process_label, "scoring_function", lambda name: says_yes)
+    rows = [{"id": "a", "completion": tiny.said("the cat. yes")},
+            {"id": "b", "completion": tiny.said("the cat. dog. no")},
+            {"id": "c", "completion": tiny.said("the cat. dog. dog. dog. dog. dog. yes")}]
+    room = len(given("the cat. dog. no").prompt_ids) + len(given("the cat. dog. no").written.ids)
+    file = solved(tmp_path, rows).model_copy(update={"max_length": room, "too_long": "truncate_response"})
+    values = process_label.run(config(base, tmp_path / "out", solutions=file)).values
+    assert (values["n_solutions"], values["n_cut"]) == (3, 1)
+    assert (values["right"]["mean"], values["right"]["n"]) == (0.5, 2)
+
+
+def test_solutions_whose_steps_are_others_than_the_files_are_counted(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefixes, "sample", chances)
+    monkeypatch.setattr(process_label, "scoring_function", lambda name: says_yes)
+    same, other = ({"id": name, "completions": steps, "labels": [1, 1]} for name, steps in (
+        ("a", ["the cat", "yes"]), ("b", ["the cat. dog", "yes"])))
+    both = process_label.run(config(base, tmp_path / "one", solutions=solved(tmp_path, [same, other])))
+    agreed = both.values["agreement"]
+    assert (agreed["n"], agreed["n_other_steps"], agreed["any_right"]["n"]) == (1, 1, 1)
+    alone = process_label.run(config(base, tmp_path / "two", solutions=solved(tmp_path, [other]))).values["agreement"]
+    assert alone == {"n": 0, "n_other_steps": 1}
+
+
+def test_a_line_break_may_be_spelled_out(base, tmp_path):
+    assert config(base, tmp_path, separator="\\n").separator == "\n"
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +302,20 @@ def test_a_missing_answer_is_found_before_anything_is_sampled(base, tmp_path, mo
     monkeypatch.setattr(prefixes, "sample", lambda *_, **__: pytest.fail("it sampled"))
     with pytest.raises(DataError, match=r"id q0: no right answer: the column 'total' is absent"):
         process_label.run(config(base, tmp_path / "out", judge=None, answer={"column": "total"}))
+
+
+def test_a_prefix_that_leaves_no_room_is_found_before_any_is_completed(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefixes, "sample", lambda *_, **__: pytest.fail("it sampled"))
+    monkeypatch.setattr(process_label, "scoring_function", lambda name: says_yes)
+    limit = json.loads((base / "config.json").read_text())["max_position_embeddings"]
+    rows = [{"completion": tiny.said("the cat. yes")}, {"completion": tiny.said("the cat. dog sat. yes")}]
+    longest = given("the cat. dog sat. yes").prefixes[-1]
+    room = limit - len(longest.prompt_ids) - len(longest.ids)
+    told = (pytest.fail.Exception, "it sampled"), (ModelError, rf"is {limit + 1} tokens, the model's context is")
+    for n, (kind, message) in zip((room, room + 1), told, strict=True):
+        with pytest.raises(kind, match=message):
+            process_label.run(config(base, tmp_path / f"out{n}", solutions=solved(tmp_path, rows),
+                                     sampling=SamplingConfig(max_new_tokens=n)))
 
 
 def test_what_no_file_may_hold_is_left_out_and_counted(whole, base, tmp_path, monkeypatch, judged_by_yes):

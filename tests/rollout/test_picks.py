@@ -10,7 +10,7 @@ import tolerances as tol
 from keel.data.answers import AnswerConfig
 from keel.data.records import Prompt
 from keel.errors import ConfigError, DataError, NumericsError
-from keel.rollout.picks import Marker, Solution, curve, pick, solution_scores, steps_up_to, worths
+from keel.rollout.picks import Marker, Solution, curve, pick, scores_of_steps, steps_up_to, worths
 
 
 def solution(answer, score, right, outcome=None, ended=True, n_tokens=10):
@@ -146,7 +146,7 @@ def test_counts_double_up_to_all():
 
 
 def test_scores_of_solutions_by_hand():
-    told = solution_scores([[0.5, 0.25], [], [0.5]], "product")
+    told = scores_of_steps([[0.5, 0.25], [], [0.5]], "product")
     assert told[0] == 0.125 and told[1] != told[1] and told[2] == 0.5
 
 

@@ -16,7 +16,7 @@ from keel.data.segment import split, steps_of
 from keel.models.load import ModelConfig, causal_lm
 from keel.rng import digest, stream
 from keel.rollout import search
-from keel.rollout.picks import solution_scores
+from keel.rollout.picks import scores_of_steps
 from keel.rollout.process import StepScored
 from keel.rollout.sample import SamplingConfig, sample
 from keel.rollout.search import Candidate, Draft, StepWriter, beam_search, next_steps, stopping_ids
@@ -48,7 +48,7 @@ def by_words(values):
         for one in drafts:
             texts = split(one.text, ".", ended=one.ended)
             told = [values[text.strip()] if values else 1 / (1 + len(text.split())) for text in texts]
-            made.append(Candidate(one, StepScored(tuple(texts), told, ""), solution_scores([told], "min")[0]))
+            made.append(Candidate(one, StepScored(tuple(texts), told, ""), scores_of_steps([told], "min")[0]))
         return made
 
     return judge

@@ -4,9 +4,8 @@ Left out: hard labels, which `keel process-rm` makes of these (`labels = "hard"`
 to be read by a model.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from keel.data.check import kind_of_files
 from keel.data.load import read_demonstrations, read_prompts, read_traces
 from keel.data.records import Prompt
 from keel.data.render import Template, render_prompts, template
+from keel.data.segment import Separator
 from keel.data.traces import StepTrace
 from keel.data.write import row_of
 from keel.errors import DataError, RunError
@@ -38,13 +38,14 @@ from keel.rollout.prefixes import (
     given_solution,
     labelled,
     prefixes,
+    require_room,
     rightness,
     solution_of,
     write_solutions,
 )
 from keel.rollout.respond import ScoringFunction, scoring_function
 from keel.rollout.sample import SamplingConfig
-from keel.runs import Stopped, explained_disk_errors
+from keel.runs import Stopped
 from keel.train.inputs import FileConfig, prompt_room
 
 __all__ = ["ProcessLabelConfig", "run"]
@@ -63,7 +64,7 @@ class ProcessLabelConfig(Config):
     solutions: FileConfig | None = Field(None, description="solutions to label instead, in steps or as demonstrations, "
                                          "with right answers")
     limit: int | None = Field(None, ge=1, description="take this many records of the file; none: all")
-    separator: str = Field("\n", min_length=1, description="text that parts the steps of a solution")
+    separator: Separator = Field("\n", min_length=1, description="text that parts the steps of a solution")
     rollouts: int = Field(8, ge=1, description="completions behind each step")
     sampling: SamplingConfig = SamplingConfig()
     answer: AnswerConfig = AnswerConfig()
@@ -98,6 +99,7 @@ def run(cfg: ProcessLabelConfig, *, resume: bool = False) -> runs.RunResult:
         own = [rightness(judge, one.prompt, one.text, one.written.ended) for one in found]
         # Complete: from each step on, in batches that are the same however often the run was stopped.
         todo = prefixes(found)
+        require_room(policy, todo, cfg.sampling)
         completed: dict[str, Completed] = {}
         progress = log.bar(len(todo) * cfg.rollouts, 0)
         with SavedRows(cfg.out / ROLLED_OUT) as rows:
@@ -119,8 +121,8 @@ def run(cfg: ProcessLabelConfig, *, resume: bool = False) -> runs.RunResult:
         # Label: the share of completions that come out right.
         names = _names([one.prompt.id for one in found])
         traces = [labelled(*each, completed) for each in zip(found, names, own, strict=True)]
-        _write_rows(cfg.out / TRACES, [row_of(trace) for trace in traces])
-        _write_rows(cfg.out / SHOWN, [_shown(*each) for each in zip(found[:N_SHOWN], traces, strict=False)])
+        runs.write_rows(cfg.out / TRACES, [row_of(trace) for trace in traces])
+        runs.write_rows(cfg.out / SHOWN, [_shown(*each) for each in zip(found[:N_SHOWN], traces, strict=False)])
         labels = [[label for label in trace.labels if label is not None] for trace in traces]
         return log.finish(counts | _result(cfg, found, own, list(completed.values()), labels)
                           | _agreement(cfg, found, labels), timed=False)
@@ -245,23 +247,27 @@ def _result(cfg: ProcessLabelConfig, found: Sequence[Solution], own: Sequence[fl
         here = [given[k] for given in labels if k < len(given)]
         by_step.append({"step": k + 1, "n": len(here), "mean": sum(here) / len(here),
                         "never_right": sum(label == 0 for label in here) / len(here)})
+    # What the policy did not finish is wrong. What was cut here, to fit, may have been right.
+    read = [(one, value) for one, value in zip(found, own, strict=True) if cfg.prompts or one.written.ended]
     return {"n_prefixes": len(told), "n_rollouts": sum(len(one.values) for one in told),
             "n_tokens": sum(one.n_tokens for one in told), "n_rollouts_cut": sum(one.n_cut for one in told),
-            "right": interval(torch.tensor(own), prompt_groups([one.prompt for one in found]), cfg.seed, "right"),
+            "right": interval(torch.tensor([value for _, value in read]),
+                              prompt_groups([one.prompt for one, _ in read]), cfg.seed, "right"),
             "by_step": by_step}
 
 
 def _agreement(cfg: ProcessLabelConfig, found: Sequence[Solution], labels: Sequence[Sequence[float]]) -> dict[str, Any]:
     """How far the labels agree with those that the file had, where it had any."""
-    both = [(given, one.known) for one, given in zip(found, labels, strict=True)
-            if one.known is not None and one.known.steps[: len(given)] == one.steps.texts
-            and any(label is not None for label in one.known.labels)]
-    if not both:
+    labelled_there = [(given, one.known, one.known.steps[: len(given)] == one.steps.texts)
+                      for one, given in zip(found, labels, strict=True)
+                      if one.known is not None and any(label is not None for label in one.known.labels)]
+    given, known = [list(one) for one, _, same in labelled_there if same], [t for _, t, same in labelled_there if same]
+    if not labelled_there:
         return {}
-    given, known = [list(one) for one, _ in both], [trace for _, trace in both]
     # A step passes if any completion came out right, or if at least half of them did.
-    return {"agreement": {name: judged(given, known, seed=cfg.seed, threshold=least)
-                          for name, least in (("any_right", 0.5 / cfg.rollouts), ("half_right", HALF))}}
+    told = {name: judged(given, known, seed=cfg.seed, threshold=least)
+            for name, least in (("any_right", 0.5 / cfg.rollouts), ("half_right", HALF))} if known else {}
+    return {"agreement": {"n": len(known), "n_other_steps": len(labelled_there) - len(known), **told}}
 
 
 def _shown(one: Solution, trace: StepTrace) -> dict[str, Any]:
@@ -269,10 +275,3 @@ def _shown(one: Solution, trace: StepTrace) -> dict[str, Any]:
     scores = [label for label in trace.labels if label is not None]
     had = one.known.labels[: len(scores)] if one.known is not None else ()
     return solution_row(replace(trace, labels=had if len(had) == len(scores) else (None,) * len(scores)), scores)
-
-
-def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    beside = file.with_name(f".{file.name}.new")
-    with explained_disk_errors(file.parent):
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        beside.replace(file)

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 
 from keel import runs
+from keel.bench.first_errors import solution_row
 from keel.config import Config
 from keel.data.answers import AnswerConfig
 from keel.data.files import FileConfig
@@ -26,12 +27,13 @@ from keel.data.load import read_prompts
 from keel.data.records import Prompt
 from keel.data.render import PromptRow, Row, Template, render_prompts, template
 from keel.data.segment import Separator, steps_of
+from keel.data.traces import StepTrace
 from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer, scalar_model
 from keel.models.process import process_model
 from keel.named import named_function
 from keel.rng import stream
 from keel.rollout.measure import Scorer, same_tokens
-from keel.rollout.picks import VOTES, Marker, Solution, curve, pick, solution_scores
+from keel.rollout.picks import VOTES, Marker, Solution, curve, pick, scores_of_steps
 from keel.rollout.process import StepScored, StepScorer
 from keel.rollout.respond import Responses, summary
 from keel.rollout.sample import SamplingConfig, sample
@@ -128,9 +130,10 @@ def run(cfg: ProcessSearchConfig, *, resume: bool = False) -> runs.RunResult:
             progress.reach(len(found))
 
         # Count.
-        answers = [answer for row, one in zip(rows, found, strict=True) for answer in _answers(cfg, row.record, one)]
-        _write(cfg.out / ANSWERS, answers)
-        _write(cfg.out / SOLUTIONS, map(_shown, answers))
+        answers = [(row.record, answer) for row, one in zip(rows, found, strict=True)
+                   for answer in _answers(cfg, row.record, one)]
+        runs.write_rows(cfg.out / ANSWERS, [answer for _, answer in answers])
+        runs.write_rows(cfg.out / SOLUTIONS, [_shown(*each) for each in answers])
         table = _table(cfg, found) if marker.knows else []
         print("\n".join(map(_line, table)))
         return log.finish({"table": table, "n_prompts": len(rows), "cost": _cost(cfg, found),
@@ -171,7 +174,7 @@ def _best_of_n(cfg: ProcessSearchConfig, tools: _Tools, rows: Sequence[PromptRow
     said = [ids[mask].tolist() for ids, mask in zip(tokens.ids.cpu(), tokens.response_mask.cpu(), strict=True)]
     told = _judged(tools, [Draft(row, (), tuple(ids), text, whole) for row, ids, text, whole in zip(
         [row for row in rows for _ in range(cfg.n)], said, responses.texts, ended, strict=True)])
-    scores = solution_scores([one.probabilities for one in told], cfg.aggregate)
+    scores = scores_of_steps([one.probabilities for one in told], cfg.aggregate)
     outcomes = [None] * len(told) if tools.outcome is None else tools.outcome(responses).tolist()
     made = [_solution(tools.marker, prompt, (text, whole, len(ids)), steps, (score, outcome))
             for prompt, text, whole, ids, steps, score, outcome in zip(
@@ -208,7 +211,7 @@ def _beam(cfg: ProcessSearchConfig, tools: _Tools, rows: Sequence[PromptRow]) ->
 
     def judge(drafts: Sequence[Draft]) -> list[Candidate]:
         told = _judged(tools, drafts)
-        scores = solution_scores([one.probabilities for one in told], cfg.aggregate)
+        scores = scores_of_steps([one.probabilities for one in told], cfg.aggregate)
         return [Candidate(one, steps, score) for one, steps, score in zip(drafts, told, scores, strict=True)]
 
     searched = beam_search(tools.writer, rows, judge, beams=cfg.beams, expand=cfg.expand, most_steps=cfg.most_steps)
@@ -254,14 +257,6 @@ def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(opened.fileno())
 
 
-def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Beside and renamed, so that a file that is there is whole."""
-    beside = file.with_name(f".{file.name}.new")
-    with explained_disk_errors(file.parent):
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        beside.replace(file)
-
-
 # --- count -----------------------------------------------------------------------------------------------------------
 
 
@@ -281,13 +276,12 @@ def _answers(cfg: ProcessSearchConfig, prompt: Prompt, found: Mapping[str, Any])
             for method, one in chosen.items()]
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of solutions.jsonl, which the report colours."""
-    steps = [{"text": text, "score": value, "label": None} for text, value in row["steps"]]
-    if row["unfinished"]:
-        steps.append({"text": row["unfinished"], "score": None, "label": None})
+def _shown(prompt: Prompt, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of solutions.jsonl, which the report colours. A step that was cut has no score."""
+    steps = [text for text, _ in row["steps"]] + ([row["unfinished"]] if row["unfinished"] else [])
     right = None if row["right"] is None else row["right"] >= 0.5
-    return {"id": row["id"], "prompt": row["prompt"], "steps": steps, "outcome": right, "method": row["method"]}
+    trace = StepTrace(prompt, tuple(steps), (None,) * len(steps), right)
+    return solution_row(trace, [value for _, value in row["steps"]], method=row["method"])
 
 
 def _table(cfg: ProcessSearchConfig, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from keel.functional.steps import aggregate_steps, majority_vote
 from keel.rng import stream
 from keel.rollout.respond import ScoringFunction, one_score, summary
 
-__all__ = ["VOTES", "Marker", "Solution", "curve", "pick", "solution_scores", "steps_up_to", "worths"]
+__all__ = ["VOTES", "Marker", "Solution", "curve", "pick", "scores_of_steps", "steps_up_to", "worths"]
 
 VOTES = ("majority", "weighted")
 """Ways to choose that have no closed form: they are counted over subsets."""
@@ -99,7 +99,7 @@ class Marker:
         return found
 
 
-def solution_scores(probabilities: Sequence[Sequence[float]], how: str) -> list[float]:
+def scores_of_steps(probabilities: Sequence[Sequence[float]], how: str) -> list[float]:
     """One score per solution from those of its steps; NaN where it has none."""
     values = torch.tensor([x for own in probabilities for x in own], dtype=torch.float64)
     rows = torch.tensor([i for i, own in enumerate(probabilities) for _ in own], dtype=torch.long)

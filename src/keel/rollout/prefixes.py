@@ -20,10 +20,10 @@ from keel.data.traces import StepTrace
 from keel.errors import NumericsError
 from keel.rng import stream
 from keel.rollout.respond import ScoringFunction, one_score
-from keel.rollout.sample import SamplingConfig, sample
+from keel.rollout.sample import SamplingConfig, check_fit, sample
 
 __all__ = ["Completed", "Prefix", "Solution", "Written", "complete", "given_solution", "labelled", "prefixes",
-           "rightness", "solution_of", "write_solutions"]
+           "require_room", "rightness", "solution_of", "write_solutions"]
 
 _RIGHT = 0.5
 
@@ -136,7 +136,9 @@ def given_solution(template: Template, prompt: Prompt, text: str, separator: str
     steps = steps_in_text(template, text, whole, separator, ended=True)
     if not ended:
         kept = sum(end < len(ids) for end in steps.ends)
-        steps = Steps(steps.texts[:kept], steps.ends[:kept])
+        behind = steps.ends[kept - 1] + 1 if kept else 0
+        steps = Steps(steps.texts[:kept], steps.ends[:kept], template.decode(ids[behind:]))
+        text = template.decode(ids)
     return Solution(prompt, tuple(fitted.prompt_ids), Written(tuple(ids), ended), text, steps)
 
 
@@ -157,6 +159,17 @@ def rightness(judge: ScoringFunction, prompt: Prompt, text: str, ended: bool) ->
 def prefixes(solutions: Iterable[Solution]) -> list[Prefix]:
     """Everything that has to be completed: each prefix once, however many solutions begin with it."""
     return list({prefix.key: prefix for solution in solutions for prefix in solution.prefixes}.values())
+
+
+def require_room(policy: nn.Module, todo: Sequence[Prefix], sampling: SamplingConfig) -> None:
+    """See that the longest prefix can be completed, before hours are spent on the others.
+
+    Raises:
+        ModelError: it and a completion do not fit the model's context.
+    """
+    longest = max((one.prompt_ids + one.ids for one in todo), key=len, default=None)
+    if longest is not None:
+        check_fit(policy, [list(longest)], len(longest) + sampling.max_new_tokens)
 
 
 def complete(policy: nn.Module, template: Template, batch: Sequence[Prefix], n: int, sampling: SamplingConfig, *,

@@ -20,7 +20,7 @@ from keel.models.forward import autocasting, logit_scale, output_head, trunk_out
 from keel.models.load import device_of
 from keel.rollout.cache import SlotCache
 
-__all__ = ["SamplingConfig", "sample"]
+__all__ = ["SamplingConfig", "check_fit", "sample"]
 
 
 class SamplingConfig(Config):
@@ -107,7 +107,7 @@ def sample(
         ModelError: prompt and response do not fit the model's context, or a prompt is empty.
     """
     capacity = max(len(p) for p in prompts) + sampling.max_new_tokens
-    _check_fit(policy, prompts, capacity)
+    check_fit(policy, prompts, capacity)
     n_slots = min(sampling.slots, len(prompts))
     desk = _Desk(
         SlotCache(policy.config.num_hidden_layers, n_slots, capacity, device_of(policy)), sampling, frozenset(stop_ids),
@@ -240,7 +240,17 @@ def _padded(rows: Sequence[list[int]], pad_id: int, dtype: torch.dtype) -> Tenso
                                      padding_value=pad_id)
 
 
-def _check_fit(policy: Any, prompts: Sequence[list[int]], capacity: int) -> None:
+def check_fit(policy: Any, prompts: Sequence[list[int]], capacity: int) -> None:
+    """Refuse prompts that leave the model no room.
+
+    Args:
+        policy: a causal language model.
+        prompts: token ids.
+        capacity: tokens of the longest prompt and of a response.
+
+    Raises:
+        ModelError: the model's context is shorter, or a prompt is empty.
+    """
     limit = getattr(policy.config, "max_position_embeddings", None)
     if limit is not None and capacity > limit:
         raise ModelError(f"longest prompt plus max_new_tokens is {capacity} tokens, the model's context is {limit}",
