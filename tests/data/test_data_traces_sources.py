@@ -82,17 +82,6 @@ def test_an_answer_that_is_neither_text_nor_number_is_refused():
         trace_of(Row(Path("a.jsonl"), 1, MISTAKE | {"answer": ["b"]}, False), as_text=False)
 
 
-@pytest.mark.parametrize(("answer", "target", "outcome"), [(-12, "-12", True), ("7 ", 7, True), (7, 8, False)])
-def test_an_answer_that_is_a_number_has_an_outcome_too(jsonl, answer, target, outcome):
-    trace, _ = only(jsonl(MISTAKE | {"answer": answer, "target": target}))
-    assert trace.outcome is outcome and trace.prompt.meta == {"answer": target, "model_answer": answer}
-
-
-def test_an_answer_that_is_neither_text_nor_number_is_refused():
-    with pytest.raises(RowError, match=r"`answer` or `target` of a BIG-Bench Mistake row is \['b'\]"):
-        trace_of(Row(Path("a.jsonl"), 1, MISTAKE | {"answer": ["b"]}, False), as_text=False)
-
-
 BENCH = {"id": "gsm8k-12", "generator": "some-model", "problem": "1 + 1?", "steps": ["x", "y", "z"],
          "final_answer_correct": True, "label": -1}
 
