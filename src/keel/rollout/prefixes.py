@@ -136,9 +136,9 @@ def given_solution(template: Template, prompt: Prompt, text: str, separator: str
     steps = steps_in_text(template, text, whole, separator, ended=True)
     if not ended:
         kept = sum(end < len(ids) for end in steps.ends)
-        behind = steps.ends[kept - 1] + 1 if kept else 0
-        steps = Steps(steps.texts[:kept], steps.ends[:kept], template.decode(ids[behind:]))
         text = template.decode(ids)
+        told = template.decode(ids[: steps.ends[kept - 1] + 1]) if kept else ""
+        steps = Steps(steps.texts[:kept], steps.ends[:kept], text[len(told):])
     return Solution(prompt, tuple(fitted.prompt_ids), Written(tuple(ids), ended), text, steps)
 
 
