@@ -79,7 +79,7 @@ def test_every_method_answers_every_prompt(whole):
                for row, one in zip(answers, shown, strict=True) for step in one["steps"][-1:])
     below = [[k for k, (_, value) in enumerate(row["steps"]) if value < 0.5] for row in answers]
     assert [row["predicted"] for row in shown] == [
-        (places or [None if row["unfinished"] or not row["steps"] else -1])[0]
+        (places or [None if row["unfinished"] else -1])[0]
         for row, places in zip(answers, below, strict=True)]
     assert result["n_prompts"] == 6 and result["skipped"]["n_dropped"] == 0
 
