@@ -4,20 +4,22 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from keel.data.render import template
-from keel.data.segment import Steps, cut_text, places_in_text, split, steps_of, token_places
+from keel.data.segment import Steps, cut_text, places_in_text, split, steps_in_text, steps_of, token_places
 
 
-def byte_template(merges=()):
+def byte_template(merges=(), **offsets):
     """A byte-level tokenizer that knows every byte, and the given merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<pad>", "<eos>", *alphabet, *("".join(pair) for pair in merges)]
     core = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, list(merges)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
+    if offsets:
+        core.post_processor = processors.ByteLevel(**offsets)
     core.add_special_tokens(["<pad>", "<eos>"])
     return template(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>"))
 
@@ -147,3 +149,63 @@ def test_the_town_keeps_its_line_breaks():
     found = steps_of(words, words.response_ids(text), "\n", ended=True)
     assert found.texts == tuple(text.split("\n"))
     assert words.decode(words.response_ids(text)[: found.ends[0] + 1]) == "bread 12 + fish 3 = 15\n"
+
+
+def sentence_template():
+    """As Llama 2's: a space becomes part of the word behind it, one is put before every text, and decoding drops it."""
+    letters = list("abcdefgh123456789=+:?")
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *letters]
+    pieces += [f"▁{x}" for x in letters]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", x) for x in letters],
+                                byte_fallback=True, unk_token="<unk>"))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                      decoders.Strip(" ", 1, 0)])
+    core.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return template(PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>",
+                                            unk_token="<unk>", pad_token="<unk>"))
+
+
+@pytest.mark.parametrize("prompt, text", [("a?", " 4+4=8\n b=9\n e"), ("a?", "4+4=8\nb=9\ne"), ("a? ", "4+4=8\nb=9\ne"),
+                                          ("a\n", " 4+4=8\nb=9\ne"), ("a\n", "4+4=8\nb=9\ne")])
+def test_behind_a_plain_text_steps_end_where_those_of_the_sampled_tokens_do(prompt, text):
+    """There the first token is often another one than that of the response by itself."""
+    words = sentence_template()
+    ids = words.response_ids(text, after=prompt)
+    told = steps_in_text(words, text, ids, "\n", ended=True)
+    assert told.ends == steps_of(words, ids, "\n", ended=True).ends == (5, 9, len(ids) - 1)
+
+
+def test_a_tokenizer_whose_offsets_leave_spaces_out_keeps_them_in_its_tokens():
+    words = byte_template([("Ġ", "b")], trim_offsets=True)
+    ids = words.response_ids("a. b. b", after="")
+    assert len(ids) == 6  # a . Ġb . Ġb <eos>
+    assert steps_in_text(words, "a. b. b", ids, ". ", ended=True).ends == (2, 4, 5)
+    assert steps_of(words, ids, ". ", ended=True).ends == (2, 4, 5)
+
+
+def stripping():
+    """A template that strips what is in a turn, as Llama 3's."""
+    tokenizer = byte_template().tokenizer
+    tokenizer.chat_template = ("{% for m in messages %}{{ m.role }}:{{ m.content | trim }}<eos>{% endfor %}"
+                               "{% if add_generation_prompt %}assistant:{% endif %}")
+    return template(tokenizer)
+
+
+@pytest.mark.parametrize("text, ended, ends", [("ab\n", False, (2,)), ("ab\nc", True, (2, 4)),
+                                               ("ab\nc\n", True, (2, 4)), ("ab\nc\n", False, (2, 4)), (" ab\nc", True, (2, 4))])
+def test_a_template_that_strips_turns_does_not_strip_one_that_goes_on(text, ended, ends):
+    """What it strips at the end of a turn, a separator perhaps, gives its place to the end of the turn."""
+    words = stripping()
+    assert words.trims
+    ids = words.response_ids(text, ended)
+    assert steps_in_text(words, text, ids, "\n", ended=ended).ends == ends
+
+
+@pytest.mark.parametrize("words", [BYTES, MERGED, sentence_template()], ids=["bytes", "merged", "sentences"])
+def test_long_responses_end_their_steps_where_the_separators_are(words):
+    lines = [f"{'ab=1+2 ' * (i % 5)}c{i % 7 + 1}" for i in range(40)]
+    ids = words.response_ids("\n".join(lines), after="")
+    ends = steps_of(words, ids, "\n", ended=True).ends
+    assert [words.decode(ids[: end + 1]).count("\n") for end in ends[:-1]] == list(range(1, 40))
+    assert all(words.decode(ids[:end]).count("\n") == i for i, end in enumerate(ends[:-1]))

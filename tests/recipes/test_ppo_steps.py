@@ -54,9 +54,10 @@ def test_without_step_rewards_nothing_is_said_of_steps(home, tmp_path):
 def test_every_estimator_is_paid_the_parts_and_no_more(home, tmp_path, monkeypatch, estimator):
     seen = watched(monkeypatch)
     critic = {"critic": {"pretrain": 0, "init": "policy" if estimator == "gae" else None}}
+    steps = STEPS | {"steps": {"separator": "the", "credit": "sum"}}
     ppo.run(brief(home, out=tmp_path / "run", sampling={"max_new_tokens": 24}, kl={"coef": 0.1, "within": "loss"},
                   advantage={"estimator": estimator, "group": 4 if estimator in ("rloo", "grpo") else 1},
-                  **(paid_by(STEPS, WHOLE) | critic)))
+                  **(paid_by(steps, WHOLE) | critic)))
     phase = seen.phases[0]
     rollout, mask = phase.rollout, phase.rollout.tokens.response_mask
     assert bool(rollout.step_ends.any()) and bool(rollout.step_rewards.any())
@@ -86,12 +87,16 @@ def test_groups_count_what_a_response_is_paid_for_its_steps(home, tmp_path, monk
 
 
 def test_grpo_with_rewards_of_steps_alone_must_not_charge_drift_in_the_reward(home):
+    summed = STEPS | {"steps": {"separator": "the", "credit": "sum"}}
     settings = brief(home, **paid_by(STEPS, WHOLE)).model_dump() | {
-        "advantage": {"estimator": "grpo", "group": 2}, "critic": {"pretrain": 0}, "rewards": [STEPS]}
+        "advantage": {"estimator": "grpo", "group": 2}, "critic": {"pretrain": 0}, "rewards": [summed]}
     with pytest.raises(ConfigError, match="would blow the charge for drift up to the size of a reward"):
         PPOConfig.checked(settings)
     assert PPOConfig.checked(settings | {"kl": {"within": "loss", "estimator": "k2"}})
-    assert PPOConfig.checked(settings | {"rewards": [STEPS, WHOLE]})
+    assert PPOConfig.checked(settings | {"rewards": [summed, WHOLE]})
+    for steps in ({"credit": "min"}, {"credit": "sum", "cap": 2}):
+        with pytest.raises(ConfigError, match="a step paid 0 gains or loses by being there"):
+            PPOConfig.checked(settings | {"rewards": [STEPS | {"steps": steps}, WHOLE]})
 
 
 def test_a_sum_of_steps_without_a_cap_is_warned_of(home):

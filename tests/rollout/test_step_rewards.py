@@ -3,6 +3,7 @@
 The tiny tokenizer knows words, so steps are parted by " . ": "the cat . no . yes" has three.
 """
 
+import dataclasses
 import math
 import random
 
@@ -156,7 +157,7 @@ def test_one_step_is_outcome_mode(words, estimator):
     responses = answering(words, texts=texts, ended=[True] * 4)
     as_steps = RewardConfig(name="x", function=f"{HERE}:lengths_of_steps", steps={"separator": "."})
     as_score = RewardConfig(name="x", function=f"{HERE}:words_in_all")
-    score = ScoreConfig()
+    score = ScoreConfig(center=False)
     one = credited(*rewarded(responses, words, as_steps, score=score)[:2], estimator, group=2)
     other = credited(*rewarded(responses, words, as_score, score=score)[:2], estimator, group=2)
     assert torch.equal(one.rewards, other.rewards)
@@ -173,13 +174,22 @@ def test_steps_and_scores_have_moments_of_their_own(words):
     assert known["steps"].tolist()[:2] == [8.0, float(values.mean())]
     assert known["whole"].tolist()[:2] == [4.0, float(whole.mean())]
     rollout = with_step_rewards(responses.rollout, scored, known, ScoreConfig(), rewards.weights)
-    expected = (values - values.mean()) / values.std()
     paid = rollout.step_rewards[rollout.step_ends]
-    assert torch.allclose(paid[:6], expected[:6], **tol.FLOAT32)
-    torch.testing.assert_close(paid[6:], expected[6:], **tol.FLOAT32)  # repeated, and below the mean: charged
+    assert torch.allclose(paid[:6], (values / values.std())[:6], **tol.FLOAT32)  # scaled, and never centred
+    assert paid[6:].tolist() == [0.0, 0.0]  # repeated
     assert known["steps/rolling"][0] == responses.rollout.tokens.n_response_tokens
     more = merged_moments(known, scored, responses.rollout.tokens.response_mask)
     assert more["steps"][0] == 16.0 and known["steps"][0] == 8.0
+
+
+@pytest.mark.parametrize("credit", ["sum", "mean", "min", "delta"])
+def test_no_step_is_worth_less_than_steps_of_the_usual_kind(words, credit):
+    """Were the mean taken off each step, the shortest answer would earn most, and none more than an ordinary one."""
+    texts, ended = ["red dog . why no . one two", "no", "the cat", "hello"], [True, True, False, True]
+    source = by_length(credit=credit, repeats=True)
+    rollout, _, _ = rewarded(answering(words, texts=texts, ended=ended), words, source, score=ScoreConfig())
+    paid = row_sums(rollout.step_rewards, rollout.tokens.response_mask).tolist()
+    assert paid[2] == 0.0 and min(paid[0], paid[1], paid[3]) > 0.0 and paid[0] > paid[1]
 
 
 def test_rolling_sums_of_steps_are_of_what_is_paid_token_by_token(words):
@@ -252,6 +262,16 @@ def test_an_ensemble_of_process_models_is_combined_step_by_step(folder, words):
     one = rewarded(answering(words), words, prm(folder))[0]
     two = rewarded(answering(words), words, prm(folder, count=2, combine="minimum"))[0]
     torch.testing.assert_close(one.step_rewards, two.step_rewards, **tol.FLOAT32)
+
+
+def test_the_disagreement_of_process_models_is_logged_step_by_step(folder, words):
+    scored = rewarded(answering(words), words, prm(folder, count=2))[2]
+    assert scored.disagreement["prm"].tolist() == pytest.approx([0.0] * 4, abs=tol.SIX_DECIMALS)
+    assert "prm" not in rewarded(answering(words), words, prm(folder))[2].disagreement
+    told = scored.steps["prm"]
+    apart = dataclasses.replace(told, spread=torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]))
+    assert apart.spreads.tolist() == [2.0, 4.0, 5.0, 7.0]
+    assert prm(folder, count=2).warning is None  # probabilities have one scale
 
 
 def test_a_process_model_says_nothing_of_responses_without_a_finished_step(folder, words):

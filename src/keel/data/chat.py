@@ -74,7 +74,9 @@ class Template:
             after: the plain text that it continues (`prompt.text`); None in a conversation.
         """
         if after is None:
-            ids = self._led(response.strip() if self.trims else response)
+            # What was cut goes on: a template strips the end of a turn that has one.
+            kept = response.strip() if ended else response.lstrip()
+            ids = self._led(kept if self.trims else response)
         else:
             ids = self._continued(after, response)
         return [*ids, self.end_id] if ended else ids

@@ -19,8 +19,8 @@ __all__ = ["Separator", "Steps", "cut_text", "places_in_text", "split", "steps_i
 
 
 def _spelled_out(text: str) -> str:
-    """On a command line nobody can type a line break: there \\n and \\t are spelled out."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
+    """On a command line nobody can type a line break: there \\n and \\t, and nothing else, stand for one and a tab."""
+    return text.replace("\\n", "\n").replace("\\t", "\t") if set(text) <= set("\\nt") else text
 
 
 Separator = Annotated[str, AfterValidator(_spelled_out)]
@@ -89,21 +89,44 @@ def token_places(template: Template, ids: Sequence[int], positions: Sequence[int
         positions: in `template.decode(ids)`, from 1 on, in rising order.
     """
     ids, found = list(ids), list[int]()
-    text = template.decode(ids)
-
-    def is_there(k: int, position: int) -> bool:
-        return template.decode(ids[: k + 1])[:position] == text[:position]
-
+    text, start, behind = template.decode(ids), 0, 0  # the tokens before `start` spell the text before `behind`
     for position in positions:
-        start = found[-1] if found else 0
-        found.append(bisect_left(range(len(ids)), True, lo=start, key=lambda k: is_there(k, position)))
+        if found and position <= behind:
+            found.append(found[-1])
+            continue
+        # Decoding everything for every token would cost the square of the length: a few tokens guess, one look tells.
+        k, n_spelled = _guess(template, ids, start, text[behind:position])
+        whole = template.decode(ids[: k + 1])
+        if not text.startswith(whole) or len(whole) != behind + n_spelled:
+            k = bisect_left(range(len(ids)), True, lo=start, key=lambda k: template.decode(
+                ids[: k + 1])[:position] == text[:position])
+            whole = template.decode(ids[: k + 1])
+        found.append(k)
+        if text.startswith(whole):
+            start, behind = k + 1, len(whole)
     return found
+
+
+def _guess(template: Template, ids: Sequence[int], start: int, wanted: str) -> tuple[int, int]:
+    """The token that completes a text which begins at the token `start`, by decoding from there; and how long the text
+    up to it is. Some tokenizers drop a space at the beginning."""
+    def spelled(k: int) -> int:
+        text = template.tokenizer.decode(ids[start : k + 1], skip_special_tokens=True,
+                                         clean_up_tokenization_spaces=False)
+        return len(text) + (wanted[:1] == " " and text[:1] not in ("", " "))
+
+    last, stride = start, 4
+    while last < len(ids) - 1 and spelled(last) < len(wanted):
+        last, stride = min(last + stride, len(ids) - 1), 2 * stride
+    k = min(bisect_left(range(last + 1), len(wanted), lo=start, key=spelled), len(ids) - 1)
+    return k, spelled(k)
 
 
 def places_in_text(template: Template, text: str, ids: Sequence[int], positions: Sequence[int]) -> list[int]:
     """For each position in a text, the token that holds the character before it.
 
-    Where the tokenizer drops that character (whitespace, in some), it is the last token before it.
+    Where that character is in no token, because the template strips it at the end or the tokenizer drops it
+    (whitespace, in some), it is the last token: of the response, or before the position.
 
     Args:
         template: of the tokenizer.
@@ -116,13 +139,24 @@ def places_in_text(template: Template, text: str, ids: Sequence[int], positions:
     if template.tokenizer.is_fast:
         told = template.tokenizer(template.lead + kept, add_special_tokens=False, return_offsets_mapping=True,
                                   verbose=False)
-    if told is None or list(ids[: len(told.input_ids)]) != list(told.input_ids):
-        # Behind a plain text the first tokens may be others than those of the text alone; decoding still tells.
-        if template.decode(list(ids)) == text:
-            return token_places(template, ids, positions)
-        return [_parted(template, text[:position], ids) for position in positions]
-    starts = [start for start, _ in told.offset_mapping]
-    return [max(bisect_left(starts, position - ahead + len(template.lead)) - 1, 0) for position in positions]
+    if told is not None and list(ids[: len(told.input_ids)]) == list(told.input_ids):
+        starts, ends = zip(*told.offset_mapping, strict=True) if told.offset_mapping else ((), ())
+        shifted = [position - ahead + len(template.lead) for position in positions]
+        places = [max(bisect_left(starts, position) - 1, 0) for position in shifted]
+        if all(ends[place] >= position for place, position in zip(places, shifted, strict=True)):
+            return places
+    return _by_decoding(template, text, ids, positions)
+
+
+def _by_decoding(template: Template, text: str, ids: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """The same where the tokenizer's offsets are of no use: its tokens are others behind a plain text, or it leaves
+    whitespace out of its offsets."""
+    decoded = template.decode(list(ids))
+    for ahead in (0, len(text) - len(text.lstrip())):  # what a template or a tokenizer takes off the beginning
+        if decoded and text.startswith(decoded, ahead) and not text[ahead + len(decoded) :].strip():
+            kept = [max(position - ahead, 1) for position in positions if position - ahead <= len(decoded)]
+            return token_places(template, ids, kept) + [len(ids) - 1] * (len(positions) - len(kept))
+    return [_parted(template, text[:position], ids) for position in positions]
 
 
 def _parted(template: Template, before: str, ids: Sequence[int]) -> int:

@@ -106,7 +106,8 @@ def warnings_of(cfg: OnlineConfig) -> Iterator[str]:
     for source in cfg.sources:
         if source.steps is not None and source.steps.credit == "sum" and source.steps.cap is None:
             yield (f"reward {source.name!r} pays the sum of its steps without steps.cap: right but useless steps are "
-                   "paid too, and the policy may write many; min, mean and delta do not grow with their number.")
+                   "paid too, and the policy may write many; min, mean and delta (with gae, rloo or reinforce++) do not "
+                   "grow with their number.")
 
 
 def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
@@ -132,6 +133,10 @@ def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
         f"rollback.kl_factor={cfg.rollback.kl_factor} multiplies kl.coef=0, which stays 0: set the factor to 1")
     yield not sees and cfg.truncation.how == "bootstrap", (
         f"advantage.estimator={kind!r} has no critic, truncation.how='bootstrap' needs its values")
+    yield kind == "grpo" and any(source.steps and (source.steps.credit != "sum" or source.steps.cap)
+                                 for source in cfg.sources), (
+        "advantage.estimator='grpo' compares the reward of a step with all in its group, so that a step "
+        "paid 0 gains or loses by being there: it goes with steps.credit='sum' and no cap; rloo with every credit")
     yield kind == "grpo" and cfg.kl.within == "reward" and bool(cfg.kl.coef) and all(
         source.steps for source in cfg.sources), (
         "advantage.estimator='grpo' with rewards of steps alone would blow the charge for drift up to the size of a "

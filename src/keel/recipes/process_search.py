@@ -32,7 +32,7 @@ from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer, scala
 from keel.models.process import process_model
 from keel.named import named_function
 from keel.rng import stream
-from keel.rollout.measure import Scorer, same_tokens
+from keel.rollout.measure import Scorer
 from keel.rollout.picks import VOTES, Marker, Solution, curve, pick, scores_of_steps
 from keel.rollout.process import StepScored, StepScorer
 from keel.rollout.respond import Responses, summary
@@ -147,7 +147,7 @@ def _template(spec: FrozenModelConfig) -> Template:
 def _tools(cfg: ProcessSearchConfig, words: Template, marker: Marker) -> _Tools:
     writer = StepWriter(causal_lm(cfg.policy.whole), words, cfg.sampling, cfg.separator, cfg.seed)
     process = StepScorer(process_model(cfg.process_model.whole), _template(cfg.process_model), cfg.separator,
-                         cfg.micro_tokens)
+                         cfg.micro_tokens, policys=words)
     outcome = None if cfg.outcome_model is None else Scorer(
         scalar_model(cfg.outcome_model.whole), _template(cfg.outcome_model), words, cfg.micro_tokens)
     return _Tools(writer, process, outcome, marker)
@@ -197,7 +197,7 @@ def _solutions(cfg: ProcessSearchConfig, writer: StepWriter, rows: Sequence[Prom
 def _judged(tools: _Tools, drafts: Sequence[Draft]) -> list[StepScored]:
     """What the process model says of the steps: of sampled tokens or, where its tokenizer differs, of their text."""
     writer, process = tools.writer, tools.process
-    if not same_tokens(process.own, writer.words):
+    if not process.same_tokens:
         return process.of_texts([one.row.record for one in drafts], [one.text for one in drafts],
                                 [one.ended for one in drafts])
     steps = [steps_of(writer.words, one.ids, writer.separator, ended=one.ended) for one in drafts]

@@ -38,21 +38,22 @@ class StepScored:
 class StepScorer:
     """A process model that reads responses: the sampled tokens or, where its tokenizer differs, their text."""
 
-    def __init__(self, model: nn.Module, own: Template, separator: str, micro_tokens: int) -> None:
+    def __init__(self, model: nn.Module, own: Template, separator: str, micro_tokens: int, *,
+                 policys: Template | None = None) -> None:
         self.model, self.own, self.separator, self.micro_tokens = model, own, separator, micro_tokens
+        self.same_tokens = policys is not None and same_tokens(own, policys)
 
-    def __call__(self, responses: Responses, words: Template, steps: Sequence[Steps]) -> list[list[float]]:
+    def __call__(self, responses: Responses, steps: Sequence[Steps]) -> list[list[float]]:
         """Probabilities of the steps of each response.
 
         Args:
-            responses: of a policy.
-            words: its template.
+            responses: of the policy whose template is `policys`.
             steps: of each response, in its tokens.
         Raises:
             NumericsError: a score is not finite.
             ModelError: a row is longer than the process model's context.
         """
-        if not same_tokens(self.own, words):
+        if not self.same_tokens:
             told = self.of_texts(responses.prompts, responses.texts, responses.rollout.ended.tolist())
             return [one.probabilities for one in told]
         tokens = responses.rollout.tokens

@@ -106,6 +106,8 @@ class RewardSources:
             if source.steps:
                 steps[source.name] = self._steps[source.name](responses)
                 raw[source.name] = steps[source.name].means
+                if len(source.models) > 1:
+                    disagreement[source.name] = steps[source.name].spreads
             elif source.models:
                 members = self._members(source.name, responses)
                 raw[source.name], spread = combined_scores(members, how=source.combine, coef=source.dissent_coef)
@@ -283,7 +285,8 @@ def with_step_rewards(
     rollout: Rollout, scores: Scores, moments: Mapping[str, Tensor], cfg: ScoreConfig, weights: Mapping[str, float],
 ) -> Rollout:
     """The rollout with `step_rewards` and `step_ends`, where a source scores steps: each step's score by the moments of
-    its source, then what the source pays for it, weighted, at the token in which it ends.
+    its source, then what the source pays for it, weighted, at the token in which it ends. Scores of steps are never
+    centred: what is taken off each step charges for steps, or pays for leaving them out.
 
     Args:
         rollout: whose responses were scored.
@@ -298,7 +301,7 @@ def with_step_rewards(
     rewards = torch.zeros(mask.shape)
     ends = torch.zeros(mask.shape, dtype=torch.bool)
     for name, told in scores.steps.items():
-        paid = told.paid(rescaled(told.values, name, moments, cfg))
+        paid = told.paid(rescaled(told.values, name, moments, cfg.model_copy(update={"center": False})))
         rewards = rewards + weights[name] * paid.placed(mask.shape)
         ends = ends | paid.placed_ends(mask.shape)
     return replace(rollout, step_rewards=rewards.to(mask.device), step_ends=ends.to(mask.device))

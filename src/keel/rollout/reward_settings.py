@@ -113,7 +113,7 @@ class RewardConfig(Config):
     @property
     def warning(self) -> str | None:
         """What a reader of its scores must know."""
-        if self.n_members < 2 or self.calibration is not None:
+        if self.n_members < 2 or self.calibration is not None or self.steps is not None:  # probabilities have a scale
             return None
         counts = "in the disagreement that is logged" if self.combine == "mean" else "as dissent"
         return (f"reward {self.name!r} has combine={self.combine!r} without calibration: training leaves offset and "

@@ -20,7 +20,7 @@ from keel.rollout.process import StepScorer, response_steps
 from keel.rollout.respond import Responses
 from keel.rollout.reward_settings import RewardConfig, StepConfig
 
-__all__ = ["StepScores", "StepSource"]
+__all__ = ["StepScores", "StepSource", "step_numbers"]
 
 _StepFunction = Callable[[Prompt, str, bool], Sequence[float]]
 
@@ -37,6 +37,7 @@ class StepScores:
         repeated: True where its text is that of an earlier step of the response. [S]
         unfinished: for each response, whether it has a last step that was cut, which has no score.
         how: what the source pays for.
+        spread: standard deviation over the members of an ensemble, of each step; 0 where there is one. [S]
     """
 
     values: Tensor
@@ -46,11 +47,20 @@ class StepScores:
     repeated: Tensor
     unfinished: tuple[bool, ...]
     how: StepConfig
+    spread: Tensor
 
     @property
     def means(self) -> Tensor:
         """Mean score of the steps of each response; 0 where there is none. [B]"""
-        means = aggregate_steps(self.values, self.rows, len(self.unfinished), how="mean")
+        return self._mean(self.values)
+
+    @property
+    def spreads(self) -> Tensor:
+        """Mean disagreement over the steps of each response; 0 where there is none. [B]"""
+        return self._mean(self.spread)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        means = aggregate_steps(x, self.rows, len(self.unfinished), how="mean")
         return torch.where(means.isfinite(), means, 0.0).float()
 
     def of_row(self, i: int) -> list[tuple[str, float]]:
@@ -99,7 +109,7 @@ class StepSource:
                                   remedy="Leave lora.rank out: nothing would train the adapter.")
             own = template(load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code))
             model = process_model(spec).requires_grad_(False)
-            self._scorers.append(StepScorer(model, own, source.steps.separator, micro_tokens))
+            self._scorers.append(StepScorer(model, own, source.steps.separator, micro_tokens, policys=words))
 
     def __call__(self, responses: Responses) -> StepScores:
         """Scores of every finished step.
@@ -111,18 +121,19 @@ class StepSource:
         steps = response_steps(responses, self.words, self.how.separator)
         if self._function is not None:
             values = torch.tensor([x for told in self._asked(responses, steps) for x in told], dtype=torch.float32)
+            spread = torch.zeros_like(values)
         else:
-            members = torch.tensor([[x for told in scorer(responses, self.words, steps) for x in told]
+            members = torch.tensor([[x for told in scorer(responses, steps) for x in told]
                                     for scorer in self._scorers])
             how, coef = self._combine
-            # Where no response has a finished step there is nothing to combine.
-            values = combined_scores(members, how=how, coef=coef)[0] if members.numel() else members.sum(0)
+            values, spread = combined_scores(members, how=how, coef=coef) if members.numel() else (
+                torch.zeros(0), torch.zeros(0))
         starts = responses.rollout.tokens.response_mask.cpu().int().argmax(1).tolist()
         places = [(i, starts[i] + end) for i, one in enumerate(steps) for end in one.ends]
         rows, columns = torch.tensor(places, dtype=torch.long).view(-1, 2).unbind(1)
         return StepScores(values, rows, columns, tuple(text for one in steps for text in one.texts),
                           torch.tensor([again for one in steps for again in repeats(one.texts)], dtype=torch.bool),
-                          tuple(bool(one.unfinished) for one in steps), self.how)
+                          tuple(bool(one.unfinished) for one in steps), self.how, spread)
 
     def _asked(self, responses: Responses, steps: Sequence[Steps]) -> list[list[float]]:
         ended = responses.rollout.ended.tolist()
@@ -154,5 +165,8 @@ def step_numbers(function: Any, prompt: Prompt, text: str, ended: bool, n: int) 
 
 def repeats(texts: Sequence[str]) -> list[bool]:
     """For each step, whether an earlier one says the same, but for whitespace around it."""
-    said = [text.strip() for text in texts]
-    return [text in said[:i] for i, text in enumerate(said)]
+    said, found = set[str](), list[bool]()
+    for text in texts:
+        found.append(text.strip() in said)
+        said.add(text.strip())
+    return found

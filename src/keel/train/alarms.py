@@ -160,8 +160,10 @@ def _step_farming(history: History) -> list[Alarm]:
     now, limit = median(counts[-FEW:]), 1.5 * median(counts[:FEW])
     return [] if now <= limit or gains else [Alarm(
         "step_farming", now, limit,
-        "Responses have half as many steps again as at the start, and what is paid for the whole response does not rise.",
-        "Steps that add nothing may be what is paid: use steps.credit min, mean or delta, or set steps.cap.")]
+        "Responses have over 1.5 times the steps that they had at the start" + (
+            ", and what is paid for whole responses does not rise." if earned else "; nothing is paid for whole ones."),
+        "Steps that add nothing may be what is paid: use steps.credit min, mean or delta with gae or rloo, or "
+        "steps.cap.")]
 
 
 def _disagreement(history: History) -> list[Alarm]:
