@@ -192,8 +192,10 @@ def stripping():
     return template(tokenizer)
 
 
-@pytest.mark.parametrize("text, ended, ends", [("ab\n", False, (2,)), ("ab\nc", True, (2, 4)),
-                                               ("ab\nc\n", True, (2, 4)), ("ab\nc\n", False, (2, 4)), (" ab\nc", True, (2, 4))])
+@pytest.mark.parametrize("text, ended, ends", [
+    ("ab\n", False, (2,)), ("ab\nc", True, (2, 4)), ("ab\nc\n", True, (2, 4)), ("ab\nc\n", False, (2, 4)),
+    (" ab\nc", True, (2, 4)),
+])
 def test_a_template_that_strips_turns_does_not_strip_one_that_goes_on(text, ended, ends):
     """What it strips at the end of a turn, a separator perhaps, gives its place to the end of the turn."""
     words = stripping()

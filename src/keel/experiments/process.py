@@ -92,17 +92,16 @@ def kinds_of(cfg: ProcessTrialConfig, home: Path) -> dict[str, dict[str, Any]]:
     paid = {credit: true | {"steps": {"credit": credit, "repeats": True}} for credit in ("sum", "min")}
     critic = {"preset": "ppo_max_report", "critic": {"init": "policy"}}
     alone = {"preset": "grpo", "advantage": {"group": cfg.group}}
-    uncentred = critic | {"score": {"center": False}}
     return {
         "outcome": critic | {"rewards": (outcome,)},
         "steps": critic | {"rewards": (judge,)},
         "both": critic | {"rewards": (outcome, judge)},
         "prm": critic | {"rewards": (outcome, learned)},
         "orm": critic | {"rewards": (whole,)},
-        "sum": uncentred | {"rewards": (paid["sum"],)},
-        "min": uncentred | {"rewards": (paid["min"],)},
+        "sum": critic | {"rewards": (paid["sum"],)},
+        "min": critic | {"rewards": (paid["min"],)},
         "grpo_outcome": alone | {"rewards": (outcome,)},
-        "grpo_both": alone | {"rewards": (outcome, judge)},
+        "grpo_both": alone | {"rewards": (outcome, judge | {"steps": {"credit": "sum"}})},
     }
 
 

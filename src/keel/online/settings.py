@@ -106,8 +106,8 @@ def warnings_of(cfg: OnlineConfig) -> Iterator[str]:
     for source in cfg.sources:
         if source.steps is not None and source.steps.credit == "sum" and source.steps.cap is None:
             yield (f"reward {source.name!r} pays the sum of its steps without steps.cap: right but useless steps are "
-                   "paid too, and the policy may write many; min, mean and delta (with gae, rloo or reinforce++) do not "
-                   "grow with their number.")
+                   "paid too, and the policy may write many; min, mean and delta (not with grpo) do not grow with "
+                   "their number.")
 
 
 def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
