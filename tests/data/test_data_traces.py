@@ -103,6 +103,7 @@ def test_a_solution_with_wrong_steps_is_nothing_to_imitate_or_prefer(jsonl, read
     ({"completions": ["a", "b\0", "c"]}, "NUL character", "step 2 holds a NUL character"),
     ({"outcome": 1}, "bad outcome", "outcome is a number (1), not true or false"),
     ({"outcome": "true"}, "bad outcome", "outcome is text ('true'), not true or false"),
+    ({"ended": 0}, "bad ended", "ended is a number (0), not true or false"),
     ({"prompt": " "}, "empty turn", "turn 1 (user) is empty")])
 def test_refusals(jsonl, change, kind, said):
     good, bad = ROW | {"prompt": "how?"}, ROW | change

@@ -156,6 +156,7 @@ def test_prm800k_follows_what_was_chosen_and_every_other_rating_ends_a_solution(
     assert (whole.steps, whole.labels, whole.outcome) == (("1:0", "mine", "0:1"), (1.0, 1.0, 1.0), True)
     assert (first.steps, first.labels, first.outcome) == (("0:-1",), (0.0,), None)
     assert (second.steps, second.labels, second.first_error) == (("1:0", "0:-1"), (None, 0.0), None)
+    assert (whole.ended, first.ended, second.ended) == (True, False, False)
     assert whole.prompt.meta == first.prompt.meta == {
         "labeler": "l", "is_quality_control_question": False, "answer": "2", "finish_reason": "solution"}
     assert kind_of_files(path) == "traces" and read_prompts(path)[0] == [whole.prompt]
@@ -165,7 +166,7 @@ def test_prm800k_ends_with_the_error_that_was_found(jsonl):
     path = jsonl(prm800k(rated(1, chosen=0), rated(0, -1, -1), reason="found_error", pre_generated_answer="3",
                          pre_generated_steps=["a", "b"]))
     whole, *others = read_traces(path)[0]
-    assert (whole.steps, whole.labels, whole.outcome) == (("0:1", "1:-1"), (1.0, 0.0), None)
+    assert (whole.steps, whole.labels, whole.outcome) == (("0:1", "1:-1"), (1.0, 0.0), None) and not whole.ended
     assert [(t.steps, t.labels) for t in others] == [(("0:1", "0:0"), (None, 1.0)), (("0:1", "2:-1"), (None, 0.0))]
     assert whole.prompt.meta["model_answer"] == "3" and "pre_generated_steps" not in whole.prompt.meta
 
@@ -173,6 +174,7 @@ def test_prm800k_ends_with_the_error_that_was_found(jsonl):
 def test_prm800k_does_not_go_on_behind_a_step_that_nobody_chose(jsonl):
     """A later step would follow one that the solution lacks."""
     whole, *others = read_traces(jsonl(prm800k(rated(1, chosen=0), rated(0), rated(-1, 1, chosen=1))))[0]
+    assert (whole.outcome, whole.ended) == (None, False)
     assert whole.steps == ("0:1",) and [trace.steps for trace in others] == [("0:1", "0:0")]
 
 

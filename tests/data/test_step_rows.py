@@ -41,6 +41,18 @@ def test_a_step_ends_with_its_separator_and_the_last_one_with_the_turn():
     assert (row.trace.labels, row.row.record_id) == ((1, None, 0.25), "t")
 
 
+def test_a_solution_that_goes_on_is_read_at_the_separator_behind_its_last_step():
+    """As a policy's is, at a step that is not its last: nothing there tells that labels stop."""
+    open_ended = replace(trace("ab", "c", labels=[1, 0]), ended=False)
+    [row], cut = rendered(open_ended)
+    [whole], _ = rendered(trace("ab", "c", "def", labels=[1, 0, 1]))
+    assert row.ends == whole.ends[:2] == (4, 6) and row.row.ids == whole.row.ids[:7]
+    assert not row.trace.ended and cut.n_divided == 0 and open_ended.text("\n") == "ab\nc\n"
+    [shortened], _ = rendered(trace("ab", "c", "def", labels=[1, 0, 1]), max_length=7)
+    assert shortened == replace(row, trace=replace(row.trace, labels=(1, 0)), row=shortened.row)
+    assert shortened.row.ids == row.row.ids
+
+
 def test_a_separator_shares_its_token_with_what_stands_beside_it():
     """Tokens a | \\nb | c | <eos>; a | .\\n\\n | c | <eos>; and a | .\\n | \\nb | <eos>."""
     [row], _ = rendered(trace("a", "bc"), words=MERGED)

@@ -88,7 +88,7 @@ def test_a_solution_that_was_cut_has_a_label_for_each_whole_step_and_no_outcome(
     assert one.steps == Steps(("the cat ", " dog sat "), (2, 5), " yes") and len(one.prefixes) == 2
     told = {prefix.key: Completed(prefix.key, (1.0,), 2, 0) for prefix in one.prefixes}
     trace = labelled(one, "q", 0.0, told)
-    assert trace.labels == (1.0, 1.0) and trace.outcome is None and len(trace.steps) == 2
+    assert trace.labels == (1.0, 1.0) and trace.outcome is None and len(trace.steps) == 2 and not trace.ended
 
 
 def test_a_response_that_the_limit_cuts_keeps_its_whole_steps():

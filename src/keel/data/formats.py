@@ -227,5 +227,5 @@ _PROMPT_COLUMNS = {
     "pair": frozenset({"prompt"}),
     "conversations": frozenset({"system"}),
     "instruction": frozenset({"input", "system", "history"}),
-    "steps": frozenset({"outcome", BRANCHES}),
+    "steps": frozenset({"outcome", "ended", BRANCHES}),
 }

@@ -76,7 +76,8 @@ def render_traces(
 ) -> tuple[list[StepRow], StepTruncation]:
     """Rows as the policy would write them: the steps with the separator between them, then the end of the turn.
 
-    A step ends in the token that completes its separator, the last one in the token that ends the turn.
+    A step ends in the token that completes its separator, the last one in the token that ends the turn; where the
+    solution does not end with it, a separator stands behind it too, and the turn stays open.
 
     Args:
         template: of the tokenizer.
@@ -114,13 +115,12 @@ def render_traces(
 def _whole_row(template: Template, trace: StepTrace, separator: str) -> StepRow:
     text, prompt = trace.text(separator), trace.prompt
     prompt_ids = template.prompt_ids(prompt)
-    ids = template.response_ids(text, after=prompt.text)
-    # Where each separator ends, and none behind the last step.
-    behind = list(accumulate(len(step) + len(separator) for step in trace.steps))[:-1]
-    places = places_in_text(template, text, ids, behind)
-    # DEVIATION(process_rm-1): the last label sits on the token that ends the turn, not on one more separator, which a
-    # policy does not write there.
-    ends = [len(prompt_ids) + place for place in (*places, len(ids) - 1)]
+    ids = template.response_ids(text, trace.ended, after=prompt.text)
+    behind = list(accumulate(len(step) + len(separator) for step in trace.steps))
+    # DEVIATION(process_rm-1): the last label of a whole solution sits on the token that ends the turn, not on one more
+    # separator, which a policy does not write there.
+    places = places_in_text(template, text, ids, behind[:-1] if trace.ended else behind)
+    ends = [len(prompt_ids) + place for place in (*places, *([len(ids) - 1] if trace.ended else []))]
     return StepRow(Row(prompt_ids + ids, len(prompt_ids), trace.id), tuple(ends), trace)
 
 
@@ -136,7 +136,7 @@ def _fitted(whole: StepRow, max_length: int, too_long: TooLongSolution) -> StepR
         raise DataError(f"{whole.n_tokens} tokens of prompt and solution do not fit into {max_length}",
                         where=f"id {whole.row.record_id}", remedy="Raise the limit, or choose drop_steps or drop.")
     n = sum(end < max_length for end in whole.ends)
-    trace = replace(whole.trace, steps=whole.trace.steps[:n], labels=whole.trace.labels[:n], outcome=None)
+    trace = replace(whole.trace, steps=whole.trace.steps[:n], labels=whole.trace.labels[:n], outcome=None, ended=False)
     if too_long == "drop" or not _n_labels(trace):
         return None
     row = replace(whole.row, ids=whole.row.ids[: whole.ends[n - 1] + 1])

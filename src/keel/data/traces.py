@@ -30,12 +30,14 @@ class StepTrace:
         steps: their texts, without separators.
         labels: for each step the probability in [0, 1] that it is right; none where nobody judged it.
         outcome: whether the final answer is right; none where it is not known.
+        ended: whether the solution ends with its last step; False where it was cut behind it, or labelled no further.
     """
 
     prompt: Prompt
     steps: tuple[str, ...]
     labels: tuple[float | None, ...]
     outcome: bool | None = None
+    ended: bool = True
 
     @property
     def id(self) -> str:
@@ -58,8 +60,8 @@ class StepTrace:
         return any(label is not None and label < _RIGHT for label in self.labels)
 
     def text(self, separator: str) -> str:
-        """The solution as one response."""
-        return separator.join(self.steps)
+        """The solution as one response; where it goes on, the separator stands behind its last step too."""
+        return separator.join(self.steps) + ("" if self.ended else separator)
 
 
 def check_trace(trace: StepTrace) -> None:
@@ -108,9 +110,11 @@ def trace_of(
     if "completions" not in found.used:
         raise missing(value, "a solution in steps", ("prompt", "completions", "labels"))
     prompt = prompt_in(row, found, value, as_text)
-    whole = _trace(prompt, value, _outcome(row, value))
+    whole = _trace(prompt, value, _truth(row, value, "outcome", "where the final answer is right"))
+    if _truth(row, value, "ended", "where the solution ends with its last step") is False:
+        whole = replace(whole, ended=False)
     further = value.get(prm800k.BRANCHES, ()) if found.layout == prm800k.NAME else ()
-    branches = [_trace(replace(prompt, id=f"{prompt.id}#{number}"), branch, None)
+    branches = [replace(_trace(replace(prompt, id=f"{prompt.id}#{number}"), branch, None), ended=False)
                 for number, branch in enumerate(further, start=1)]
     # Of several endings, those that somebody judged; a row with nothing judged is refused.
     traces = [trace for trace in (whole, *branches) if _judged(trace)] or [whole]
@@ -159,15 +163,14 @@ def _label(given: Any) -> float | None:
     return math.inf if abs(given) > _HUGE else float(given)
 
 
-def _outcome(row: Row, value: Mapping[str, Any]) -> bool | None:
-    if value.get("outcome") is None:
+def _truth(row: Row, value: Mapping[str, Any], name: str, when: str) -> bool | None:
+    if value.get(name) is None:
         return None
-    outcome = truth_of(row, value["outcome"])
-    if outcome is None:
-        given = value["outcome"]
-        raise RowError("bad outcome", f"outcome is {kind_of(given)} ({given!r}), not true or false",
-                       "Write true where the final answer is right, false where it is wrong, or leave it out.")
-    return outcome
+    found = truth_of(row, value[name])
+    if found is None:
+        raise RowError(f"bad {name}", f"{name} is {kind_of(value[name])} ({value[name]!r}), not true or false",
+                       f"Write true {when}, false where not, or leave it out.")
+    return found
 
 
 def _without_blanks(trace: StepTrace) -> StepTrace:

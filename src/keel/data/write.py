@@ -31,7 +31,7 @@ __all__ = ["Layout", "row_of", "write_records"]
 
 Layout = Literal["keel", "published"]
 _PARQUET_ROWS = 1024
-_NULLABLE = {"labels": (list, float), "outcome": (bool, str)}
+_NULLABLE = {"labels": (list, float), "outcome": (bool, str), "ended": (bool, str)}
 # Line separators that some line splitters obey and JSON does not escape by itself.
 _SEPARATORS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
@@ -55,6 +55,7 @@ def row_of(record: Record | StepTrace) -> dict[str, Any]:
         row |= {"responses": list(record.responses), "ranks": list(accumulate(int(not tied) for tied in record.tied))}
     if isinstance(record, StepTrace):
         row |= {"completions": list(record.steps), "labels": _labels(record), "outcome": record.outcome}
+        row |= {} if record.ended else {"ended": False}
     return row | {name: dict(part) for name, part in (("meta", prompt.meta), ("truth", prompt.truth)) if part}
 
 

@@ -156,7 +156,7 @@ def function_judge(name: str, separator: str, log: runs.Run) -> Judge:
         ConfigError: it cannot be imported.
     """
     function = named_function(name, "function")
-    return lambda traces: [step_numbers(function, trace.prompt, trace.text(separator), True, len(trace.steps))
+    return lambda traces: [step_numbers(function, trace.prompt, trace.text(separator), trace.ended, len(trace.steps))
                            for part in _parts(traces, log) for trace in part]
 
 

@@ -223,4 +223,5 @@ def labelled(solution: Solution, name: str, own: float, completed: Mapping[str, 
         labels.append(own)
     known = solution.prompt
     prompt = Prompt(name, known.messages, known.text, {**known.meta, "rollouts": sum(map(len, told))}, known.truth)
-    return StepTrace(prompt, solution.steps.texts, tuple(labels), own >= _RIGHT if solution.written.ended else None)
+    ended = solution.written.ended
+    return StepTrace(prompt, solution.steps.texts, tuple(labels), own >= _RIGHT if ended else None, ended)

@@ -74,15 +74,14 @@ def supervised(traces: Sequence[StepTrace], how: Supervise) -> list[StepTrace]:
         how: `steps`: every labelled step; `last_step`: only the last of these; `outcome`: whether the final answer is
             right, as the label of the last step; `outcome_at_each_step`: the same as the label of every step.
     Raises:
-        DataError: outcomes are asked for, and a solution has none; or nothing is left.
+        DataError: nothing is left.
     """
-    if how in OUTCOMES:
-        unknown = [trace.id for trace in traces if trace.outcome is None]
-        if unknown:
-            raise DataError(f"{len(unknown)} of {len(traces)} solutions do not say whether their final answer is right",
-                            where=f"id {unknown[0]}", remedy="supervise = outcome needs the column `outcome` (true or "
-                            "false); with labels of steps, use supervise = steps.")
-    found = [replace(trace, labels=_labels(trace, how)) for trace in traces]
+    told = [trace for trace in traces if trace.outcome is not None] if how in OUTCOMES else list(traces)
+    if traces and not told:
+        raise DataError(f"none of {len(traces)} solutions says whether its final answer is right",
+                        where=f"id {traces[0].id}", remedy="supervise = outcome needs the column `outcome` (true or "
+                        "false); with labels of steps, use supervise = steps.")
+    found = [replace(trace, labels=_labels(trace, how)) for trace in told]
     kept = [trace for trace in found if any(label is not None for label in trace.labels)]
     if traces and not kept:
         raise DataError(f"none of {len(traces)} solutions has a label of a step", where="supervise = " + how,
@@ -103,7 +102,8 @@ def up_to_last_label(one: StepRow) -> StepRow:
     """The row without what follows its last labelled step: a causal model says the same before it, and learns the same.
     """
     n = 1 + max(k for k, label in enumerate(one.trace.labels) if label is not None)
-    trace = replace(one.trace, steps=one.trace.steps[:n], labels=one.trace.labels[:n])
+    trace = replace(one.trace, steps=one.trace.steps[:n], labels=one.trace.labels[:n],
+                    ended=one.trace.ended and n == len(one.trace.steps))
     return StepRow(replace(one.row, ids=one.row.ids[: one.ends[n - 1] + 1]), one.ends[:n], trace)
 
 

@@ -33,17 +33,18 @@ def adapt(value: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: cell for name, cell in value.items() if name not in ("question", "label")}
     row |= {_RENAMED.get(name, name): cell for name, cell in question.items() if name != _REPEATED}
     row |= {"finish_reason": label.get("finish_reason"), "completions": [], "labels": [], BRANCHES: []}
-    if label.get("finish_reason") == "solution":
-        row["outcome"] = True
+    ended = label.get("finish_reason") == "solution"
     for number, step in enumerate(label["steps"] if isinstance(label["steps"], list) else [], start=1):
         taken, others = _parted(step, number)
         before = row["completions"]
         row[BRANCHES] += [{"completions": [*before, one["text"]], "labels": [None] * len(before) + [_right(one)]}
                           for one in others]
         if taken is None:
+            ended = False
             break
         row["completions"], row["labels"] = [*before, taken["text"]], [*row["labels"], _right(taken)]
-    return row
+    # Else nobody labelled what the solution would have gone on with.
+    return row | ({"outcome": True} if ended else {"ended": False})
 
 
 def _parted(step: Any, number: int) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
