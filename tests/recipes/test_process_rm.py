@@ -189,7 +189,10 @@ def test_what_the_limit_takes_is_counted_and_counts_as_missed(tmp_path):
     words = template(load_tokenizer(cfg.model.path))
     train = [one for one in read_traces(cfg.data.path)[0] if one.id not in {row["id"] for row in written(cfg.out)}]
     cut = render_traces(words, train, separator=" .", max_length=14)[1]
-    assert result["skipped"] == {"records": 0, "n_unlabelled": 0} | vars(cut)
+    assert result["truncation"] == vars(cut)
+    # What the report calls records; steps and labels are none.
+    assert result["skipped"] == {"records": 0, "n_unlabelled": 0, "n_rows": cut.n_rows, "n_cut": cut.n_shortened,
+                                 "n_dropped": cut.n_dropped, "max_length": cut.max_length}
     held = [one for one in read_traces(cfg.data.path)[0] if one.id not in {one.id for one in train}]
     cut_held = render_traces(words, held, separator=" .", max_length=14)[1]
     assert result["held_out"] == vars(cut_held) and cut_held.n_outcomes_lost > 0 and cut_held.n_rows == len(held)

@@ -325,7 +325,7 @@ def test_a_right_answer_is_paid_and_a_missing_one_is_an_error(words):
     ({"models": ["m"], "adapters": ["x", "y"], "steps": {}}, "steps and adapters exclude each other"),
     ({"function": "m:f", "answer": {}}, "function and answer exclude each other"),
     ({"function": "m:f", "steps": {"credit": "clip"}}, "steps.credit='clip' and steps.bound=None do not go together"),
-    ({"function": "m:f", "steps": {"bound": 1.0}}, "steps.credit='min' and steps.bound=1.0 do not go together"),
+    ({"function": "m:f", "steps": {"bound": 1.0}}, "steps.credit='mean' and steps.bound=1.0 do not go together"),
     ({"answer": {"right": 0.0}}, "answer.right=0 is not above answer.wrong=0: it would teach wrong answers"),
     ({"function": "m:f", "steps": {"separator": ""}}, "separator = ''"),
     ({"function": "m:f", "steps": {"cap": 0}}, "cap = 0"),

@@ -154,8 +154,9 @@ def run(cfg: ProcessRMConfig, *, resume: bool = False) -> runs.RunResult:
         write_solutions(step_logits_of(model, held.rows, words.pad_id, 2 * cfg.micro_tokens), held, cfg)
         return log.finish({
             "n_updates": total, "n_train": len(rows), "n_validation": len(held.rows), **found,
-            "skipped": {"records": n_bad, "n_unlabelled": len(train) - len(told)} | vars(cut),
-            "held_out": vars(held.cut) if held.cut else None, "headline": headline(found)})
+            "skipped": {"records": n_bad, "n_unlabelled": len(train) - len(told), "n_rows": cut.n_rows,
+                        "n_cut": cut.n_shortened, "n_dropped": cut.n_dropped, "max_length": cut.max_length},
+            "truncation": vars(cut), "held_out": vars(held.cut) if held.cut else None, "headline": headline(found)})
 
 
 def unseen(words: Template, traces: list[StepTrace], training: list[StepTrace], cfg: ProcessRMConfig) -> Held:

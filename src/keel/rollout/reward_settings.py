@@ -20,7 +20,7 @@ class StepConfig(Config):
     """How a source that scores single steps of a response pays for them."""
 
     separator: Separator = Field("\n", min_length=1, description="text that parts steps, each with the step it ends")
-    credit: Credit = Field("min", description="what scores of steps pay: sum as they are, mean over their number, min "
+    credit: Credit = Field("mean", description="what scores of steps pay: sum as they are, mean over their number, min "
                            "as the lowest falls, delta less the next, clip below bound")
     cap: int | None = Field(None, ge=1, description="steps of a response that are paid, the first ones; none: all")
     bound: float | None = Field(None, description="processed score from which on clip charges nothing; clip")
