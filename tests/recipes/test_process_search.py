@@ -174,7 +174,7 @@ def test_a_process_model_with_another_tokenizer_reads_the_texts(made, tmp_path, 
         return found
 
     monkeypatch.setattr(process_search, "_table", lambda cfg, found: [])
-    monkeypatch.setattr(process_search, "same_tokens", lambda own, words: False)
+    monkeypatch.setattr("keel.rollout.process.same_tokens", lambda own, words: False)
     monkeypatch.setattr(process_search.StepScorer, "of_texts", of_texts)
     process_search.run(cfg := config(made, tmp_path / "run", limit=1))
     [row] = logged(cfg.out, "candidates.jsonl", None)

@@ -97,7 +97,7 @@ def test_solutions_are_labelled_of_every_quality_and_the_same_each_time():
         assert list(trace.labels) == step_scores(trace.prompt, trace.text("\n"), True)
         assert trace.outcome == (score(trace.prompt, trace.text("\n")).parts.get("total") == 0.5)
         assert trace.prompt.meta["answer"] == str(sum(trace.prompt.meta["prices"]))
-    n_wrong = sum(trace.first_error is not None for trace in found)
+    n_wrong = sum(trace.is_wrong for trace in found)
     assert 50 < n_wrong < 250
     best = solutions(world, 50, quality=(1.0, 1.0), part="test", dialect=True)
     assert all(trace.outcome and set(trace.labels) == {1.0} for trace in best)
