@@ -14,6 +14,7 @@ from keel.errors import ModelError
 from keel.functional.policy import kl_full
 from keel.models.attention import attending
 from keel.models.load import is_encoder, trunk_of
+from keel.models.residual import columns_of, declared
 
 __all__ = ["autocasting", "head_layer", "head_outputs", "hidden_states", "pooled_hidden", "position_ids",
            "response_scores", "scalar_head", "token_kl", "token_logprobs", "token_values", "trunk_output",
@@ -30,13 +31,19 @@ def position_ids(attention_mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 
 def hidden_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T D"]:
     """Final hidden states, after the last norm. Right-padded rows of a causal model need no attention mask at all."""
-    if batch.joined is not None and not is_encoder(model):
+    if is_encoder(model):
+        return trunk_output(model, {"input_ids": batch.ids, "attention_mask": batch.attention_mask.long()}
+                            ).last_hidden_state
+    with declared(model, lambda: columns_of(batch)):
+        return _decoder_states(model, batch)
+
+
+def _decoder_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T D"]:
+    if batch.joined is not None:
         return _joined_states(model, batch.joined)
     trunk = trunk_of(model)
     inputs: dict[str, Any] = {"input_ids": batch.ids}
-    if is_encoder(model):
-        inputs["attention_mask"] = batch.attention_mask.long()
-    elif not bool(batch.attention_mask[:, 0].all()):
+    if not bool(batch.attention_mask[:, 0].all()):
         inputs["attention_mask"] = batch.attention_mask.long()
         if "position_ids" in inspect.signature(trunk.forward).parameters:
             inputs["position_ids"] = position_ids(batch.attention_mask)

@@ -18,6 +18,7 @@ from keel.errors import ModelError
 from keel.functional.sampling import draw, penalise_repetition, top_k_top_p
 from keel.models.forward import autocasting, logit_scale, output_head, trunk_output
 from keel.models.load import device_of
+from keel.models.residual import Columns, declared
 from keel.rollout.cache import SlotCache
 
 __all__ = ["SamplingConfig", "check_fit", "sample"]
@@ -143,7 +144,8 @@ def _prefill(policy: nn.Module, desk: _Desk, prompts: list[list[int]], new: list
     ids = _padded(prompts, pad_id, torch.long).to(device)
     slots = torch.arange(len(desk.owner), len(desk.owner) + len(new), device=device)
     cache.fill = slots
-    out = trunk_output(policy, {"input_ids": ids, "past_key_values": cache, "use_cache": True})
+    with declared(policy, lambda: _of_prompts(lengths, ids.shape[1], new)):
+        out = trunk_output(policy, {"input_ids": ids, "past_key_values": cache, "use_cache": True})
     cache.fill = None
     desk.owner.extend(new)
     cache.n_active = len(desk.owner)
@@ -159,11 +161,25 @@ def _decode(policy: nn.Module, desk: _Desk) -> Tensor:
     last = torch.tensor([desk.written[i][-1] for i in desk.owner], device=cache.lengths.device)
     at = cache.lengths[: cache.n_active]
     cache.longest = int(at.max())
-    out = trunk_output(policy, {
-        "input_ids": last[:, None], "position_ids": at[:, None].clone(), "attention_mask": cache.visible(),
-        "past_key_values": cache, "use_cache": True})
+    with declared(policy, lambda: _of_tokens(at.clone(), desk.owner)):
+        out = trunk_output(policy, {
+            "input_ids": last[:, None], "position_ids": at[:, None].clone(), "attention_mask": cache.visible(),
+            "past_key_values": cache, "use_cache": True})
     cache.lengths[: cache.n_active] += 1
     return out.last_hidden_state[:, 0]
+
+
+def _of_prompts(lengths: Tensor, width: int, samples: list[int]) -> Columns:
+    """Whole prompts, padded to the right; the last token of each is where its first new token comes from."""
+    column = torch.arange(width, device=lengths.device)[None].expand(len(samples), -1)
+    rows = torch.tensor(samples, device=lengths.device)
+    return Columns(column < lengths[:, None], column == lengths[:, None] - 1, rows, column, named=True)
+
+
+def _of_tokens(at: Tensor, samples: list[int]) -> Columns:
+    """One token of each running row, which it wrote itself."""
+    told = torch.ones(len(samples), 1, dtype=torch.bool, device=at.device)
+    return Columns(told, told, torch.tensor(samples, device=at.device), at[:, None], named=True)
 
 
 def _write(policy: nn.Module, desk: _Desk, hidden: Tensor, first: int) -> None:
