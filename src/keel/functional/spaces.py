@@ -1,0 +1,193 @@
+"""What is known about a direction and the space of personas: running sums, reliability, shares, errors of quantiles."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from keel.functional.directions import Components, cosine, mean_difference
+from keel.functional.masked import wide
+
+__all__ = [
+    "Sums", "axis_cosine_bound", "components_needed", "coordinates_of", "explained_share", "mean_of", "merge_sums",
+    "no_sums", "noise_of", "quantile_with_error", "split_half_cosine", "sum_rows",
+]
+
+
+# --- running sums
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over vectors seen so far, in float64; those of two parts added are those of the whole.
+
+    Attributes:
+        count: [], vectors.
+        total: [L D], their sum.
+        squares: [L], sum of their squared lengths.
+    """
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+
+
+def no_sums(n_layers: int, width: int) -> Sums:
+    """The sums of nothing. Source: arXiv:2601.10387, section 13 of our spec (streaming)."""
+    return Sums(*(torch.zeros(shape, dtype=torch.float64) for shape in [(), (n_layers, width), (n_layers,)]))
+
+
+def sum_rows(rows: Float[Tensor, "N L D"]) -> Sums:
+    """The sums of N vectors. Source: arXiv:2601.10387, section 13 of our spec (count, sum and sum of squares)."""
+    x = rows.detach().double()
+    count = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
+    return Sums(count, x.sum(0), x.square().sum((0, 2)))
+
+
+def merge_sums(first: Sums, second: Sums) -> Sums:
+    """The sums of both parts together. Source: arXiv:2601.10387, section 13 of our spec (merging over workers)."""
+    return Sums(first.count + second.count, first.total + second.total, first.squares + second.squares)
+
+
+def mean_of(sums: Sums) -> Float[Tensor, "L D"]:
+    """Mean vector per layer, in float32.
+
+    Source: arXiv:2601.10387, section 3 of our spec (role vectors and default vector).
+    Raises:
+        ValueError: nothing was seen.
+    """
+    if float(sums.count) == 0:
+        raise ValueError("no vectors were added: a mean over nothing points nowhere")
+    return (sums.total / sums.count).float()
+
+
+def noise_of(sums: Sums) -> Float[Tensor, " L"]:
+    """Unbiased variance of one coordinate about the mean, averaged over the coordinates of a layer.
+
+    Source: arXiv:2601.10387, section 16 of our spec, A (sigma^2 of the estimator's bound).
+    Raises:
+        ValueError: fewer than two vectors.
+    """
+    if float(sums.count) < 2:
+        raise ValueError(f"{int(sums.count)} vectors: how much they vary needs two of them")
+    about = sums.squares - sums.total.square().sum(-1) / sums.count
+    return about.clamp_min(0.0) / ((sums.count - 1) * sums.total.shape[-1])
+
+
+# --- reliability
+
+
+def split_half_cosine(
+    default_halves: Float[Tensor, "2 L D"], role_halves: Float[Tensor, "2 R L D"],
+) -> Float[Tensor, " L"]:
+    """Cosine, per layer, of the axis found from one half of the questions with that found from the other half.
+
+    Source: arXiv:2601.10387, section 13 of our spec (even and odd questions); Spearman 1910, "Correlation Calculated
+        from Faulty Data" (split halves).
+
+    Args:
+        default_halves: mean over default responses, to each half of the questions.
+        role_halves: the role vectors of each half.
+    """
+    first, second = (mean_difference(d, r) for d, r in zip(default_halves, role_halves, strict=True))
+    return cosine(first, second)
+
+
+def axis_cosine_bound(
+    *, width: int, n_role: int, n_default: int, n_roles: int, noise: float, spread: float, step: float,
+) -> float:
+    """Cosine that the estimated axis is expected to have with the planted one, for noise that is alike everywhere.
+
+        1 / sqrt(1 + H (sigma^2 (1 / n_role + 1 / n_default) + tau^2 / R) / s^2)
+
+    Source: arXiv:2601.10387, section 16 of our spec, A (h = b_role + s u default + noise).
+
+    Args:
+        width: H, coordinates of a state.
+        n_role, n_default: responses in roles, all roles together, and by default.
+        n_roles: R.
+        noise: sigma, standard deviation of one coordinate of a response.
+        spread: tau, standard deviation of one coordinate of b_role over roles.
+        step: s, length of the planted difference; > 0.
+    Raises:
+        ValueError: step is not above 0.
+    """
+    if step <= 0:
+        raise ValueError(f"step={step} is not above 0: nothing was planted that could be found")
+    variance = noise**2 * (1 / n_role + 1 / n_default) + spread**2 / n_roles
+    return float((1 + width * variance / step**2) ** -0.5)
+
+
+# --- the space of personas
+
+
+def coordinates_of(components: Components, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+    """Where other rows lie in a space whose rows were not scaled: their distances from the mean along its components.
+
+    Source: arXiv:2601.10387, section 4 of our spec (the default vector, centred with the mean of the roles).
+    """
+    found = (rows.double() - components.mean.double()) @ components.directions.double().T
+    return found.to(wide(rows).dtype)
+
+
+def components_needed(variance_share: Float[Tensor, " K"], share: float) -> int:
+    """How many components, largest first, together reach a share of the variance.
+
+    Source: arXiv:2601.10387, section 4 of our spec (4, 8 and 19 components reach 70 %).
+    Raises:
+        ValueError: share is not within (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share} is outside (0, 1): a share of the variance")
+    return min(int((variance_share.double().cumsum(0) < share).sum()) + 1, len(variance_share))
+
+
+def explained_share(rows: Float[Tensor, "N D"], directions: Float[Tensor, "K D"]) -> float:
+    """Share of the rows' variance about their mean that lies within the span of orthonormal directions.
+
+    Source: arXiv:2601.10387, section 4 of our spec (variance of real chat responses within persona space).
+    Raises:
+        ValueError: the rows are all the same.
+    """
+    x = rows.detach().double()
+    x = x - x.mean(0)
+    total = x.square().sum()
+    if float(total) == 0:
+        raise ValueError("all rows are the same: there is no variance to have a share of")
+    return float((x @ directions.double().T).square().sum() / total)
+
+
+# --- thresholds
+
+
+def quantile_with_error(
+    values: Float[Tensor, " N"], q: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """A quantile of a sample, and its standard error sqrt(q (1 - q) / N) / density.
+
+    The quantile is interpolated between neighbours; the density there is a sum of normal kernels.
+    Source: arXiv:2601.10387, sections 8 and 13 of our spec (percentiles of projections, error of a subsample); kernel
+        width: Silverman 1986, "Density Estimation", Eq. 3.31.
+    Returns:
+        Both in float64; the error is 0 where no two values differ.
+    Raises:
+        ValueError: fewer than two values, one that is not finite, or q outside (0, 1).
+    """
+    if not 0 < q < 1:
+        raise ValueError(f"q={q} is outside (0, 1): a quantile is between the lowest and the highest value")
+    if len(values) < 2 or not bool(values.isfinite().all()):
+        raise ValueError(f"{len(values)} values: a quantile with an error needs two or more, all finite")
+    x = values.detach().double().sort().values
+    # By hand: torch.quantile takes 16 million values at most.
+    place = q * (len(x) - 1)
+    below = int(place)
+    at = torch.lerp(x[below], x[min(below + 1, len(x) - 1)], place - below)
+    quarters = x[round(0.75 * (len(x) - 1))] - x[round(0.25 * (len(x) - 1))]
+    deviation = x.std()
+    narrow = torch.where(quarters > 0, torch.minimum(deviation, quarters / 1.34), deviation)
+    if float(narrow) == 0:
+        return at, torch.zeros_like(at)
+    kernel = 0.9 * narrow * len(x) ** -0.2
+    density = torch.exp(-((x - at) / kernel).square() / 2).mean() / (kernel * (2 * torch.pi) ** 0.5)
+    return at, (q * (1 - q) / len(x)) ** 0.5 / density
