@@ -1,0 +1,270 @@
+"""What acts on a model's stream, or watches it: steps along a direction, bounds, erasure, and a monitor.
+
+Each is a context manager, and `attach()` / `detach()`. Handles act in the order in which they were attached, and what
+is detached last leaves the model as it was.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from keel.errors import ModelError
+from keel.functional.directions import ablate, add, bound, project
+from keel.models.residual import Attachment, Columns
+
+__all__ = ["Bounded", "Erased", "Handle", "Monitor", "Operator", "Steered", "Where"]
+
+Where = Literal["all", "prompt", "generation"] | Tensor
+"""Which tokens a handle acts on; `generation` begins at the last prompt token, from which the first new one comes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """h + strength * vector; one strength, or one for each row."""
+
+    vector: Float[Tensor, " D"]
+    strength: float | Float[Tensor, " B"]
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """The projection on a unit vector held within bounds; each one number, or one for each row."""
+
+    unit: Float[Tensor, " D"]
+    lower: float | Float[Tensor, " B"] | None
+    upper: float | Float[Tensor, " B"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Erased:
+    """The projection on a unit vector set to one number."""
+
+    unit: Float[Tensor, " D"]
+    target: float
+
+
+Operator = Steered | Bounded | Erased
+
+
+class Handle:
+    """Operators on the stream of one model.
+
+    Args:
+        model: the model.
+        operators: behind each block, in the order in which they act.
+        where: which tokens.
+        mask: attention mask of the prompts, [B, T]; see `keel.models.residual.Attachment`.
+
+    Raises:
+        ModelError: the model has no such block.
+    """
+
+    def __init__(self, model: nn.Module, operators: Mapping[int, Sequence[Operator]], where: Where,
+                 mask: Tensor | None) -> None:
+        self._operators = {layer: list(some) for layer, some in operators.items()}
+        self._where = where
+        self._on: dict[tuple[int, torch.device], list[Operator]] = {}
+        self._counts: dict[int, Tensor] = {}
+        self._attachment = Attachment(model, dict.fromkeys(self._operators, self._tap), mask=mask)
+
+    def attach(self) -> Self:
+        """Start to act; what acts already goes on."""
+        self._attachment.attach()
+        return self
+
+    def detach(self) -> None:
+        """Leave the model as it was. The statistics stay."""
+        self._attachment.detach()
+
+    def __enter__(self) -> Self:
+        self._attachment.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attachment.__exit__()
+
+    def stats(self) -> dict[int, dict[str, dict[str, float]]]:
+        """What caps have done at each block, for `prompt` and `generation` tokens apart.
+
+        Of each: `n_tokens` seen, `clamped` (the share whose projection was moved) and `correction` (by how much the
+        moved ones were on average, signed; towards the Assistant is up).
+        """
+        return {layer: {part: _counted(*row) for part, row in zip(("prompt", "generation"), counts.tolist(),
+                                                                   strict=True)}
+                for layer, counts in sorted(self._counts.items())}
+
+    def _tap(self, layer: int, hidden: Tensor, columns: Columns) -> Tensor:
+        chosen = self._chosen(hidden, columns)
+        for operator in self._operators_on(layer, hidden.device):
+            if isinstance(operator, Steered):
+                strength = torch.where(chosen, _by_row(operator.strength, hidden, columns), 0.0)
+                hidden = add(hidden, operator.vector, strength)
+            elif isinstance(operator, Erased):
+                hidden = torch.where(chosen[..., None], ablate(hidden, operator.unit, target=operator.target), hidden)
+            else:
+                lower, upper = (None if limit is None else torch.where(chosen, _by_row(limit, hidden, columns), none)
+                                for limit, none in ((operator.lower, -torch.inf), (operator.upper, torch.inf)))
+                hidden, moved = bound(hidden, operator.unit, lower=lower, upper=upper)
+                if not columns.again:
+                    self._count(layer, moved.detach(), chosen, columns)
+        return hidden
+
+    def _operators_on(self, layer: int, device: torch.device) -> list[Operator]:
+        if (layer, device) not in self._on:
+            self._on[layer, device] = [_to(operator, device) for operator in self._operators[layer]]
+        return self._on[layer, device]
+
+    def _chosen(self, hidden: Tensor, columns: Columns) -> Bool[Tensor, "B T"]:
+        if isinstance(self._where, Tensor):
+            return columns.real & _columns_of(self._where.to(hidden.device), hidden, columns)
+        if self._where == "all":
+            return columns.real
+        return columns.real & (columns.generated if self._where == "generation" else ~columns.generated)
+
+    def _count(self, layer: int, moved: Tensor, chosen: Tensor, columns: Columns) -> None:
+        parts = torch.stack([chosen & ~columns.generated, chosen & columns.generated])[..., None].flatten(1)
+        told = torch.stack([torch.ones_like(moved), (moved != 0).float(), moved], -1).flatten(0, 1)
+        counts = torch.stack([torch.where(part[:, None], told, 0.0).sum(0).double() for part in parts]).cpu()
+        self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
+
+
+class Monitor:
+    """Projections as the model runs. Padding is never read, and what follows the end of a row neither.
+
+    Args:
+        model: the model.
+        units: unit vector by block.
+        centres: subtracted from the projections of each block.
+        mask: attention mask of the prompts, [B, T].
+
+    Raises:
+        ModelError: the model has no such block.
+    """
+
+    def __init__(self, model: nn.Module, units: Mapping[int, Tensor], centres: Mapping[int, float],
+                 mask: Tensor | None) -> None:
+        self._units, self._centres = dict(units), dict(centres)
+        self._read: list[tuple[int, Tensor, Columns]] = []
+        self._callbacks: list[Callable[[dict[str, Any]], Any]] = []
+        self._attachment = Attachment(model, dict.fromkeys(units, self._tap), mask=mask)
+
+    def attach(self) -> Self:
+        """Start to read; what reads already goes on."""
+        self._attachment.attach()
+        return self
+
+    def detach(self) -> None:
+        """Stop reading. What was read stays."""
+        self._attachment.detach()
+
+    def __enter__(self) -> Self:
+        self._attachment.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attachment.__exit__()
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self._read.clear()
+
+    def on_token(self, callback: Callable[[dict[str, Any]], Any]) -> None:
+        """Call it with each row of `per_token` as it is read. It costs a transfer from the device for each pass."""
+        self._callbacks.append(callback)
+
+    @property
+    def per_token(self) -> list[dict[str, Any]]:
+        """One row for each real token and block, as read: `row`, `layer`, `position`, `projection`, `generated`."""
+        return [row for layer, found, columns in self._read for row in _rows(layer, found, columns)]
+
+    def per_turn(self, spans: Sequence[Sequence[tuple[int, int]]], *, layer: int | None = None) -> list[list[float]]:
+        """Mean projection over the tokens [start, end) of each span of each row; NaN where none of them was read.
+
+        Args:
+            spans: of each row, counted over its real tokens.
+            layer: block; none: the only one that is watched.
+
+        Raises:
+            ModelError: several blocks are watched and none is named.
+        """
+        at = self._only(layer)
+        known: dict[int, dict[int, float]] = {}
+        for row in self.per_token:
+            if row["layer"] == at:
+                known.setdefault(row["row"], {})[row["position"]] = row["projection"]
+        return [[_mean([x for place, x in known.get(i, {}).items() if start <= place < end]) for start, end in some]
+                for i, some in enumerate(spans)]
+
+    def means(self, *, part: Literal["all", "prompt", "generation"] = "generation", layer: int | None = None,
+              ) -> dict[int, float]:
+        """Mean projection of each row over its tokens of one part. Raises: see `per_turn`."""
+        at = self._only(layer)
+        sums: dict[int, list[float]] = {}
+        for row in self.per_token:
+            if row["layer"] == at and part in ("all", "generation" if row["generated"] else "prompt"):
+                sums.setdefault(row["row"], []).append(row["projection"])
+        return {row: _mean(found) for row, found in sorted(sums.items())}
+
+    def _only(self, layer: int | None) -> int:
+        if layer is None and len(self._units) > 1:
+            raise ModelError(f"several blocks are watched ({', '.join(map(str, self._units))}), and none was named",
+                             remedy="Say which one with layer=.")
+        return next(iter(self._units)) if layer is None else layer
+
+    def _tap(self, layer: int, hidden: Tensor, columns: Columns) -> None:
+        if columns.again:
+            return
+        unit = self._units[layer] = self._units[layer].to(hidden.device)
+        found = project(hidden.detach(), unit) - self._centres[layer]
+        self._read.append((layer, found, columns))
+        if self._callbacks:
+            for row in _rows(layer, found, columns):
+                for callback in self._callbacks:
+                    callback(row)
+
+
+def _to(operator: Operator, device: torch.device) -> Operator:
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(operator).items()
+                             if isinstance(value, Tensor)}
+    return replace(operator, **moved)
+
+
+def _by_row(setting: float | Tensor, hidden: Tensor, columns: Columns) -> Tensor:
+    """The setting of each token, to be read against [B, T]."""
+    if not isinstance(setting, Tensor) or setting.ndim == 0:
+        return torch.as_tensor(setting, dtype=torch.float32, device=hidden.device)
+    found = setting.float()[columns.row_of(len(setting))]
+    return found if found.ndim == 2 else found[:, None]
+
+
+def _columns_of(where: Tensor, hidden: Tensor, columns: Columns) -> Tensor:
+    """What a mask over the columns of the whole rows says of those of this pass; behind its end it says no."""
+    n_rows, width = hidden.shape[:2]
+    if columns.offset is None or columns.rows.ndim == 2 or n_rows % len(where):
+        raise ModelError(f"a mask of {len(where)} rows as `where` does not fit this pass of {n_rows} rows",
+                         remedy="Such a mask is for whole batches with common columns; else use all, prompt or "
+                                "generation.")
+    wide = where.bool().repeat_interleave(n_rows // len(where), 0)
+    wide = nn.functional.pad(wide, (0, max(0, columns.offset + width - wide.shape[1])))
+    return wide[:, columns.offset:columns.offset + width]
+
+
+def _counted(n: float, moved: float, total: float) -> dict[str, float]:
+    return {"n_tokens": n, "clamped": moved / n if n else 0.0, "correction": total / moved if moved else 0.0}
+
+
+def _rows(layer: int, found: Tensor, columns: Columns) -> Iterator[dict[str, Any]]:
+    rows = columns.rows if columns.rows.ndim == 2 else columns.rows[:, None].expand_as(columns.real)
+    picked = columns.real
+    for row, position, value, generated in zip(rows[picked].tolist(), columns.positions[picked].tolist(),
+                                               found[picked].tolist(), columns.generated[picked].tolist(),
+                                               strict=True):
+        yield {"row": row, "layer": layer, "position": position, "projection": value, "generated": generated}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
