@@ -63,7 +63,7 @@ class Template:
             # A row never begins with the response: without a token to begin with, the end of the row before serves.
             start = self.end_id if self.start_id is None else self.start_id
             return [start, *ids] if ids[:1] != [start] else ids
-        return self._one_bos(self._rendered(prompt))
+        return self.one_bos(self._rendered(prompt))
 
     def response_ids(self, response: str, ended: bool = True, after: str | None = None) -> list[int]:
         """The response as the assistant writes it, then the end of its turn.
@@ -84,7 +84,7 @@ class Template:
     def closed_ids(self, response: str) -> list[int]:
         """The response and `closing`, as the tokenizer splits them in a conversation that is one text."""
         kept = response.strip() if self.trims else response
-        if self._control.search(kept) is None:
+        if self.control.search(kept) is None:
             return _encode(self.tokenizer, self.lead + kept + self.closing)
         return self._led(kept) + _encode(self.tokenizer, self.closing)
 
@@ -94,7 +94,7 @@ class Template:
         It is cheaper than a call each, and takes as many threads as there are cores (TOKENIZERS_PARALLELISM).
         """
         kept = [text.strip() if self.trims else text for text in responses]
-        bare = [self._control.search(text) is None for text in kept]
+        bare = [self.control.search(text) is None for text in kept]
         found = iter(_encode_all(self.tokenizer, [self.lead + text + (self.closing if closed else "")
                                                   for text, alone in zip(kept, bare, strict=True) if alone]))
         one = self.closed_ids if closed else self.response_ids
@@ -107,8 +107,17 @@ class Template:
         text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).removeprefix(self.lead)
 
+    def written(self, turns: Sequence[Message], record_id: str) -> str:
+        """The text that the template makes of a whole conversation, no turn left open.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or its template refuses the conversation.
+        """
+        return _render(self.tokenizer, list(turns), record_id, opened=False)
+
     @cached_property
-    def _control(self) -> re.Pattern[str]:
+    def control(self) -> re.Pattern[str]:
+        """Finds control tokens that are spelled out in a text."""
         longest_first = sorted(_controls(self.tokenizer), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -117,7 +126,8 @@ class Template:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer(_PROBE).input_ids[:1] == [bos]
 
-    def _one_bos(self, ids: list[int]) -> list[int]:
+    def one_bos(self, ids: list[int]) -> list[int]:
+        """The same with one begin-of-sequence token in front, where the tokenizer or the template writes any."""
         bos = self.tokenizer.bos_token_id
         if bos is None:
             return ids
@@ -126,15 +136,15 @@ class Template:
 
     def _led(self, response: str) -> list[int]:
         """Tokens of the lead and the response. Only the lead, which is the template's, may hold control tokens."""
-        if self._control.search(response) is None:
+        if self.control.search(response) is None:
             return _encode(self.tokenizer, self.lead + response)
-        if self._control.search(self.lead) is None:
+        if self.control.search(self.lead) is None:
             return _encode(self.tokenizer, self.lead + response, plain=True)
         return _encode(self.tokenizer, self.lead) + _encode(self.tokenizer, response, plain=True)
 
     def _plain(self, text: str) -> list[int]:
         """Tokens of a text in which no control token is recognised."""
-        return _encode(self.tokenizer, text, plain=self._control.search(text) is not None)
+        return _encode(self.tokenizer, text, plain=self.control.search(text) is not None)
 
     def _continued(self, text: str, response: str) -> list[int]:
         """Tokens of the response in its place behind the text, where the tokenizer lets the two be parted."""
@@ -148,7 +158,7 @@ class Template:
             found.append(match.group())
             return _SPELLED_OUT
 
-        turns = [Message(turn.role, self._control.sub(hide, turn.content)) for turn in prompt.messages]
+        turns = [Message(turn.role, self.control.sub(hide, turn.content)) for turn in prompt.messages]
         text = _render(self.tokenizer, turns, prompt.id)
         if not found:
             return _encode(self.tokenizer, text)

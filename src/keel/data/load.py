@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from keel.data.dialogues import Dialogue, dialogue_of
 from keel.data.kinds import (
     Kind,
     Turns,
@@ -25,14 +26,15 @@ from keel.errors import DataError
 
 __all__ = [
     "Kind", "OnBadRecord", "Paths", "Turns", "Which", "as_paths", "iter_demonstrations", "iter_labelled", "iter_pairs",
-    "iter_prompts", "iter_rankings", "iter_traces", "read_demonstrations", "read_graded", "read_labelled", "read_pairs",
-    "read_prompts", "read_rankings", "read_responses", "read_traces",
+    "iter_prompts", "iter_rankings", "iter_traces", "read_demonstrations", "read_dialogues", "read_graded", "read_labelled",
+    "read_pairs", "read_prompts", "read_rankings", "read_responses", "read_traces",
 ]
 
 OnBadRecord = Literal["stop", "skip"]
 Paths = str | Path | Sequence[str | Path]
 _LONGEST_ID = 80
-_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded, Labelled, StepTrace)
+_R = TypeVar("_R", Prompt, Demonstration, PreferencePair, Ranking, Graded, Labelled, StepTrace,
+              Dialogue)
 
 
 def read_prompts(
@@ -174,6 +176,28 @@ def read_traces(
     return _gather(iter_traces(paths, tally := Tally(), as_text=as_text), paths, tally, on_bad_record)
 
 
+def read_dialogues(
+    paths: Paths, *, on_bad_record: OnBadRecord = "stop", domain: str = "domain", label: str = "variant",
+    strip: Sequence[str] = (),
+) -> tuple[list[Dialogue], ReadReport]:
+    """Whole conversations.
+
+    Args:
+        paths: a file, a folder of files, or several of them.
+        on_bad_record: `stop`: one error that lists all bad rows; `skip`: leave them out and count them.
+        domain: column with what a conversation is about.
+        label: column with the condition under which it took place.
+        strip: names of tags that are cut out of all turns, with what stands between <NAME> and </NAME>.
+
+    Raises:
+        DataError: bad rows, or no row left.
+    """
+    tally = Tally()
+    found = _records(paths, tally, lambda row: dialogue_of(row, domain=domain, label=label, strip=strip,
+                                                           left_out=tally.left_out))
+    return _gather(found, paths, tally, on_bad_record)
+
+
 def iter_prompts(paths: Paths, tally: Tally, *, as_text: bool = False) -> Iterator[Prompt]:
     """Prompts as a stream; bad rows go to the tally, and the caller decides what to do about them."""
     return _records(paths, tally, lambda row: prompt_of(row, as_text=as_text))
@@ -233,7 +257,8 @@ def _records(paths: Paths, tally: Tally, made_of: Callable[[Row], tuple[str, Seq
             yield from made
 
 
-def _check_unique(made: Sequence[Record | Graded | StepTrace], where: str, first_seen: dict[str, str]) -> None:
+def _check_unique(made: Sequence[Record | Graded | StepTrace | Dialogue], where: str,
+                  first_seen: dict[str, str]) -> None:
     for record in made:
         before = first_seen.setdefault(record.id, where)
         if before != where:
