@@ -5,8 +5,9 @@ projection is Assistant-like. Its vectors keep their length (default mean minus 
 vector.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,35 @@ from keel.persona.files import AxisFile, read_axis, write_axis
 from keel.persona.handles import Bounded, Erased, Handle, Monitor, Steered, Where
 from keel.rng import stream
 
-__all__ = ["AssistantAxis", "Unit"]
+__all__ = ["AssistantAxis", "DefaultStats", "Unit"]
 
 Unit = Literal["norm_fraction", "raw", "unit"]
 """What a strength of 1 is: the mean length of a token's state there; the axis as it is; length 1."""
 PerLayer = float | Tensor | Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class DefaultStats:
+    """How the default Assistant's responses project on the axis: one number each, the mean over its content tokens.
+
+    Attributes:
+        layer: block that they were read at.
+        mean, std: over the responses (divisor of the deviation: their number).
+        low, high: 5th and 95th percentile.
+        n: responses.
+    """
+
+    layer: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def words(self) -> str:
+        """As the metadata of an axis file spell it, under `default_stats`."""
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +104,12 @@ class AssistantAxis:
         """The block at which projections are read where none is named: the file's own, else that in the middle."""
         return int(self.meta.get("layer", self.n_layers // 2))
 
+    @property
+    def default_stats(self) -> DefaultStats | None:
+        """How the default Assistant projects on this axis, raw; none where the file does not say."""
+        told = self.meta.get("default_stats")
+        return None if told is None else DefaultStats(**json.loads(told))
+
     def norm(self, layer: int) -> float:
         """Length of the axis at a block."""
         return float(self.vectors[layer].norm())
@@ -118,7 +149,8 @@ class AssistantAxis:
         Bounds keep their numbers, which were measured on the axis: measure them again before they are compared.
         """
         vectors = directions.random_directions(self.vectors, stream(seed, "random axis"))
-        return replace(self, vectors=vectors, meta={**self.meta, "control": f"random directions of seed {seed}"})
+        told = {name: text for name, text in self.meta.items() if name != "default_stats"}
+        return replace(self, vectors=vectors, meta=told | {"control": f"random directions of seed {seed}"})
 
     def steer(self, model: nn.Module, strength: float | Tensor, *, unit: Unit = "norm_fraction",
               layers: Sequence[int] | None = None, where: Where = "all", mask: Tensor | None = None) -> Handle:

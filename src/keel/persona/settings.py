@@ -27,8 +27,8 @@ class AxisConfig(Config):
                                     "own")
     cap: str | None = Field(None, description="name of a preset in the file whose bounds hold; none: none")
     lower: float | None = Field(None, description="bound below which the projection is not let; none: none")
-    where: Literal["all", "prompt", "generation"] = Field("all", description="tokens acted on; generation begins at the "
-                                                          "last prompt token")
+    where: Literal["all", "prompt", "generation"] = Field("all", description="tokens acted on; generation begins at "
+                                                          "the last prompt token")
     control: int | None = Field(None, ge=0, description="seed of a random direction of the same length, which acts in "
                                 "the axis's place; none: the axis")
 
