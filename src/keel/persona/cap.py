@@ -2,13 +2,14 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from keel.errors import DataError
 
-__all__ = ["Cap", "axis_percentile", "meaning", "preset_name", "stated_percentile"]
+__all__ = ["Cap", "axis_percentile", "meaning", "preset_lines", "preset_name", "stated_percentile"]
 
 _NAMED = re.compile(r"layers_(\d+):(\d+)-p(\d+(?:\.\d+)?)(?:-\w+)?")
 
@@ -20,19 +21,20 @@ class Cap:
     Attributes:
         layers: decoder blocks, counted from 0; a block may occur several times, with other vectors.
         lower, upper: bounds on the projection onto the unit vector, which points to the Assistant; None: no bound.
-        percentile: as published, on the role-playing direction: 0.25 puts the floor at the axis's own percentile 0.75.
+        percentile: place of the bounds in the population, 0 to 1, on the AXIS ITSELF. Names and published files count
+            along the role-playing direction: `p0.25` is 0.75 here.
         population: what the percentile was taken over.
         source: where the preset comes from.
-        vectors: the direction of each entry, not normalised [K D]; None: the axis itself at each block.
+        vectors: directions that stand for the axis at each entry, not normalised [K D]; None: the axis itself.
         names: how the authors' file called these vectors; empty where it did not.
     """
 
     layers: tuple[int, ...]
     lower: tuple[float | None, ...]
     upper: tuple[float | None, ...]
-    percentile: float | None
-    population: str
-    source: str
+    percentile: float | None = None
+    population: str = ""
+    source: str = ""
     vectors: Tensor | None = None
     names: tuple[str, ...] = ()
 
@@ -63,7 +65,7 @@ def _check_bounds(layer: int, lower: float | None, upper: float | None) -> None:
 
 
 def axis_percentile(stated: float) -> float:
-    """The same place on the axis itself, which points the other way than the direction of published percentiles."""
+    """Where a published percentile lies on the axis itself, which points the other way."""
     return 1.0 - stated
 
 
@@ -84,3 +86,22 @@ def stated_percentile(name: str) -> float | None:
     found = _NAMED.fullmatch(name)
     stated = float(found.group(3)) if found else math.nan
     return stated if 0 <= stated <= 1 else None
+
+
+def preset_lines(caps: Mapping[str, Cap], limit: int = 12) -> list[str]:
+    """Presets as people read them: bounds block by block, and what each percentile in the names means."""
+    lines = [f"{name}: {_bounds_line(cap)}" for name, cap in list(caps.items())[:limit]]
+    lines += [f"and {len(caps) - limit} more presets"] if len(caps) > limit else []
+    stated = [found for name in caps if (found := stated_percentile(name)) is not None]
+    return lines + [meaning(one) for one in sorted(dict.fromkeys(stated))]
+
+
+def _bounds_line(cap: Cap) -> str:
+    """`blocks 46-53, floors 1.2 to 3.4 on the axis`."""
+    words = []
+    for name, bounds in (("floors", cap.lower), ("ceilings", cap.upper)):
+        given = [bound for bound in bounds if bound is not None]
+        if given:
+            words.append(f"{name} {min(given):.4g} to {max(given):.4g}")
+    along = "on the axis" if cap.vectors is None else "on directions of its own, which point to the Assistant"
+    return f"blocks {', '.join(map(str, dict.fromkeys(cap.layers)))}, {' and '.join(words)} {along}"

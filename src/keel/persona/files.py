@@ -6,8 +6,8 @@
     roles/NAME, traits/NAME     [L D]
     caps/NAME                   [K D], directions of a preset that caps along something else than the axis
 
-Metadata are words: `keel_axis` (version of the format), `caps` (JSON: bounds of every preset), and what the maker of the
-file had to say.
+Metadata are words: `keel_axis` (version of the format), `caps` (JSON: bounds of every preset), and what the maker of
+the file had to say.
 """
 
 import json
@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from keel.errors import DataError
-from keel.persona.cap import Cap, axis_percentile
+from keel.persona.cap import Cap
 from keel.runs import explained_disk_errors
 
 __all__ = ["HOOK_POINT", "SIGN", "AxisFile", "check_axis", "read_axis", "write_axis"]
@@ -30,7 +30,8 @@ __all__ = ["HOOK_POINT", "SIGN", "AxisFile", "check_axis", "read_axis", "write_a
 VERSION = "1"
 SIGN = "positive projection: Assistant-like"
 HOOK_POINT = "output of the decoder block, after the MLP and before the final norm; blocks count from 0"
-ORIENTATION = "percentile: of the role-playing direction, as published; percentile_on_axis: of the axis itself"
+ORIENTATION = ("percentile_on_axis counts along the axis, towards the Assistant; the p of a name counts the other way, "
+               "as published: p0.25 is percentile_on_axis 0.75")
 RESERVED = ("keel_axis", "caps")
 
 
@@ -68,8 +69,8 @@ def read_axis(path: Path) -> AxisFile:
             words = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read an axis: {error}", where=str(path), remedy="Give the axis.safetensors of a run of "
-                        "`keel axis extract`, or one made by `keel axis convert`.") from error
+        raise DataError(f"cannot read an axis: {error}", where=str(path), remedy="Give the axis.safetensors of a run "
+                        "of `keel axis extract`, or one made by `keel axis convert`.") from error
     if words.get("keel_axis") != VERSION or "axis" not in tensors:
         raise DataError("this safetensors file holds no axis", where=str(path), remedy="An axis has a tensor `axis` "
                         f"and keel_axis = {VERSION} in its metadata; `keel axis convert` makes such a file.")
@@ -148,16 +149,15 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _cap_row(cap: Cap) -> dict[str, Any]:
     bound = {(True, False): "lower", (False, True): "upper"}.get(
         (any(x is not None for x in cap.lower), any(x is not None for x in cap.upper)), "lower and upper")
-    on_axis = None if cap.percentile is None else axis_percentile(cap.percentile)
     return {"layers": cap.layers, "bound": bound, "lower": cap.lower, "upper": cap.upper, "names": cap.names,
-            "percentile": cap.percentile, "percentile_on_axis": on_axis, "orientation": ORIENTATION,
-            "population": cap.population, "source": cap.source}
+            "percentile_on_axis": cap.percentile, "orientation": ORIENTATION, "population": cap.population,
+            "source": cap.source}
 
 
 def _caps_of(text: str, vectors: Mapping[str, Tensor], path: Path) -> dict[str, Cap]:
     try:
         rows = json.loads(text)
-        return {name: Cap(tuple(row["layers"]), tuple(row["lower"]), tuple(row["upper"]), row["percentile"],
+        return {name: Cap(tuple(row["layers"]), tuple(row["lower"]), tuple(row["upper"]), row["percentile_on_axis"],
                           row["population"], row["source"], vectors.get(name), tuple(row["names"]))
                 for name, row in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
