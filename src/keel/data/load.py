@@ -26,8 +26,8 @@ from keel.errors import DataError
 
 __all__ = [
     "Kind", "OnBadRecord", "Paths", "Turns", "Which", "as_paths", "iter_demonstrations", "iter_labelled", "iter_pairs",
-    "iter_prompts", "iter_rankings", "iter_traces", "read_demonstrations", "read_dialogues", "read_graded", "read_labelled",
-    "read_pairs", "read_prompts", "read_rankings", "read_responses", "read_traces",
+    "iter_prompts", "iter_rankings", "iter_traces", "read_demonstrations", "read_dialogues", "read_graded",
+    "read_labelled", "read_pairs", "read_prompts", "read_rankings", "read_responses", "read_traces",
 ]
 
 OnBadRecord = Literal["stop", "skip"]
