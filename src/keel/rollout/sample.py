@@ -1,25 +1,21 @@
 """keel's decode loop: prompts in, a Rollout out.
 
 Every sample draws from its own random stream and has its own cache slot, so what it says does not depend on its
-neighbours. A finished row leaves the batch and its slot takes the next prompt of the queue.
+neighbours. A finished row leaves the desk and its slot takes the next prompt of the queue.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from keel.batches import Rollout, TokenBatch
 from keel.config import Config
 from keel.errors import ModelError
-from keel.functional.sampling import draw, penalise_repetition, top_k_top_p
-from keel.models.forward import autocasting, logit_scale, output_head, trunk_output
-from keel.models.load import device_of
-from keel.models.residual import Columns, declared
-from keel.rollout.cache import SlotCache
+from keel.models.forward import autocasting
+from keel.rollout.desk import Desk, Draft, Draws, padded
 
 __all__ = ["SamplingConfig", "check_fit", "sample"]
 
@@ -73,21 +69,6 @@ class SamplingConfig(Config):
         return self.temperature if self.logprobs == "tempered" and self.temperature > 0 else 1.0
 
 
-@dataclass
-class _Desk:
-    """The rows being written, by slot, and everything written so far, by sample."""
-
-    cache: SlotCache
-    sampling: SamplingConfig
-    stop_ids: frozenset[int]
-    uniforms: Tensor
-    owner: list[int] = field(default_factory=list)
-    written: list[list[int]] = field(default_factory=list)
-    logprobs: list[list[float]] = field(default_factory=list)
-    ended: list[bool] = field(default_factory=list)
-    seen: Tensor | None = None
-
-
 @torch.no_grad()
 def sample(
     policy: nn.Module, prompts: Sequence[list[int]], sampling: SamplingConfig, streams: Sequence[torch.Generator], *,
@@ -110,150 +91,37 @@ def sample(
     capacity = max(len(p) for p in prompts) + sampling.max_new_tokens
     check_fit(policy, prompts, capacity)
     n_slots = min(sampling.slots, len(prompts))
-    desk = _Desk(
-        SlotCache(policy.config.num_hidden_layers, n_slots, capacity, device_of(policy)), sampling, frozenset(stop_ids),
-        torch.stack([torch.rand(sampling.max_new_tokens, generator=g) for g in streams]),
-        written=[[] for _ in prompts], logprobs=[[] for _ in prompts], ended=[False] * len(prompts))
-    if sampling.repetition_penalty > 1:
-        vocabulary = output_head(policy)[0].shape[0]
-        desk.seen = torch.zeros(n_slots, vocabulary, dtype=torch.bool, device=device_of(policy))
-    queue = list(range(len(prompts)))[::-1]
+    desk = Desk(policy, n_slots=n_slots, capacity=capacity, stop_ids=stop_ids, pad_id=pad_id)
+    draws = Draws(sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty,
+                  sampling.logprob_temperature)
+    drafts = [Draft(prompt, draws, sampling.max_new_tokens,
+                    torch.rand(sampling.max_new_tokens, generator=generator).tolist(), number)
+              for number, (prompt, generator) in enumerate(zip(prompts, streams, strict=True))]
+    queue = drafts[::-1]
     refill = max(1, n_slots // 8)
-    device = device_of(policy).type
-    with autocasting(policy, device):  # around all steps: else each would convert every weight again
-        while queue or desk.owner:
-            free = n_slots - len(desk.owner)
-            if queue and (free >= refill or not desk.owner):
-                new = [queue.pop() for _ in range(min(free, len(queue)))]
-                hidden = _prefill(policy, desk, [prompts[i] for i in new], new, pad_id)
-                first = len(desk.owner) - len(new)
+    with autocasting(policy, desk.device.type):  # around all steps: else each would convert every weight again
+        while queue or desk.running:
+            if queue and (desk.free >= refill or not desk.running):
+                desk.join([queue.pop() for _ in range(min(desk.free, len(queue)))])
             else:
-                hidden, first = _decode(policy, desk), 0
-            with torch.autocast(device, enabled=False):
-                _write(policy, desk, hidden, first)
-            _retire(desk)
+                desk.step()
             if on_done is not None:
-                on_done(len(prompts) - len(queue) - len(desk.owner))
-    return _as_rollout(desk, prompts, pad_id, record_ids, device_of(policy))
+                on_done(len(prompts) - len(queue) - len(desk.running))
+    return _as_rollout(drafts, pad_id, record_ids, desk.device)
 
 
-def _prefill(policy: nn.Module, desk: _Desk, prompts: list[list[int]], new: list[int], pad_id: int) -> Tensor:
-    """Run whole prompts, right-padded, into fresh slots; the hidden state of each one's last token."""
-    cache, device = desk.cache, device_of(policy)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    ids = _padded(prompts, pad_id, torch.long).to(device)
-    slots = torch.arange(len(desk.owner), len(desk.owner) + len(new), device=device)
-    cache.fill = slots
-    with declared(policy, lambda: _of_prompts(lengths, ids.shape[1], new)):
-        out = trunk_output(policy, {"input_ids": ids, "past_key_values": cache, "use_cache": True})
-    cache.fill = None
-    desk.owner.extend(new)
-    cache.n_active = len(desk.owner)
-    cache.lengths[slots] = lengths
-    if desk.seen is not None:
-        desk.seen[slots] = False
-    return out.last_hidden_state[torch.arange(len(new), device=device), lengths - 1]
-
-
-def _decode(policy: nn.Module, desk: _Desk) -> Tensor:
-    """One more token for every running row: feed its last token, get the hidden state after it."""
-    cache = desk.cache
-    last = torch.tensor([desk.written[i][-1] for i in desk.owner], device=cache.lengths.device)
-    at = cache.lengths[: cache.n_active]
-    cache.longest = int(at.max())
-    with declared(policy, lambda: _of_tokens(at.clone(), desk.owner)):
-        out = trunk_output(policy, {
-            "input_ids": last[:, None], "position_ids": at[:, None].clone(), "attention_mask": cache.visible(),
-            "past_key_values": cache, "use_cache": True})
-    cache.lengths[: cache.n_active] += 1
-    return out.last_hidden_state[:, 0]
-
-
-def _of_prompts(lengths: Tensor, width: int, samples: list[int]) -> Columns:
-    """Whole prompts, padded to the right; the last token of each is where its first new token comes from."""
-    column = torch.arange(width, device=lengths.device)[None].expand(len(samples), -1)
-    rows = torch.tensor(samples, device=lengths.device)
-    return Columns(column < lengths[:, None], column == lengths[:, None] - 1, rows, column, named=True)
-
-
-def _of_tokens(at: Tensor, samples: list[int]) -> Columns:
-    """One token of each running row, which it wrote itself."""
-    told = torch.ones(len(samples), 1, dtype=torch.bool, device=at.device)
-    return Columns(told, told, torch.tensor(samples, device=at.device), at[:, None], named=True)
-
-
-def _write(policy: nn.Module, desk: _Desk, hidden: Tensor, first: int) -> None:
-    """Draw one token for the slots from `first` on and keep it with its log-probability."""
-    weight, bias = output_head(policy)
-    logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias).float() * logit_scale(policy)
-    owners = desk.owner[first:]
-    tokens = _pick(logits, desk, owners, first)
-    trained_on = logits / desk.sampling.logprob_temperature
-    logprobs = (trained_on.gather(1, tokens[:, None])[:, 0] - trained_on.logsumexp(-1)).tolist()
-    if desk.seen is not None:
-        desk.seen[torch.arange(first, len(desk.owner), device=logits.device), tokens] = True
-    for i, token, logprob in zip(owners, tokens.tolist(), logprobs, strict=True):
-        desk.written[i].append(token)
-        desk.logprobs[i].append(logprob)
-        desk.ended[i] = token in desk.stop_ids
-
-
-def _pick(logits: Tensor, desk: _Desk, owners: list[int], first: int) -> Tensor:
-    sampling = desk.sampling
-    if desk.seen is not None:
-        seen = desk.seen[first : len(desk.owner)]
-        logits = penalise_repetition(logits, seen, penalty=sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    step = torch.tensor([len(desk.written[i]) for i in owners])
-    uniform = desk.uniforms[torch.tensor(owners), step].to(logits.device)
-    if sampling.top_k is None and sampling.top_p in (None, 1.0):
-        return draw(logits, uniform)
-    kept, ids = top_k_top_p(logits, top_k=sampling.top_k, top_p=sampling.top_p)
-    return ids.gather(1, draw(kept, uniform)[:, None])[:, 0]
-
-
-def _retire(desk: _Desk) -> None:
-    """Take finished rows out; rows from the end move into their slots."""
-    limit = desk.sampling.max_new_tokens
-    done = [slot for slot, i in enumerate(desk.owner) if desk.ended[i] or len(desk.written[i]) == limit]
-    if not done:
-        return
-    n_left = len(desk.owner) - len(done)
-    gone = set(done)
-    targets = [slot for slot in done if slot < n_left]
-    sources = [slot for slot in range(n_left, len(desk.owner)) if slot not in gone]
-    cache = desk.cache
-    if sources:
-        device = cache.lengths.device
-        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
-        cache.longest = int(cache.lengths[: cache.n_active].max())
-        cache.move(source, target)
-        if desk.seen is not None:
-            desk.seen[target] = desk.seen[source]
-        for a, b in zip(sources, targets, strict=True):
-            desk.owner[b] = desk.owner[a]
-    del desk.owner[n_left:]
-    cache.n_active = n_left
-
-
-def _as_rollout(desk: _Desk, prompts: Sequence[list[int]], pad_id: int, record_ids: Sequence[str],
-                device: torch.device) -> Rollout:
-    rows = [prompt + response for prompt, response in zip(prompts, desk.written, strict=True)]
-    ids = _padded(rows, pad_id, torch.long)
-    starts = torch.tensor([len(p) for p in prompts])[:, None]
+def _as_rollout(drafts: Sequence[Draft], pad_id: int, record_ids: Sequence[str], device: torch.device) -> Rollout:
+    rows = [draft.prompt + draft.written for draft in drafts]
+    ids = padded(rows, pad_id, torch.long)
+    starts = torch.tensor([len(draft.prompt) for draft in drafts])[:, None]
     ends = torch.tensor([len(row) for row in rows])[:, None]
     column = torch.arange(ids.shape[1])[None, :]
     response = (column >= starts) & (column < ends)
-    logprobs = torch.zeros(ids.shape).masked_scatter(response, torch.tensor([x for row in desk.logprobs for x in row]))
+    found = torch.tensor([logprob for draft in drafts for logprob in draft.logprobs])
+    logprobs = torch.zeros(ids.shape).masked_scatter(response, found)
     tokens = TokenBatch(ids, column < ends, response, tuple(record_ids)).to(device)
-    return Rollout(tokens, logprobs.to(device), torch.tensor(desk.ended), torch.arange(len(prompts)))
-
-
-def _padded(rows: Sequence[list[int]], pad_id: int, dtype: torch.dtype) -> Tensor:
-    return nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True,
-                                     padding_value=pad_id)
+    ended = torch.tensor([draft.ended for draft in drafts])
+    return Rollout(tokens, logprobs.to(device), ended, torch.arange(len(drafts)))
 
 
 def check_fit(policy: Any, prompts: Sequence[list[int]], capacity: int) -> None:
