@@ -168,6 +168,11 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self._attachment.__exit__()
 
+    @property
+    def layers(self) -> list[int]:
+        """Blocks that are watched."""
+        return list(self._units)
+
     def clear(self) -> None:
         """Forget what was read."""
         self._read.clear()
@@ -199,15 +204,23 @@ class Monitor:
         return [[_mean([x for place, x in known.get(i, {}).items() if start <= place < end]) for start, end in some]
                 for i, some in enumerate(spans)]
 
-    def means(self, *, part: Literal["all", "prompt", "generation"] = "generation", layer: int | None = None,
+    def means(self, *, part: Literal["all", "prompt", "response"] = "response", layer: int | None = None,
               ) -> dict[int, float]:
-        """Mean projection of each row over its tokens of one part. Raises: see `per_turn`."""
-        at = self._only(layer)
-        sums: dict[int, list[float]] = {}
+        """Mean projection of each row over its tokens of one part; a response begins behind the last prompt token.
+
+        Raises:
+            ModelError: see `per_turn`.
+        """
+        return {row: _mean(found) for row, found in self.traces(part=part, layer=layer).items()}
+
+    def traces(self, *, part: Literal["all", "prompt", "response"] = "response", layer: int | None = None,
+               ) -> dict[int, list[float]]:
+        """The projections that `means` are of, in their order. Raises: see `per_turn`."""
+        at, found = self._only(layer), dict[int, list[tuple[int, bool, float]]]()
         for row in self.per_token:
-            if row["layer"] == at and part in ("all", "generation" if row["generated"] else "prompt"):
-                sums.setdefault(row["row"], []).append(row["projection"])
-        return {row: _mean(found) for row, found in sorted(sums.items())}
+            if row["layer"] == at:
+                found.setdefault(row["row"], []).append((row["position"], row["generated"], row["projection"]))
+        return {row: _part(sorted(told), part) for row, told in sorted(found.items())}
 
     def _only(self, layer: int | None) -> int:
         if layer is None and len(self._units) > 1:
@@ -264,6 +277,12 @@ def _rows(layer: int, found: Tensor, columns: Columns) -> Iterator[dict[str, Any
                                                found[picked].tolist(), columns.generated[picked].tolist(),
                                                strict=True):
         yield {"row": row, "layer": layer, "position": position, "projection": value, "generated": generated}
+
+
+def _part(told: list[tuple[int, bool, float]], part: str) -> list[float]:
+    last_of_prompt = min((position for position, generated, _ in told if generated), default=None)
+    return [value for position, _, value in told if part == "all" or (part == "response") == (
+        last_of_prompt is not None and position > last_of_prompt)]
 
 
 def _mean(values: list[float]) -> float:

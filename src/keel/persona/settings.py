@@ -10,9 +10,9 @@ from torch import nn
 
 from keel.config import Config
 from keel.persona.axis import AssistantAxis, Unit
-from keel.persona.handles import Handle
+from keel.persona.handles import Handle, Monitor
 
-__all__ = ["AxisConfig", "acting", "applied"]
+__all__ = ["AxisConfig", "acting", "applied", "watched"]
 
 
 class AxisConfig(Config):
@@ -29,6 +29,7 @@ class AxisConfig(Config):
     lower: float | None = Field(None, description="bound below which the projection is not let; none: none")
     where: Literal["all", "prompt", "generation"] = Field("all", description="tokens acted on; generation begins at "
                                                           "the last prompt token")
+    monitor: int | None = Field(None, ge=0, description="block whose projection is shown; none: the axis's own")
     control: int | None = Field(None, ge=0, description="seed of a random direction of the same length, which acts in "
                                 "the axis's place; none: the axis")
 
@@ -82,3 +83,20 @@ def applied(cfg: AxisConfig | None, model: nn.Module) -> Iterator[list[Handle]]:
         for handle in handles:
             stack.callback(handle.detach)
         yield handles
+
+
+@contextlib.contextmanager
+def watched(cfg: AxisConfig | None, model: nn.Module) -> Iterator[Monitor | None]:
+    """The model under these settings, and a monitor that reads what they leave; none: as it is, and none.
+
+    Raises:
+        ModelError: see `acting`.
+    """
+    if cfg is None:
+        yield None
+        return
+    axis = cfg.read()
+    with contextlib.ExitStack() as stack:
+        for handle in acting(cfg, axis, model):
+            stack.callback(handle.detach)
+        yield stack.enter_context(axis.monitor(model, layers=None if cfg.monitor is None else [cfg.monitor]))

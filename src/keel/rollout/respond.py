@@ -96,5 +96,6 @@ def sample_rows(step: int, responses: Responses, columns: dict[str, torch.Tensor
         rows.append({
             "step": step, "id": prompt.id, "prompt": shown, "response": responses.texts[i],
             "ended": bool(responses.rollout.ended[i]), "n_tokens": int(lengths[i]),
-            "domain": prompt.meta.get("domain"), **{name: float(x[i]) for name, x in columns.items()}})
+            "domain": prompt.meta.get("domain"), **{
+                name: None if x[i].isnan() else float(x[i]) for name, x in columns.items()}})
     return rows
