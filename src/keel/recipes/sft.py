@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from keel import runs
 from keel.batches import TokenBatch
 from keel.config import Config
 from keel.data.collate import budget_batches, collate
 from keel.data.load import read_demonstrations
-from keel.data.render import Row, render_demonstrations, render_prompts, template
+from keel.data.render import PromptRow, Row, render_demonstrations, render_prompts, template
 from keel.data.seen import said_key
 from keel.functional.masked import masked_sum
 from keel.functional.policy import nll
 from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, causal_lm, check_context, device_of, load_tokenizer, save_model
+from keel.online.anchor import AnchorConfig, Start
+from keel.online.held import held, refuse_both
+from keel.persona.settings import AxisConfig
 from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
@@ -50,6 +53,13 @@ class SFTConfig(Config):
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
     n_samples: int = Field(16, ge=0, description="validation prompts answered before and after, for the report")
+    anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
+    steered: AxisConfig | None = Field(None, description="acts in every training pass, and in nothing else; none: off")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SFTConfig":
+        refuse_both(self.anchor, self.steered)
+        return self
 
 
 def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
@@ -80,6 +90,10 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
 
         model = causal_lm(cfg.model, seed=cfg.seed)
         check_context(model, max(len(row.ids) for row in rows))
+        told = {shown.id: shown.prompt for shown in train}
+        begun = [PromptRow(row.ids[: row.n_prompt], told[row.record_id]) for row in rows]
+        holds = held(cfg.anchor, cfg.steered, Start(model, words, cfg.sampling, room, cfg.micro_tokens, cfg.seed, log),
+                     begun)
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([model], cfg.optimizer, total)
         state = {"modules": {"model": model}, "optimizers": {"optimizer": learner.optimizer}}
@@ -99,11 +113,13 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
                      for part in budget_batches([len(row.ids) for row in batch], cfg.micro_tokens)]
             n_tokens = sum(part.n_response_tokens for part in parts)  # micro-batches share it
             for part in parts:
-                loss = nll(token_logprobs(model, part)[0], part.response_mask)
-                total_loss = masked_sum(loss, part.response_mask)
-                require_finite(total_loss.detach(), "loss", step, part.record_ids)
-                (total_loss / n_tokens).backward()
+                with holds.passing(model):
+                    loss = nll(token_logprobs(model, part)[0], part.response_mask)
                 tally.add({"loss": loss}, part.response_mask)
+                objective = masked_sum(loss, part.response_mask) / n_tokens
+                objective = objective + holds.cost(part, part.response_mask.float(), n_tokens, tally)
+                require_finite(objective.detach(), "loss", step, part.record_ids)
+                objective.backward()
             ids = [row.record_id for row in batch]
             metrics = tally.means() | learner.step(step, ids) | {"tokens": n_tokens}
             log.log(step, metrics)
