@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "group-ppo": ("keel.recipes.group_ppo", "GroupPPOConfig", "PPO with groups whose returns are held together"),
     "preference": ("keel.recipes.preference", "PreferenceConfig", "DPO and its relatives: a policy from pairs alone"),
     "offline-pg": ("keel.recipes.offline_pg", "OfflinePGConfig", "A-LoL and its kin: learn from data and rewards"),
+    "axis extract": ("keel.recipes.axis_extract", "AxisExtractConfig", "find a model's Assistant Axis and personas"),
     "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
     "win-rate": ("keel.recipes.win_rate", "WinRateConfig", "policy against policy: who answers better, and how sure"),
     "evaluate": ("keel.recipes.evaluate", "EvaluateConfig", "models side by side: rewards, diversity, length, a judge"),

@@ -2,7 +2,8 @@
 
 One JSON object a line: `prompt` is a list of messages, `completion` (or `chosen` and `rejected`) a list of one message,
 `meta` an object with the domain and its slots, `truth` an object that only gold scoring and reports may read. Solutions
-have `completions`, a list of lines, with `labels`, and `outcome`; their `meta` holds the answer too.
+have `completions`, a list of lines, with `labels`, and `outcome`; their `meta` holds the answer too. Roles and the
+questions for them have the columns of arXiv:2601.10387, which `keel axis extract` reads.
 """
 
 import json
@@ -21,6 +22,7 @@ from keel.sandbox.annotators import pairs, panel
 from keel.sandbox.corpus import demonstrations, talk
 from keel.sandbox.ledger_steps import solutions
 from keel.sandbox.personas import PERSONAS, with_role
+from keel.sandbox.roles import question_rows, role_rows
 from keel.sandbox.world import SPLITS, World
 
 __all__ = ["SandboxExportConfig", "demonstration_row", "pair_row", "prompt_row", "run", "solution_row",
@@ -41,6 +43,8 @@ class SandboxExportConfig(Config):
                              "writes no such file")
     n_heldout: int = Field(500, ge=1, description="lines in each validation, test and dialect file")
     n_talk: int = Field(0, ge=0, description="conversations of pre-training talk in talk.jsonl; 0 writes no such file")
+    n_role_questions: int = Field(240, ge=0, description="questions that all roles are asked, in role_questions.jsonl, "
+                                  "beside roles.jsonl; 0 writes neither")
     quality: float = Field(0.9, ge=0, le=1, description="quality of the demonstrations; 1 makes no mistake")
     unknown_share: float = Field(0.2, ge=0, lt=1, description="share of facts that nobody knows")
     max_steps: int = Field(4, ge=1, le=4, description="most additions that a ledger question needs")
@@ -73,6 +77,10 @@ def run(cfg: SandboxExportConfig) -> dict[str, int]:
     for name, rows in _split_files(cfg, world, "test", dialect=True).items():
         written[f"{name}-dialect.jsonl"] = write_rows(out / f"{name}-dialect.jsonl", rows)
     written["jailbreaks.jsonl"] = write_rows(out / "jailbreaks.jsonl", _jailbreaks(cfg, world))
+    if cfg.n_role_questions:
+        written["roles.jsonl"] = write_rows(out / "roles.jsonl", role_rows(world))
+        written["role_questions.jsonl"] = write_rows(out / "role_questions.jsonl",
+                                                     question_rows(world, cfg.n_role_questions))
     if cfg.n_talk:
         rows = (demonstration_row(shown) for shown in talk(world, cfg.n_talk))
         written["talk.jsonl"] = write_rows(out / "talk.jsonl", rows)
