@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -304,7 +304,7 @@ def _read_json(path: Path) -> dict[str, Any]:
                        remedy="Put back a copy of the file; the checkpoints are intact.") from error
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write beside and rename, so that no reader ever sees half a file."""
     _replace(path, json.dumps(values, indent=1) + "\n")
 

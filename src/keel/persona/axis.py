@@ -167,7 +167,7 @@ class AssistantAxis:
         Raises:
             ModelError: the model has other blocks, or a norm that `unit` needs is not in the file.
         """
-        at = self._fitting(model, layers)
+        at = self.fitting(model, layers)
         vectors = {layer: self._step(layer, unit) for layer in at}
         return Handle(model, {layer: [Steered(vector, strength)] for layer, vector in vectors.items()}, where, mask,
                       ).attach()
@@ -193,11 +193,11 @@ class AssistantAxis:
             named = [part for part in (lower, upper) if isinstance(part, Mapping)]
             own = layers if layers is not None or not named else sorted({layer for part in named for layer in part})
             taps = {layer: [Bounded(self.unit(layer), _at(lower, layer), _at(upper, layer))]
-                    for layer in self._fitting(model, own)}
+                    for layer in self.fitting(model, own)}
         if not any(tap.lower is not None or tap.upper is not None for layer in taps.values() for tap in layer):
             raise ModelError("a cap without any bound holds nothing",
                              remedy="Name a preset, or give lower, upper or both.")
-        self._fitting(model, list(taps))
+        self.fitting(model, list(taps))
         return Handle(model, taps, where, mask).attach()
 
     def floor(self, model: nn.Module, lower: PerLayer, *, layers: Sequence[int] | None = None, where: Where = "all",
@@ -208,7 +208,7 @@ class AssistantAxis:
     def ablate(self, model: nn.Module, *, target: float = 0.0, layers: Sequence[int] | None = None,
                where: Where = "all", mask: Tensor | None = None) -> Handle:
         """Set the projection to `target` everywhere. Other arguments and errors: as for `steer`."""
-        at = self._fitting(model, layers)
+        at = self.fitting(model, layers)
         return Handle(model, {layer: [Erased(self.unit(layer), target)] for layer in at}, where, mask).attach()
 
     def monitor(self, model: nn.Module, *, layers: Sequence[int] | None = None, centred: bool = False,
@@ -218,7 +218,7 @@ class AssistantAxis:
         Raises:
             ModelError: the model has other blocks; centred, and the file holds no mean of the roles.
         """
-        at = self._fitting(model, layers)
+        at = self.fitting(model, layers)
         return Monitor(model, {layer: self.unit(layer) for layer in at},
                        {layer: self.centre(layer) if centred else 0.0 for layer in at}, mask).attach()
 
@@ -243,7 +243,12 @@ class AssistantAxis:
             taps.setdefault(layer, []).append(Bounded(along, cap.lower[i], cap.upper[i]))
         return taps
 
-    def _fitting(self, model: nn.Module, layers: Sequence[int] | None) -> list[int]:
+    def fitting(self, model: nn.Module, layers: Sequence[int] | None) -> list[int]:
+        """These blocks, or the middle one, counted from 0.
+
+        Raises:
+            ModelError: the model has other blocks than the axis, or neither has one of these.
+        """
         n = n_blocks(model)
         if n != self.n_layers:
             raise ModelError(f"the axis has {self.n_layers} blocks, the model {n}",
