@@ -68,3 +68,21 @@ tells places apart only to the root of its last digit."""
 
 THREE_DECIMALS = 5e-4
 """Against a number that a paper prints with three decimals."""
+
+CAP32 = 1e-5
+"""Relative: by how much a capped projection may miss its bound in float32."""
+
+CAP_BFLOAT16 = 2.0**-7
+"""Times the length of the state: the same in bfloat16."""
+
+CAP_TWICE = {"rtol": 0.0, "atol": 1e-6}
+"""Capping once against capping twice, states of order 1."""
+
+STREAMED = {"rtol": 1e-6, "atol": 1e-6}
+"""Means from running sums against means of what was stored."""
+
+DYKSTRA = {"rtol": 0.0, "atol": 1e-7}
+"""What 1000 rounds of alternating projections leave to the nearest point."""
+
+PLANTED_COSINE = 0.03
+"""Share by which the cosine of one estimated axis may stay below the expected one."""

@@ -9,7 +9,19 @@ from hypothesis import reject
 from references.ragged import noise
 from torch import Tensor
 
-from keel.functional import advantage, contrastive, direct, ensemble, masked, meta, offline, policy, preference, steps
+from keel.functional import (
+    advantage,
+    contrastive,
+    direct,
+    directions,
+    ensemble,
+    masked,
+    meta,
+    offline,
+    policy,
+    preference,
+    steps,
+)
 
 Inputs = dict[str, Tensor]
 
@@ -191,6 +203,8 @@ LOSSES = {
     "pro": Row(offline.pro, ORDERED, learns=ORDERED[:2], per_row=("best_logprobs",), reduced=True),
     "step_loss": Row(steps.step_loss, STEPS, learns=STEPS[:1], per_row=STEPS),
     "difference_objective": Row(meta.difference_objective, ("scores",), learns=("scores",), least_columns=2),
+    "anchor_loss": Row(partial(directions.anchor_loss, floor=0.3, spread=0.5), ("projections", "response_mask"),
+                       learns=("projections",)),
     "simcse": Row(contrastive.simcse, VIEWS, learns=VIEWS, local=False, least_columns=2),
     "swav": Row(contrastive.swav, (*VIEWS, "prototypes"), learns=(*VIEWS, "prototypes"), tables=("prototypes",),
                 local=False, least_columns=2),
