@@ -30,10 +30,13 @@ from keel.models.forward import hidden_states
 from keel.models.load import device_of
 from keel.models.residual import Columns, attach
 from keel.persona.axis import AssistantAxis
+from keel.persona.settings import AxisConfig, applied
 
-__all__ = ["Reading", "Talks", "TalksConfig", "context", "numbered", "read_along", "talks", "turn_rows"]
+__all__ = ["Reading", "Talks", "TalksConfig", "both_ways", "context", "numbered", "read_along", "talks", "turn_rows"]
 
 TooLong = Literal["windows", "cut", "drop"]
+
+
 class TalksConfig(Config):
     """Which conversations are read, and how much of them."""
 
@@ -132,6 +135,53 @@ def context(model: nn.Module, asked: int | None, longest: int = 1 << 20) -> int:
         raise DataError(f"data.max_length={asked} is beyond the model's context of {limit} tokens",
                         remedy=f"Set it to {limit} or less, or leave it out.")
     return asked or limit
+
+
+@dataclass(frozen=True)
+class Read:
+    """Readings of all conversations, and what acted meanwhile.
+
+    Attributes:
+        plain: with nothing acting.
+        acted: the same conversations while something acts; empty where nothing does.
+        caps: what caps did at each block, see `keel.persona.handles.Handle.stats`.
+    """
+
+    plain: tuple[Reading, ...]
+    acted: tuple[Reading, ...]
+    caps: Mapping[str, Any]
+
+    @property
+    def all(self) -> tuple[Reading, ...]:
+        return self.plain + self.acted
+
+
+def both_ways(
+    model: nn.Module, words: Template, found: Talks, *, layers: Sequence[int], acting: AxisConfig, cfg: TalksConfig,
+    micro_tokens: int, on_done: Callable[[int], None],
+) -> Read:
+    """The conversations read along the axis of the settings; once more while it acts, where it is told to.
+
+    Raises:
+        ModelError: the axis does not fit the model, or has no such preset.
+    """
+    axis, at = AssistantAxis.load(acting.path), tuple(layers)
+    plain = read_along(model, words, axis, found, layers=at, cfg=cfg, micro_tokens=micro_tokens, on_done=on_done)
+    one = tuple(Reading(*talk, talk[0].label or "", at, values)
+                for *talk, values in zip(found.dialogues, found.rendered, plain, strict=True))
+    if not acting.acts:
+        return Read(one, (), {})
+    n = len(one)
+    with applied(acting, model) as handles:
+        held = read_along(model, words, axis, found, layers=at, cfg=cfg, micro_tokens=micro_tokens,
+                          on_done=lambda done: on_done(n + done))
+    label = " and ".join(["steered"] * (acting.steer is not None) +
+                         ["capped"] * (acting.cap is not None or acting.lower is not None))
+    if acting.control is not None:
+        label += " at random"
+    other = tuple(replace(reading, label=f"{reading.label}, {label}" if reading.label else label, projections=values)
+                  for reading, values in zip(one, held, strict=True))
+    return Read(one, other, {str(layer): told for handle in handles for layer, told in handle.stats().items()})
 
 
 @torch.no_grad()
