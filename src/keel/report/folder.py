@@ -18,8 +18,12 @@ Row = dict[str, Any]
 FILES = ("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "alarms.jsonl")
 MAX_SUSPECTS = 100  # read of suspects.jsonl; the weakest pairs come first
 MAX_SOLUTIONS = 5000  # read of solutions.jsonl
+MAX_PATHS = 20000  # read of trajectories.jsonl
+AXIS = ("space", "drift", "dose", "calibration")
+"""What is measured on an axis, each in a file of its own."""
 WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_rm select", "evaluate", "generate", "probe",
-                 "process_rm evaluate", "process_rm label", "process_rm search", "win_rate")
+                 "process_rm evaluate", "process_rm label", "process_rm search", "win_rate",
+                 "axis calibrate", "axis convert", "axis drift", "axis evaluate", "axis extract", "axis project")
 """Recipes that train nothing and log no metrics."""
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)
@@ -46,6 +50,7 @@ class RunFolder:
     probes: Row
     groups: Row = field(default_factory=dict)
     solutions: list[Row] = field(default_factory=list)
+    axis: Row = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -121,6 +126,7 @@ def read(path: Path, name: str | None = None) -> RunFolder:
         probes=_object(path / "probes.json", notes),
         groups=_object(path / "groups.json", notes),
         solutions=_listed(path / "solutions.jsonl", MAX_SOLUTIONS),
+        axis=_axis(path, notes),
         notes=tuple(notes),
     )
 
@@ -191,6 +197,25 @@ def _object(path: Path, notes: list[str]) -> Row:
         notes.append(f"{path.name} is damaged and was left out")
         return {}
     return value
+
+
+def _axis(path: Path, notes: list[str]) -> Row:
+    """What the files about an axis hold, by their names; what is absent is empty."""
+    found: Row = {name: _object(path / f"{name}.json", notes) for name in AXIS}
+    found["heat"] = _array(path / "heat.json", notes)
+    return {**found, "trajectories": _listed(path / "trajectories.jsonl", MAX_PATHS)}
+
+
+def _array(path: Path, notes: list[str]) -> list[Row]:
+    """The objects in a JSON list."""
+    try:
+        value = json.loads(_text(path)) if path.is_file() else []
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, list):
+        notes.append(f"{path.name} is damaged and was left out")
+        return []
+    return [row for row in value if isinstance(row, dict)]
 
 
 def _config(path: Path, notes: list[str]) -> Row:

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from keel.report.audit import audit_evidence, audit_title
+from keel.report.axis import axis_evidence, axis_title
 from keel.report.bench_words import bench_evidence, bench_subject, bench_title
 from keel.report.comparison import comparison_evidence, comparison_subject, comparison_title
 from keel.report.concerns import Concern, concerns
@@ -51,7 +52,7 @@ def headline(run: RunFolder, series: Collected) -> Headline:
     elif fall:
         judged = "past_best" if intervals == "better" else "overoptimised"
     told = (contest_evidence, audit_evidence, probe_evidence, bench_evidence, comparison_evidence, evaluation_evidence,
-            steps_evidence)
+            steps_evidence, axis_evidence)
     evidence = next((words for one in told if (words := one(run))), "") or _evidence(shown, intervals)
     evidence = " ".join(text for text in (evidence, group_evidence(run)) if text)
     title = _title(run, shown, judged, fall)
@@ -113,7 +114,8 @@ def _title(run: RunFolder, shown: Row, judged: str, fall: Divergence | None) -> 
     if judged == "overoptimised":
         when = f"after about step {fall.step:,} " if fall else ""
         return f"Over-optimisation: {when}the proxy score rose while the gold score fell."
-    if own := probe_title(run) or bench_title(run) or comparison_title(run) or evaluation_title(run):
+    titles = (probe_title, bench_title, comparison_title, evaluation_title, axis_title)
+    if own := next((words for one in titles if (words := one(run))), ""):
         return own
     if not shown:
         return f"{what} was stopped{at}." if run.status == "stopped" else f"{what} finished without a headline number."

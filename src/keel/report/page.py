@@ -14,6 +14,7 @@ from keel import __version__
 from keel.errors import RunError
 from keel.report import (
     audit,
+    axis,
     bench,
     charts,
     comparison,
@@ -37,8 +38,8 @@ __all__ = ["build"]
 
 HERE = Path(__file__).parent
 N_COLORS = 7
-STYLES = ("page.css", "audit.css", "probes.css", "exams.css", "bench.css", "groups.css", "solutions.css")
-SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js")
+STYLES = ("page.css", "audit.css", "probes.css", "exams.css", "bench.css", "groups.css", "solutions.css", "axis.css")
+SCRIPTS = ("charts.js", "panels.js", "samples.js", "page.js", "axis.js")
 
 
 def build(runs: list[Path], out: Path) -> Path:
@@ -60,6 +61,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "runs": [{"name": clean(f.name), "color": i % N_COLORS, "dash": i // N_COLORS} for i, f in enumerate(folders)],
         "sections": [*sections, *(found.course for found in groups_found)],
         "samples": samples.browser(folders),
+        "spaces": axis.cubes(folders),
     }
     words = {
         "title": _title(folders, demos, told),
@@ -77,6 +79,7 @@ def build(runs: list[Path], out: Path) -> Path:
         "grouped": groups_found,
         "groups_beside": groups.beside(folders),
         "stepwise": solutions.panels(folders),
+        "axes": axis.panels(folders),
         "boards": bench.boards(folders),
         "benched": bench.benched(folders),
         "recipes": [_tables(section, folders, collected) for section in sections],

@@ -1,0 +1,250 @@
+"""What steering and capping do: dose and response, the trade against capability, thresholds and what they clamp."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from keel.report.audit_tables import Table as Words
+from keel.report.axis_pictures import Band, Curve, Frame, Picture, Spot, Table, picture
+from keel.report.evaluation_charts import known
+from keel.report.folder import Row, RunFolder, part, rows
+from keel.report.words import DASH, brief, finite, interval, joined, number, percent, share, times
+
+__all__ = ["Calibration", "Doses", "calibration", "doses"]
+
+N_COLORS, MOST_CURVES, MOST_SETTINGS = 7, 7, 200
+DOSES = (("strength", "strength; 0 leaves the model as it is"), ("percentile", "percentile of the threshold"))
+LOWER_IS_BETTER = ("harm",)
+
+
+@dataclass(frozen=True)
+class Doses:
+    """What is drawn of dose.json; what is not known is none or empty."""
+
+    says: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    pareto: Picture | None
+    settings: Words
+    clamped: Words
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is drawn of calibration.json."""
+
+    says: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    presets: Words
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One setting with what was measured of it. `dose`: strength or percentile, by its name."""
+
+    curve: str
+    setting: str
+    dose: Mapping[str, float]
+    metrics: Mapping[str, Row]
+
+
+def doses(run: RunFolder) -> Doses | None:
+    """Settings side by side; none where the run has no dose.json."""
+    told = part(run.axis, "dose")
+    if not told:
+        return None
+    settings = _settings(told)
+    metrics = list(dict.fromkeys(name for one in settings for name in one.metrics))
+    drawn = [found for metric in metrics for key, words in DOSES
+             if (found := _response(settings, metric, key, words, str(told.get("unit") or ""))) is not None]
+    head = ("curve", "setting", *metrics)
+    lines = tuple((one.curve, one.setting, *(_measure(one.metrics.get(name, {})) for name in metrics))
+                  for one in settings[:MOST_SETTINGS])
+    return Doses(tuple(_says(settings, metrics)), tuple(drawn), _pareto(told),
+                 Words("All settings", "Means with 95% intervals over prompts.", head, lines), _clamped(told))
+
+
+def calibration(run: RunFolder) -> Calibration | None:
+    """Thresholds and what they clamp; none where the run has no calibration.json."""
+    told = part(run.axis, "calibration")
+    presets = rows(told, "presets")
+    if not presets:
+        return None
+    population, n = told.get("population"), finite(told.get("n"))
+    count = "" if n is None else f" ({times(int(n), 'projection')} a layer)"
+    said = [f"Calibrated on {population}{count}."] if population else []
+    said += [str(told["orientation"])] if told.get("orientation") else []
+    found = [_thresholds(told, presets), _clamping(presets)]
+    return Calibration(tuple(said), tuple(one for one in found if one is not None), _presets(presets))
+
+
+def _settings(told: Row) -> list[_Setting]:
+    found, curves = [], rows(told, "curves")
+    names = [str(row.get("name")) for row in curves]
+    for row in curves:
+        where = "" if row.get("where") in (None, "all") else f"{row['where']} tokens"
+        layers = row.get("layers")
+        at = f"layers {layers}" if layers not in (None, "", []) else ""
+        several = names.count(str(row.get("name"))) > 1
+        name = ", ".join(text for text in (str(row.get("name")), at if several else "", where if several else "")
+                         if text)
+        for point in rows(row, "points"):
+            metrics = {str(key): fit for key, value in part(point, "metrics").items()
+                       if isinstance(value, dict) and (fit := _known(value))}
+            dose = {key: x for key, _ in DOSES if (x := finite(point.get(key))) is not None}
+            found.append(_Setting(name, str(point.get("setting", "")), dose, metrics))
+    return found
+
+
+def _known(row: Row) -> Row:
+    """Mean, low and high, the mean alone where there is no interval, and the number of prompts."""
+    found = known({key: row.get(key) for key in ("mean", "low", "high")})
+    return {**found, "n": row.get("n")} if found else {}
+
+
+def _measure(row: Row) -> str:
+    if not row:
+        return DASH
+    return percent(row) if 0 <= row["mean"] <= 1 else interval(row)
+
+
+def _says(settings: Sequence[_Setting], metrics: Sequence[str]) -> list[str]:
+    base = next((one for one in settings if not one.dose), None)
+    base = base or next((one for one in settings if one.dose.get("strength") == 0), None)
+    told = [f"{name} {_measure(base.metrics[name])}" for name in metrics if name in base.metrics] if base else []
+    return [f"{times(len(settings), 'setting')}. Left as it is, the model has " + joined(told) + "."] if told else []
+
+
+def _response(settings: Sequence[_Setting], metric: str, key: str, words: str, unit: str) -> Picture | None:
+    """One metric over the dose, a line for each way to give it; the model left as it is as a dashed line."""
+    mine = [one for one in settings if key in one.dose and metric in one.metrics]
+    names = list(dict.fromkeys(one.curve for one in mine))[:MOST_CURVES]
+    if not mine:
+        return None
+    curves = [Curve(name, f"run-{i % N_COLORS}", [_spot(one, metric, key) for one in sorted(
+        (one for one in mine if one.curve == name), key=lambda one: one.dose[key])]) for i, name in enumerate(names)]
+    base = next((one for one in settings if not one.dose and metric in one.metrics), None)
+    level = base.metrics[metric]["mean"] if base else None
+    bands = [] if level is None else [Band(level, level, "the model left as it is")]
+    ends = ("mean", "low", "high")
+    lines = [(one.curve, one.setting, one.dose[key], *(finite(one.metrics[metric].get(end)) for end in (*ends, "n")))
+             for one in mine if one.curve in names]
+    shares = all(0 <= one.metrics[metric].get(end, 0.0) <= 1 for one in mine for end in ends)
+    dashed = "The dashed line is the model left as it is. " if bands else ""
+    frame = Frame(metric.replace("_", " ").capitalize(), f"{dashed}Whiskers: 95% intervals over prompts.",
+                  f"{words}{f' ({unit})' if unit and key == 'strength' else ''}", "", share=shares)
+    head = ("curve", "setting", key, metric, "low", "high", "n")
+    return picture(frame, curves, Table(f"dose_{metric}_{key}", head, lines), bands)
+
+
+def _spot(one: _Setting, metric: str, key: str) -> Spot:
+    row = one.metrics[metric]
+    said = f"{one.curve}, {one.setting or f'{key} {number(one.dose[key])}'}: {_measure(row)}"
+    return Spot(one.dose[key], row["mean"], row.get("low"), row.get("high"), said)
+
+
+def _pareto(told: Row) -> Picture | None:
+    """Harm against capability; a line joins the settings that no other one beats in both."""
+    points = [(str(row.get("setting")), harm, able) for row in rows(told, "pareto")
+              if (harm := _mean(row.get("harm"))) is not None and (able := _mean(row.get("capability"))) is not None]
+    if not points:
+        return None
+    front = sorted((one for one in points if not any(_beats(other, one) for other in points)), key=lambda one: one[1])
+    names = [one[0] for one in front]
+    spots = {kind: [Spot(harm, able, said=f"{name}: harm {_short(harm)}, capability {_short(able)}", label=name)
+                    for name, harm, able in those]
+             for kind, those in (("front", front), ("rest", [one for one in points if one[0] not in names]))}
+    curves = [Curve("no other setting beats it in both", "run-0", spots["front"]),
+              Curve("another setting beats it", "run-6 start", spots["rest"], joined=False)]
+    words = f"Up and left is better. {times(len(front), 'setting')} of {len(points)} on the front."
+    table = Table("pareto", ("setting", "harm", "capability", "front"),
+                  [(*one, "yes" if one[0] in names else "no") for one in points])
+    return picture(Frame("Harm against capability", words, "harm", "capability", tall=True), curves, table)
+
+
+def _mean(value: object) -> float | None:
+    return finite(value.get("mean")) if isinstance(value, dict) else finite(value)
+
+
+def _short(x: float) -> str:
+    return share(x) if 0 <= x <= 1 else brief(x)
+
+
+def _beats(a: tuple[str, float, float], b: tuple[str, float, float]) -> bool:
+    return a[1] <= b[1] and a[2] >= b[2] and a[1:] != b[1:]
+
+
+def _clamped(told: Row) -> Words:
+    lines = tuple((str(row.get("setting")), number(row.get("layer")), *(_part(row.get(key)) for key in (
+        "prompt", "generated"))) for row in rows(told, "clamped"))
+    return Words("Tokens moved by a cap", "Share of the tokens that lay outside the bound and were moved onto it.",
+                 ("setting", "layer", "of the prompt", "generated"), lines)
+
+
+def _part(value: object) -> str:
+    x = finite(value)
+    return DASH if x is None else share(x)
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def _numbers(row: Row, key: str) -> list[float | None]:
+    found = row.get(key)
+    return [finite(x) for x in found] if isinstance(found, list) else []
+
+
+def _over_layers(preset: Row, key: str) -> list[tuple[float, float]]:
+    pairs = zip(_numbers(preset, "layers"), _numbers(preset, key), strict=False)
+    return [(layer, x) for layer, x in pairs if layer is not None and x is not None]
+
+
+def _thresholds(told: Row, presets: Sequence[Row]) -> Picture | None:
+    """Bounds by layer, with twice their standard errors; beside them where the default lies."""
+    curves: list[Curve] = []
+    lines: list[tuple[str | float | None, ...]] = []
+    for preset in presets[:MOST_CURVES]:
+        name, errors = str(preset.get("name")), dict(_over_layers(preset, "error"))
+        for key in ("lower", "upper"):
+            spots = [Spot(layer, x, x - 2 * errors.get(layer, 0.0), x + 2 * errors.get(layer, 0.0),
+                          f"{name}, layer {number(layer)}: {key} bound {number(x)}")
+                     for layer, x in _over_layers(preset, key)]
+            curves += [Curve(f"{name} ({key})", f"run-{len(curves) % (N_COLORS - 1)}", spots)] if spots else []
+            lines += [(name, key, spot.x, spot.y, errors.get(spot.x)) for spot in spots]
+    if not curves:
+        return None
+    mean = [Spot(k, x, said=f"layer {k}: mean default response {number(x)}")
+            for k, x in enumerate(_numbers(told, "default_mean")) if x is not None]
+    curves += [Curve("mean default response", "run-6", mean)] if mean else []
+    lines += [("mean default response", "", spot.x, spot.y, None) for spot in mean]
+    frame = Frame("Thresholds by layer", "Projections; up is towards the Assistant. Whiskers: two standard errors of "
+                  "the quantile.", "layer", "projection", whole=True)
+    return picture(frame, curves, Table("thresholds", ("preset", "bound", "layer", "threshold", "error"), lines))
+
+
+def _clamping(presets: Sequence[Row]) -> Picture | None:
+    """What each preset would move, of prompts and of responses apart."""
+    curves: list[Curve] = []
+    lines: list[tuple[str | float | None, ...]] = []
+    for preset in presets[:MOST_CURVES]:
+        name = str(preset.get("name"))
+        for key, words in (("clamped_response", "responses"), ("clamped_prompt", "prompts")):
+            spots = [Spot(layer, x, said=f"{name}, layer {number(layer)}: {share(x)} of the tokens of {words}")
+                     for layer, x in _over_layers(preset, key) if 0 <= x <= 1]
+            curves += [Curve(f"{name}, {words}", f"run-{len(curves) % N_COLORS}", spots)] if spots else []
+            lines += [(name, words, spot.x, spot.y) for spot in spots]
+    if not curves:
+        return None
+    frame = Frame("Tokens that would be moved", "Share of the tokens outside the bound, in the uncapped model.",
+                  "layer", "", whole=True, share=True)
+    return picture(frame, curves, Table("clamped", ("preset", "tokens", "layer", "share"), lines))
+
+
+def _presets(presets: Sequence[Row]) -> Words:
+    lines = []
+    for row in presets[:MOST_SETTINGS]:
+        layers = [x for x in _numbers(row, "layers") if x is not None]
+        shares = [[x for _, x in _over_layers(row, key)] for key in ("clamped_prompt", "clamped_response")]
+        lines.append((str(row.get("name")), number(row.get("percentile")), str(row.get("where", "all")),
+                      f"{number(min(layers))} to {number(max(layers))}" if layers else DASH,
+                      *(share(sum(xs) / len(xs)) if xs else DASH for xs in shares)))
+    return Words("Presets", "Moved: mean over the layers.",
+                 ("preset", "percentile", "where", "layers", "moved of prompts", "moved of responses"), tuple(lines))
