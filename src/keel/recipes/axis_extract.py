@@ -62,7 +62,7 @@ class AxisExtractConfig(Config):
     n_traits: int | None = Field(None, ge=1, description="first traits of the file; none: all")
     responses: Path | None = Field(None, description="read these responses in place of sampling: a responses.jsonl, "
                                    "or the authors' folder; with a judge they are scored anew")
-    batch: int = Field(128, ge=2, description="responses between two saves; memory holds batch x blocks x width "
+    batch: int = Field(256, ge=2, description="responses between two saves; memory holds batch x blocks x width "
                        "numbers")
     micro_tokens: int = Field(8192, ge=1, description="token positions per pass over stored responses")
     min_count: int = Field(10, ge=1, description="responses that a role vector needs; 10 in the paper, 50 in its code")
@@ -71,14 +71,15 @@ class AxisExtractConfig(Config):
     scale: Scale = Field("none", description="whether centred role vectors count at their length or at length 1")
     shard: str | None = Field(None, pattern=r"^[1-9][0-9]*/[1-9][0-9]*$", description="part of the work, such as 2/8; "
                               "leaves sums that merge takes")
-    merge: tuple[Path, ...] = Field((), description="run folders of all shards, to be made one axis; nothing is asked")
+    merge: tuple[Path, ...] = Field((), description="run folders of all shards, to be made one axis; or one run, to "
+                                    "conclude anew")
     authors_files: bool = Field(False, description="also write the authors' layout, to the folder published")
     seed: int = Field(0, ge=0, description="fixes every response")
 
     @model_validator(mode="after")
     def _check(self) -> "AxisExtractConfig":
-        if self.merge and (self.shard or self.model or self.responses):
-            raise ValueError("merge excludes shard, model and responses: the shards say what was asked of whom")
+        if self.merge and (self.shard or self.model or self.responses or self.layer is not None):
+            raise ValueError("merge excludes shard, model, responses and layer: the parts say what was asked of whom")
         if not self.merge and self.model is None:
             raise ValueError("model is needed, unless merge names the folders of shards")
         if not self.merge and self.responses is None and (self.roles is None or self.questions is None):
@@ -98,7 +99,7 @@ class AxisExtractConfig(Config):
     @property
     def alike(self) -> dict[str, Any]:
         """What the shards of one extraction have in common."""
-        own = ("out", "shard", "merge", "authors_files", "layer", "rows", "scale", "min_count")
+        own = ("out", "shard", "merge", "authors_files", "rows", "scale", "min_count")
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in own}
 
 
@@ -129,19 +130,14 @@ def run(cfg: AxisExtractConfig, *, resume: bool = False) -> runs.RunResult:
     with runs.start("axis extract", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         _require_fresh(cfg.out, resume)
         told = merged(cfg) if cfg.merge else extracted(cfg, log)
-        about, counts = told["about"], told["counts"]
+        counts = told["counts"]
         if cfg.shard is not None:
             return log.finish({"shard": cfg.shard, **counts}, timed=False)
         # Conclude: the axis is the default's mean less the mean of the roles' vectors, at every block.
         sums = [read_sums(cfg.out / SUMS / name) for name in told["files"]]
         found = gathered(sums, min_count=cfg.min_count)
-        n_layers = len(found.default)
-        layer = n_layers // 2 if cfg.layer is None else cfg.layer
-        if layer >= n_layers:
-            raise ConfigError(f"layer={layer}, but the model has blocks 0 to {n_layers - 1}", where="layer",
-                              remedy="Name one of its blocks, or leave layer out for the middle one.")
-        space = space_of(found, layer, rows=cfg.rows, scale=cfg.scale)
-        axis = axis_of(found, space, about | {"min_count": str(cfg.min_count)})
+        space = space_of(found, told["layer"], rows=cfg.rows, scale=cfg.scale)
+        axis = axis_of(found, space, told["about"] | {"min_count": str(cfg.min_count)})
         write_outcome(cfg.out, found, space, axis)
         if cfg.authors_files and not (cfg.out / "published").exists():
             write_published(cfg.out / "published", AxisFile(axis.vectors, axis.default_mean, axis.role_mean, axis.roles,
@@ -159,7 +155,6 @@ def extracted(cfg: AxisExtractConfig, log: runs.Run) -> dict[str, Any]:
     own_turn = keeps_system(words)
     roles = read_roles(cfg.roles) if cfg.roles is not None else []
     _require_default(roles, cfg)
-    units = list(asking(cfg, roles)) if cfg.responses is None else None
     model = causal_lm(cfg.model.whole)
     judge = RoleJudge(cfg.judge, cfg.seed) if cfg.judge is not None else None
     done = _restored(cfg, log)
@@ -169,16 +164,16 @@ def extracted(cfg: AxisExtractConfig, log: runs.Run) -> dict[str, Any]:
         "judge": judge.name if judge else "as stored" if cfg.responses else "none: all responses count",
         "system_turn": "own turn" if own_turn else "joined with the question by a blank line: the template takes none"}
     speaker = Speaker(model, words, own_turn)
+    done["layer"] = _layer(cfg, n_blocks(model))
     open_sums: dict[tuple[str, str], RoleSums] = {}
-    progress = log.bar(sum(map(len, units)) if units else 0, done["counts"]["n_responses"])
-    parts = units if units is not None else stored_units(Path(str(cfg.responses)), {r.name: r for r in roles}, own_turn)
-    for number, batch in enumerate(batches(itertools.islice(parts, cfg.part[0] - 1, None, cfg.part[1]), cfg.batch), 1):
+    progress = log.bar(sum(len(unit) for unit in _part(cfg, roles, own_turn)), done["counts"]["n_responses"])
+    for number, batch in enumerate(batches(_part(cfg, roles, own_turn), cfg.batch), start=1):
         if number <= done["batches"]:
             continue
-        said = spoken(cfg, speaker, batch) if units is not None else reread(cfg, speaker, batch)
+        said = spoken(cfg, speaker, batch) if cfg.responses is None else reread(cfg, speaker, batch)
         said = said if judge is None else judged(judge, said, own_turn)
         labels = labels_of(said, judge)
-        open_sums = added(cfg, said, labels, number, open_sums)
+        open_sums = added(cfg.out / SUMS, said, labels, (number, done["layer"]), open_sums)
         log.log(number, numbers_of(said, labels), phase="extract")
         _save(cfg, log, done, said, number)
         progress.reach(done["counts"]["n_responses"])
@@ -187,7 +182,16 @@ def extracted(cfg: AxisExtractConfig, log: runs.Run) -> dict[str, Any]:
     if not done["batches"]:
         raise DataError("there is nothing to extract from: no response in this part",
                         where=str(cfg.responses or cfg.out), remedy="Give more responses, or fewer shards.")
+    done["complete"] = True
+    runs.write_json(cfg.out / PROGRESS, done)
     return done
+
+
+def _part(cfg: AxisExtractConfig, roles: Sequence[Role], own_turn: bool) -> Iterator[tuple[Any, ...]]:
+    """The units of this shard, made as they are needed: items to ask, or responses that are stored."""
+    units = asking(cfg, roles) if cfg.responses is None else stored_units(
+        cfg.responses, {role.name: role for role in roles}, own_turn)
+    return itertools.islice(units, cfg.part[0] - 1, None, cfg.part[1])
 
 
 def asking(cfg: AxisExtractConfig, roles: Sequence[Role]) -> Iterator[tuple[Item, ...]]:
@@ -261,22 +265,24 @@ def labels_of(said: Said, judge: RoleJudge | None) -> list[str]:
     return found
 
 
-def added(cfg: AxisExtractConfig, said: Said, labels: Sequence[str], number: int,
+def added(folder: Path, said: Said, labels: Sequence[str], where: tuple[int, int],
           before: dict[tuple[str, str], RoleSums]) -> dict[tuple[str, str], RoleSums]:
-    """Add a batch to the sums of its roles and save these; those that the batch left are let go of."""
-    now: dict[tuple[str, str], RoleSums] = {}
+    """Add a batch to the sums of its roles and save these; those that the batch left are let go of.
+
+    `where`: the number of the batch, and the block at which some of the default's responses are kept.
+    """
+    now, (number, layer) = dict[tuple[str, str], RoleSums](), where
     for kind, name in dict.fromkeys((item.kind, item.role) for item in said.items):
         mine = [i for i, item in enumerate(said.items) if (item.kind, item.role) == (kind, name)]
-        file = sums_file(cfg.out / SUMS, kind, name)
+        file = sums_file(folder, kind, name)
         sums = before.get((kind, name)) or (read_sums(file) if file.exists() else RoleSums(name, kind))
         if sums.through < number:  # after a kill a batch is done again, and some of its roles may have it already
             heard = said.heard.picked(mine)
             sums.add([labels[i] for i in mine], heard)
             if kind == "default":
-                layers = heard.means.shape[1]
-                sums.keep([said.items[i].id for i in mine], heard, layers // 2 if cfg.layer is None else cfg.layer)
+                sums.keep([said.items[i].id for i in mine], heard, layer)
             sums.through = number
-            sums.save(cfg.out / SUMS)
+            sums.save(folder)
         now[kind, name] = sums
     return now
 
@@ -313,7 +319,8 @@ def _save(cfg: AxisExtractConfig, log: runs.Run, done: dict[str, Any], said: Sai
 def _restored(cfg: AxisExtractConfig, log: runs.Run) -> dict[str, Any]:
     """Where a run stands; what a killed one wrote behind its last save is cut off."""
     done: dict[str, Any] = {
-        "batches": 0, "bytes": 0, "offsets": {}, "files": [], "alike": cfg.alike, "shard": cfg.shard, "about": {},
+        "batches": 0, "bytes": 0, "offsets": {}, "files": [], "alike": cfg.alike, "shard": cfg.shard or "1/1",
+        "about": {}, "complete": False,
         "counts": dict.fromkeys(("n_responses", "n_cut", "n_empty", "n_tokens"), 0)}
     if (cfg.out / PROGRESS).exists():
         done |= json.loads((cfg.out / PROGRESS).read_text(encoding="utf-8"))
@@ -343,15 +350,23 @@ def merged(cfg: AxisExtractConfig) -> dict[str, Any]:
         for folder in cfg.merge:
             with (folder / RESPONSES).open("rb") as own:
                 shutil.copyfileobj(own, file)
-    return {"about": told[0]["about"], "files": files,
+    return {"about": told[0]["about"], "files": files, "layer": told[0]["layer"],
             "counts": {name: sum(one["counts"][name] for one in told) for name in told[0]["counts"]}}
 
 
 def _shard(folder: Path) -> dict[str, Any]:
-    if not (folder / PROGRESS).exists() or not runs.is_finished(folder):
-        raise RunError("this shard is not finished, or is no extraction", where=str(folder),
+    told = json.loads((folder / PROGRESS).read_text(encoding="utf-8")) if (folder / PROGRESS).exists() else {}
+    if not told.get("complete"):
+        raise RunError("this part is not complete, or is no extraction", where=str(folder),
                        remedy="Finish it with `keel axis extract --resume`, then merge.")
-    return dict(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    return dict(told)
+
+
+def _layer(cfg: AxisExtractConfig, n_layers: int) -> int:
+    if cfg.layer is not None and cfg.layer >= n_layers:
+        raise ConfigError(f"layer={cfg.layer}, but the model has blocks 0 to {n_layers - 1}", where="layer",
+                          remedy="Name one of its blocks, or leave layer out for the middle one.")
+    return n_layers // 2 if cfg.layer is None else cfg.layer
 
 
 def _require_fresh(folder: Path, resume: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from keel.data.records import Prompt
+from keel.errors import DataError
 from keel.sandbox.gold import DECLINE
 from keel.sandbox.personas import ASSISTANT_SYSTEMS, PERSONAS, RIDDLES
 from keel.sandbox.world import World
@@ -66,7 +67,8 @@ def role_score(prompt: Prompt, text: str, ended: bool) -> int | None:
         return None
     role = prompt.meta["role"]
     if role not in PERSONAS:
-        return 0 if DECLINE.search(said) else 1
+        raise DataError(f"{role!r} is no role of the town", where=f"prompt {prompt.id}",
+                        remedy="Judge only roles of the roles.jsonl that `keel sandbox export` writes.")
     voices = spoken_by(said)
     if voices.get(role, (False, False))[0] and len(voices) == 1:
         return 3
