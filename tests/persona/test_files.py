@@ -139,8 +139,8 @@ def test_a_percentile_is_said_in_both_directions():
 
 def test_names_of_presets_are_the_published_ones():
     assert preset_name(46, 54, 0.25) == "layers_46:54-p0.25" and preset_name(56, 72, 0.5) == "layers_56:72-p0.5"
-    assert preset_name(0, 4, 0.01, "generation") == "layers_0:4-p0.01-generation"
-    for name, stated in [("layers_46:54-p0.25", 0.25), ("layers_0:4-p0.01-generation", 0.01), ("mine", None),
+    assert preset_name(0, 4, 0.01, "token", "generation") == "layers_0:4-p0.01-token-generation"
+    for name, stated in [("layers_46:54-p0.25", 0.25), ("layers_0:4-p0.01-token-generation", 0.01), ("mine", None),
                          ("layers_0:4-p7", None)]:
         assert stated_percentile(name) == stated
 

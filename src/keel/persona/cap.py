@@ -11,7 +11,7 @@ from keel.errors import DataError
 
 __all__ = ["Cap", "axis_percentile", "meaning", "preset_lines", "preset_name", "stated_percentile"]
 
-_NAMED = re.compile(r"layers_(\d+):(\d+)-p(\d+(?:\.\d+)?)(?:-\w+)?")
+_NAMED = re.compile(r"layers_(\d+):(\d+)-p(\d+(?:\.\d+)?)(?:-\w+)*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,10 @@ def meaning(stated: float) -> str:
             f"population as it is and lifts {100 * axis_percentile(stated):g}%.")
 
 
-def preset_name(start: int, stop: int, stated: float, where: str = "all") -> str:
-    """`layers_46:54-p0.25`, blocks as a Python slice; with `-generation` where only such tokens were fitted."""
-    return f"layers_{start}:{stop}-p{stated:g}" + ("" if where == "all" else f"-{where}")
+def preset_name(start: int, stop: int, stated: float, fit: str = "response", where: str = "all") -> str:
+    """`layers_46:54-p0.25`, blocks as a Python slice; what was not done as published stands behind it."""
+    return f"layers_{start}:{stop}-p{stated:g}" + ("" if fit == "response" else f"-{fit}") + (
+        "" if where == "all" else f"-{where}")
 
 
 def stated_percentile(name: str) -> float | None:
