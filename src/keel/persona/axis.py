@@ -20,13 +20,14 @@ from keel.functional.directions import project
 from keel.models.residual import n_blocks
 from keel.persona.cap import Cap
 from keel.persona.files import AxisFile, read_axis, write_axis
-from keel.persona.handles import Bounded, Erased, Handle, Monitor, Steered, Where
+from keel.persona.handles import Bounded, BoundedJointly, Erased, Handle, Monitor, Operator, Steered, Where
 from keel.rng import stream
 
-__all__ = ["AssistantAxis", "DefaultStats", "Unit"]
+__all__ = ["AssistantAxis", "DefaultStats", "Unit", "cap_together"]
 
 Unit = Literal["norm_fraction", "raw", "unit"]
 """What a strength of 1 is: the mean length of a token's state there; the axis as it is; length 1."""
+Mode = Literal["sequential", "joint"]
 PerLayer = float | Tensor | Mapping[int, float]
 
 
@@ -174,7 +175,7 @@ class AssistantAxis:
 
     def cap(self, model: nn.Module, preset: str | None = None, *, lower: PerLayer | None = None,
             upper: PerLayer | None = None, layers: Sequence[int] | None = None, where: Where = "all",
-            mask: Tensor | None = None) -> Handle:
+            mask: Tensor | None = None, mode: Mode = "sequential") -> Handle:
         """Hold the projection within bounds; states within them keep their bits.
 
         Args:
@@ -183,6 +184,8 @@ class AssistantAxis:
             lower, upper: bound on the projection: one number, one for each row [B], or one for each block.
             layers: blocks to act behind; none: those of the preset or of the bounds, else the middle one.
             where, mask: as for `steer`.
+            mode: several bounds behind one block act one after the other, as the authors' code does, where the last one
+                may break the first; or all hold at once.
 
         Raises:
             ModelError: no such preset, no bound at all, or the model has other blocks.
@@ -198,7 +201,7 @@ class AssistantAxis:
             raise ModelError("a cap without any bound holds nothing",
                              remedy="Name a preset, or give lower, upper or both.")
         self.fitting(model, list(taps))
-        return Handle(model, taps, where, mask).attach()
+        return Handle(model, taps if mode == "sequential" else _jointly(taps), where, mask).attach()
 
     def floor(self, model: nn.Module, lower: PerLayer, *, layers: Sequence[int] | None = None, where: Where = "all",
               mask: Tensor | None = None) -> Handle:
@@ -264,6 +267,23 @@ class AssistantAxis:
                 raise ModelError(f"the axis has no block {layer}: it has blocks 0 to {n - 1}",
                                  remedy="Name blocks of the model, counted from 0.")
         return [layer % n for layer in chosen]
+
+
+def cap_together(model: nn.Module, bounds: Sequence[tuple[AssistantAxis, float | None, float | None]], *,
+                 layers: Sequence[int], where: Where = "all", mask: Tensor | None = None) -> Handle:
+    """Hold the projections on several axes within (axis, lower, upper) at once, at the nearest such state.
+
+    Raises:
+        ModelError: an axis does not fit the model.
+    """
+    taps = {layer: [Bounded(axis.unit(layer), lower, upper) for axis, lower, upper in bounds] for layer in layers}
+    for axis, _, _ in bounds:
+        axis.fitting(model, layers)
+    return Handle(model, _jointly(taps), where, mask).attach()
+
+
+def _jointly(taps: Mapping[int, Sequence[Bounded]]) -> dict[int, Sequence[Operator]]:
+    return {layer: some if len(some) == 1 else [BoundedJointly.of(some)] for layer, some in taps.items()}
 
 
 def _at(bound: PerLayer | None, layer: int) -> float | Tensor | None:

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from keel.errors import ModelError
-from keel.functional.directions import ablate, add, bound, project
+from keel.functional.directions import ablate, add, bound, bound_jointly, project
 from keel.models.residual import Attachment, Columns
 
-__all__ = ["Bounded", "Erased", "Handle", "Monitor", "Operator", "Steered", "Where"]
+__all__ = ["Bounded", "BoundedJointly", "Erased", "Handle", "Monitor", "Operator", "Steered", "Where"]
 
 Where = Literal["all", "prompt", "generation"] | Tensor
 """Which tokens a handle acts on; `generation` begins at the last prompt token, from which the first new one comes."""
@@ -40,6 +40,29 @@ class Bounded:
 
 
 @dataclass(frozen=True, eq=False)
+class BoundedJointly:
+    """The projections on several unit vectors held within all their bounds at once, at the nearest such state."""
+
+    units: Float[Tensor, "K D"]
+    lower: Float[Tensor, " K"]
+    upper: Float[Tensor, " K"]
+
+    @classmethod
+    def of(cls, bounds: Sequence[Bounded]) -> "BoundedJointly":
+        """Bounds that would act one after the other.
+
+        Raises:
+            ModelError: one of them has a number for each row.
+        """
+        if any(isinstance(limit, Tensor) and limit.ndim for one in bounds for limit in (one.lower, one.upper)):
+            raise ModelError("bounds that hold jointly are one number for all rows",
+                             remedy="Give numbers, or let the bounds act one after the other (mode = sequential).")
+        lower, upper = ([none if limit is None else float(limit) for limit in limits] for limits, none in (
+            ([one.lower for one in bounds], -torch.inf), ([one.upper for one in bounds], torch.inf)))
+        return cls(torch.stack([one.unit for one in bounds]), torch.tensor(lower), torch.tensor(upper))
+
+
+@dataclass(frozen=True, eq=False)
 class Erased:
     """The projection on a unit vector set to one number."""
 
@@ -47,7 +70,7 @@ class Erased:
     target: float
 
 
-Operator = Steered | Bounded | Erased
+Operator = Steered | Bounded | BoundedJointly | Erased
 
 
 class Handle:
@@ -91,7 +114,8 @@ class Handle:
         """What caps have done at each block, for `prompt` and `generation` tokens apart.
 
         Of each: `n_tokens` seen, `clamped` (the share whose projection was moved) and `correction` (by how much the
-        moved ones were on average, signed; towards the Assistant is up).
+        moved ones were on average, signed, towards the Assistant up; of bounds that hold jointly, the largest of the
+        shifts without its sign).
         """
         return {layer: {part: _counted(*row) for part, row in zip(("prompt", "generation"), counts.tolist(),
                                                                    strict=True)}
@@ -105,12 +129,17 @@ class Handle:
                 hidden = add(hidden, operator.vector, strength)
             elif isinstance(operator, Erased):
                 hidden = torch.where(chosen[..., None], ablate(hidden, operator.unit, target=operator.target), hidden)
+            elif isinstance(operator, BoundedJointly):
+                free = torch.full_like(operator.lower, torch.inf)
+                hidden, shifts = bound_jointly(
+                    hidden, operator.units, lower=torch.where(chosen[..., None], operator.lower, -free),
+                    upper=torch.where(chosen[..., None], operator.upper, free))
+                self._count(layer, shifts.detach().abs().amax(-1), chosen, columns)
             else:
                 lower, upper = (None if limit is None else torch.where(chosen, _by_row(limit, hidden, columns), none)
                                 for limit, none in ((operator.lower, -torch.inf), (operator.upper, torch.inf)))
                 hidden, moved = bound(hidden, operator.unit, lower=lower, upper=upper)
-                if not columns.again:
-                    self._count(layer, moved.detach(), chosen, columns)
+                self._count(layer, moved.detach(), chosen, columns)
         return hidden
 
     def _operators_on(self, layer: int, device: torch.device) -> list[Operator]:
@@ -126,6 +155,8 @@ class Handle:
         return columns.real & (columns.generated if self._where == "generation" else ~columns.generated)
 
     def _count(self, layer: int, moved: Tensor, chosen: Tensor, columns: Columns) -> None:
+        if columns.again:
+            return
         parts = torch.stack([chosen & ~columns.generated, chosen & columns.generated])[..., None].flatten(1)
         told = torch.stack([torch.ones_like(moved), (moved != 0).float(), moved], -1).flatten(0, 1)
         counts = torch.stack([torch.where(part[:, None], told, 0.0).sum(0).double() for part in parts]).cpu()
