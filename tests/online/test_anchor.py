@@ -234,7 +234,7 @@ def test_defaults_come_from_a_file_or_from_prompts_without_a_system_turn(home, m
     mixed, alone = (anchored(AnchorConfig(path=path, prompts="all"), start(home, model, words), some)
                     for some in ([*roles, *plain], plain))
     assert mixed.floor == alone.floor
-    with pytest.raises(ConfigError, match="every prompt of the run has a system turn"):
+    with pytest.raises(ConfigError, match="no prompt of the run is short enough and without a system turn"):
         anchored(AnchorConfig(path=path, prompts="all"), start(home, model, words), roles)
     file = tiny.prompts(home / "defaults.jsonl", 12)
     some = anchored(AnchorConfig(path=path, prompts="all", defaults=str(file), n_defaults=5),

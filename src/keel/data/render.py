@@ -34,6 +34,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class PromptRow:
+    """Tokens of a prompt, the assistant's turn open, and the record they come from."""
+
+    ids: list[int]
+    record: Prompt
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.ids)
+
+    @property
+    def record_id(self) -> str:
+        return self.record.id
+
+
+@dataclass(frozen=True)
 class PairRow:
     """Tokens of a prompt and of the two responses to it, and the record they come from."""
 
@@ -55,6 +71,11 @@ class PairRow:
     def n_tokens(self) -> int:
         """What the pair takes in a padded batch, which holds both sides."""
         return 2 * self.longest
+
+    @property
+    def asked(self) -> PromptRow:
+        """The prompt alone."""
+        return PromptRow(self.prompt_ids, self.pair.prompt)
 
     @property
     def chosen(self) -> Row:
@@ -85,22 +106,6 @@ class RankingRow:
     @property
     def rows(self) -> list[Row]:
         return [Row(self.prompt_ids + ids, len(self.prompt_ids), self.record_id) for ids in self.response_ids]
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """Tokens of a prompt, the assistant's turn open, and the record they come from."""
-
-    ids: list[int]
-    record: Prompt
-
-    @property
-    def n_prompt(self) -> int:
-        return len(self.ids)
-
-    @property
-    def record_id(self) -> str:
-        return self.record.id
 
 
 @dataclass(frozen=True)

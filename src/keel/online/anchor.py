@@ -163,6 +163,7 @@ def anchored(cfg: AnchorConfig | None, start: Start, prompts: Sequence[PromptRow
         held = json.loads(file.read_text(encoding="utf-8"))
         rows = None if held["rows"] is None else frozenset(held["rows"])
         return Anchor(gauge, tuple(held["floor"]), tuple(held["spread"]), cfg.coef, rows, start.words.stop_ids)
+    prompts = [row for row in prompts if len(row.ids) <= start.room]  # longer ones leave no room for an answer
     floor, spread = thresholds(cfg, start, gauge, prompts)
     found = Anchor(gauge, floor, spread, cfg.coef, None, start.words.stop_ids)
     if cfg.prompts == "assistant":
@@ -183,7 +184,7 @@ def thresholds(cfg: AnchorConfig, start: Start, gauge: Gauge, prompts: Sequence[
         plain = [row for row in prompts if not any(turn.role == "system" for turn in row.record.messages)]
         asked = [plain[i] for i in sorted(shuffled(len(plain), start.seed, "defaults")[: cfg.n_defaults])]
     if not asked:
-        raise ConfigError("every prompt of the run has a system turn, so what the default Assistant says is unknown",
+        raise ConfigError("no prompt of the run is short enough and without a system turn: the default is unknown",
                           where="anchor.defaults", remedy="Name a file of prompts that it answers as itself.")
     tokens = torch.cat(start.means(gauge, asked, "defaults"), 1)
     spread = tokens.std(1) if tokens.shape[1] > 1 else torch.zeros(len(tokens))

@@ -20,7 +20,7 @@ from keel.models.residual import Columns, attach
 from keel.persona.axis import AssistantAxis
 from keel.rollout.respond import Responses
 
-__all__ = ["Gauge", "Listener", "answer_rows", "content", "fed", "opened", "readings", "response_means"]
+__all__ = ["Gauge", "SampledMeans", "answer_rows", "content", "fed", "opened", "readings", "response_means"]
 
 
 def opened(path: Path, model: nn.Module, layers: Sequence[int], control: int | None = None,
@@ -109,7 +109,7 @@ def answer_rows(responses: Responses, asked: Sequence[PromptRow]) -> list[Row]:
         tokens.ids.cpu(), tokens.attention_mask.cpu(), asked, strict=True)]
 
 
-class Listener:
+class SampledMeans:
     """Means of projections over the tokens of responses while keel's sampler writes them.
 
     The sampler feeds every token of a response but its last one, which ends the turn or is where a response was cut.
@@ -144,6 +144,6 @@ class Listener:
 
 
 def fed(rollout: Rollout) -> Bool[Tensor, "B T"]:
-    """The tokens that a `Listener` hears: all of a response but the last."""
+    """The tokens that a `SampledMeans` hears: all of a response but the last."""
     mask = rollout.tokens.response_mask
     return mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))

@@ -8,7 +8,7 @@ memory while the policy learns. Left out: pairs sampled from the policy on the w
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -25,7 +25,6 @@ from keel.data.load import read_labelled
 from keel.data.records import prompt_numbers
 from keel.data.render import PairRow, PromptRow, Row, Template, render_pairs, render_prompts, template
 from keel.errors import ConfigError, ModelError
-from keel.functional import direct
 from keel.functional.masked import Stats, weighted_sum
 from keel.functional.statistics import bootstrap_interval
 from keel.models.load import (
@@ -38,13 +37,28 @@ from keel.models.load import (
     save_model,
 )
 from keel.models.pairs import joining, pair_logprobs
+from keel.online.anchor import AnchorConfig, Start
+from keel.online.held import Held, held, refuse_both
+from keel.persona.settings import AxisConfig
 from keel.rng import stream
 from keel.rollout.measure import same_tokens
 from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
 from keel.train.clock import Clock
-from keel.train.direct import Material, Passes, Sides, logprobs_of, mismatched, reference_says
+from keel.train.direct import (
+    NO_REFERENCE,
+    SOFT,
+    Loss,
+    Material,
+    PairLoss,
+    Passes,
+    Sides,
+    logprobs_of,
+    mismatched,
+    reference_says,
+    require_known_labels,
+)
 from keel.train.frozen import FrozenNumbers, reference_identity
 from keel.train.inputs import DataConfig, load_pairs, load_split, write_seen
 from keel.train.labelled import KtoSettings, LabelledRow, Singles, balance_note, labelled_rows, mismatched_rows
@@ -55,14 +69,6 @@ from keel.train.tally import Tally
 __all__ = ["PreferenceConfig", "run"]
 
 Rows = Sequence[PairRow] | Sequence[LabelledRow]
-Loss = Literal["dpo", "dpo_length_norm", "dpo_no_reference", "dpo_robust", "ipo_mean", "ipo_sum", "hinge", "simpo",
-               "cpo", "orpo", "kto"]
-NO_REFERENCE = ("dpo_no_reference", "simpo", "cpo", "orpo")
-PER_TOKEN = ("dpo_length_norm", "ipo_mean", "simpo", "orpo")
-SOFT = ("dpo", "dpo_length_norm", "dpo_no_reference", "cpo", "simpo")
-"""Losses that are Bradley-Terry on rewards, which label smoothing makes conservative."""
-LABELLED = SOFT[:4]
-"""Those that know the soft labels and margins of single pairs too; SimPO has a margin of its own."""
 USUAL_GAMMA = 0.5
 USUAL_BETA = {"simpo": 2.0, "dpo_length_norm": 5.0}
 USUAL_NLL = {"cpo": 1.0, "orpo": 1.0}
@@ -100,9 +106,12 @@ class PreferenceConfig(Config):
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
     n_samples: int = Field(16, ge=0, description="validation prompts answered before and after, for the report")
+    anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
+    steered: AxisConfig | None = Field(None, description="acts in every training pass, and in nothing else; none: off")
 
     @model_validator(mode="after")
     def _check(self) -> "PreferenceConfig":
+        refuse_both(self.anchor, self.steered)
         for found, complaint in contradictions(self):
             if found:
                 raise ValueError(complaint)
@@ -122,6 +131,12 @@ class PreferenceConfig(Config):
     def nll_weight(self) -> float:
         """nll_coef, or what is usual for the loss."""
         return USUAL_NLL.get(self.loss, 0.0) if self.nll_coef is None else self.nll_coef
+
+    @property
+    def of_a_pair(self) -> PairLoss:
+        """The loss with its numbers."""
+        return PairLoss(self.loss, self.reward_per_nat, self.target_gap, self.label_smoothing, self.desirable_weight,
+                        self.undesirable_weight)
 
     @property
     def has_reference(self) -> bool:
@@ -161,14 +176,17 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
 
         policy = causal_lm(cfg.policy, seed=cfg.seed)
         check_context(policy, max(row.longest for row in [*rows, *held_rows]))
-        (material, held), counts = prepared(cfg, log, policy, words, [rows, held_rows])
+        (material, unseen), counts = prepared(cfg, log, policy, words, [rows, held_rows])
+        room = cfg.data.max_length - cfg.sampling.max_new_tokens
+        start = Start(policy, words, cfg.sampling, room, cfg.micro_tokens, cfg.seed, log)
+        holds = held(cfg.anchor, cfg.steered, start, [row.asked for row in rows])
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([policy], cfg.optimizer, total)
         state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
         done, extra = checkpoint.restore(log, **state) if resume else (0, {})
         found, before = extra.get("evaluation", {}), extra.get("before", {})
         if done == 0:
-            found = before = evaluate(policy, held, cfg)
+            found = before = evaluate(policy, unseen, cfg)
             log.log(0, before, "eval")
             show(log, 0, policy, words, prompts, cfg)
 
@@ -178,8 +196,8 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
         for step in range(done + 1, total + 1):
             picked = next(batches)
             # Sums of weights, and KTO's baseline, are over the whole step, whatever its micro-batches are.
-            parts = (material.objectives(policy, picked, tally) if isinstance(material, Singles)
-                     else objectives(cfg, policy, material, picked, tally))
+            parts = (material.objectives(policy, picked, tally, holds) if isinstance(material, Singles)
+                     else objectives(cfg, policy, material, picked, tally, holds))
             for ids, objective in parts:
                 require_finite(objective.detach(), "loss", step, ids)
                 objective.backward()
@@ -187,7 +205,7 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
             log.log(step, metrics)
             log.time(step, clock.lap({unit: len(picked)}))
             if held_rows and (step % cfg.eval_every == 0 or step == total):
-                found = evaluate(policy, held, cfg)
+                found = evaluate(policy, unseen, cfg)
                 log.log(step, found, "eval")
             if step % cfg.save_every == 0 or step == total or log.stop_requested():
                 checkpoint.save(log, step, **state, extra={"evaluation": found, "before": before})
@@ -224,7 +242,7 @@ def loaded(cfg: PreferenceConfig, words: Template, note: Callable[[str], None],
     write_seen(cfg.out, [pair.prompt for pair in train], [pair.prompt for pair in held_out])
     rows, cut = render_pairs(words, train, data.max_length, data.too_long)
     held_rows, _ = render_pairs(words, held_out[: cfg.eval_pairs], data.max_length, data.too_long)
-    require_known_labels(cfg, [*rows, *held_rows])
+    require_known_labels(cfg.loss, [*rows, *held_rows])
     return rows, held_rows, {"records": n_bad} | vars(cut)
 
 
@@ -282,65 +300,34 @@ def asked(cfg: PreferenceConfig, log: runs.Run, policy: nn.Module, words: Templa
     return numbers.split([len(piece) for piece in pieces], dim=1), {unit: len(rows), "computed": n_computed}
 
 
-def require_known_labels(cfg: PreferenceConfig, rows: Sequence[PairRow]) -> None:
-    """Soft labels and margins mean something to the losses that are Bradley-Terry on rewards.
-
-    Raises:
-        ConfigError: a pair has one, and the loss would pass over it.
-    """
-    odd = [row.record_id for row in rows if row.pair.margin != 0 or row.pair.label_prob != 1]
-    if odd and cfg.loss not in LABELLED:
-        raise ConfigError(f"loss = {cfg.loss} knows no margins and soft labels, and {len(odd)} pairs have one (first: "
-                          f"{odd[0]})", remedy=f"Use {', '.join(LABELLED)}, or leave the columns out.")
-
-
-def preferred(cfg: PreferenceConfig, sides: Sides, baseline: Tensor | None) -> tuple[Tensor, Stats]:
-    """The loss of each pair, and its stats."""
-    beta, e = cfg.reward_per_nat, cfg.label_smoothing
-    s = sides.per_token() if cfg.loss in PER_TOKEN else sides
-    four = (s.chosen, s.rejected, s.ref_chosen, s.ref_rejected)
-    if cfg.loss == "simpo":
-        found = direct.simpo(s.chosen, s.rejected, beta=beta, gamma=cfg.target_gap, label_smoothing=e)
-    elif cfg.loss == "orpo":
-        found = direct.orpo(s.chosen, s.rejected, beta=beta)
-    elif cfg.loss in ("ipo_mean", "ipo_sum"):
-        found = direct.ipo(*four, beta=beta)
-    elif cfg.loss == "hinge":
-        found = direct.hinge(*four, beta=beta)
-    elif cfg.loss == "dpo_robust":
-        found = direct.dpo_robust(*four, beta=beta, label_smoothing=e)
-    elif cfg.loss == "kto":
-        assert baseline is not None, "measured before the step is cut into micro-batches"
-        found = s.kto(baseline, beta=beta, desirable_weight=cfg.desirable_weight,
-                      undesirable_weight=cfg.undesirable_weight)
-    else:
-        found = direct.dpo(*four, beta=beta, label_smoothing=e, label_prob=s.label_prob, margin=s.margin)
-    return found
-
-
 def objectives(cfg: PreferenceConfig, policy: nn.Module, material: Material, picked: Sequence[int], tally: Tally,
-               ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+               holds: Held) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """What the micro-batches of a step's pairs add to the objective, with the ids of their records."""
     batch = [material.rows[i] for i in picked]
-    baseline = material.baseline(policy, picked)
+    with holds.passing(policy):
+        baseline = material.baseline(policy, picked)
     weight = sum(row.pair.weight for row in batch)
     n_tokens = sum(row.pair.weight * len(row.chosen_ids) for row in batch)
+    n_both = n_tokens + sum(row.pair.weight * len(row.rejected_ids) for row in batch)
     for part in pair_batches(batch, micro_tokens=cfg.micro_tokens, pad_id=material.passes.pad_id,
                              shared_prompt=joining(policy, cfg.shared_prompt)):
         there = part.to(device_of(policy))
         ids = part.tokens.record_ids[: part.n_pairs]
-        sides = material.sides([material.places[name] for name in ids], pair_logprobs(policy, there))
+        with holds.passing(policy):
+            logprobs = pair_logprobs(policy, there)
+        sides = material.sides([material.places[name] for name in ids], logprobs)
         loss = told(cfg, sides, baseline, there.weight, tally)[0]
         objective = weighted_sum(loss, there.weight) / weight
         if cfg.nll_weight:
             objective = objective + cfg.nll_weight * weighted_sum(-sides.chosen, there.weight) / n_tokens
-        yield ids, objective
+        of_tokens = there.tokens.response_mask * there.weight.repeat(2)[:, None]
+        yield ids, objective + holds.cost(there.tokens, of_tokens, n_both, tally)
 
 
 def told(cfg: PreferenceConfig, sides: Sides, baseline: Tensor | None, weight: Tensor, tally: Tally,
          ) -> tuple[Tensor, Stats]:
     """The loss of each pair and its stats; what is logged of them goes to the tally."""
-    loss, stats = preferred(cfg, sides, baseline)
+    loss, stats = cfg.of_a_pair(sides, baseline)
     z = {} if baseline is None else {"kto/baseline": baseline.expand(len(loss))}
     tally.add({"loss": loss, **stats} | z, weight)
     sides.tell(tally, weight, drift=cfg.has_reference, nll=bool(cfg.nll_weight))

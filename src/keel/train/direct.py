@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,14 +12,25 @@ from torch import Tensor, nn
 from keel.batches import SharedPrompt
 from keel.data.records import Prompt, prompt_numbers
 from keel.data.render import PairRow, Row
-from keel.errors import DataError
+from keel.errors import ConfigError, DataError
 from keel.functional import direct
 from keel.functional.masked import Stats
 from keel.rng import shuffled
 from keel.train.frozen import FrozenNumbers, pair_logprobs_of, pair_numbers, row_digest, row_numbers
 from keel.train.tally import Tally
 
-__all__ = ["Material", "Passes", "Sides", "lenders", "logprobs_of", "mismatched", "reference_says"]
+__all__ = ["NO_REFERENCE", "SOFT", "Loss", "Material", "PairLoss", "Passes", "Sides", "lenders", "logprobs_of",
+           "mismatched", "reference_says", "require_known_labels"]
+
+
+Loss = Literal["dpo", "dpo_length_norm", "dpo_no_reference", "dpo_robust", "ipo_mean", "ipo_sum", "hinge", "simpo",
+               "cpo", "orpo", "kto"]
+NO_REFERENCE = ("dpo_no_reference", "simpo", "cpo", "orpo")
+PER_TOKEN = ("dpo_length_norm", "ipo_mean", "simpo", "orpo")
+SOFT = ("dpo", "dpo_length_norm", "dpo_no_reference", "cpo", "simpo")
+"""Losses that are Bradley-Terry on rewards, which label smoothing makes conservative."""
+LABELLED = SOFT[:4]
+"""Those that know the soft labels and margins of single pairs too; SimPO has a margin of its own."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,41 @@ class Sides:
             tally.add({f"length/{name}": n} | ({f"drift/{name}": sums - ref} if drift else {}), weight)
         if nll:
             tally.add({"nll": -direct.per_token(self.chosen, self.n_chosen)}, weight * self.n_chosen)
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """What a pair costs, with the numbers of its loss; those that the loss does not know are not looked at."""
+
+    loss: Loss
+    beta: float
+    gamma: float
+    label_smoothing: float
+    desirable_weight: float
+    undesirable_weight: float
+
+    def __call__(self, sides: Sides, baseline: Tensor | None) -> tuple[Tensor, Stats]:
+        """The loss of each pair, and its stats; `baseline` is KTO's."""
+        beta, e = self.beta, self.label_smoothing
+        s = sides.per_token() if self.loss in PER_TOKEN else sides
+        four = (s.chosen, s.rejected, s.ref_chosen, s.ref_rejected)
+        if self.loss == "simpo":
+            found = direct.simpo(s.chosen, s.rejected, beta=beta, gamma=self.gamma, label_smoothing=e)
+        elif self.loss == "orpo":
+            found = direct.orpo(s.chosen, s.rejected, beta=beta)
+        elif self.loss in ("ipo_mean", "ipo_sum"):
+            found = direct.ipo(*four, beta=beta)
+        elif self.loss == "hinge":
+            found = direct.hinge(*four, beta=beta)
+        elif self.loss == "dpo_robust":
+            found = direct.dpo_robust(*four, beta=beta, label_smoothing=e)
+        elif self.loss == "kto":
+            assert baseline is not None, "measured before the step is cut into micro-batches"
+            found = s.kto(baseline, beta=beta, desirable_weight=self.desirable_weight,
+                          undesirable_weight=self.undesirable_weight)
+        else:
+            found = direct.dpo(*four, beta=beta, label_smoothing=e, label_prob=s.label_prob, margin=s.margin)
+        return found
 
 
 @dataclass(frozen=True)
@@ -150,6 +197,18 @@ def reference_says(cache: FrozenNumbers, model: nn.Module, rows: Sequence[PairRo
     if singles:  # the cache holds a number for every token
         said = [found.sum(keepdims=True) for found in said]
     return torch.tensor(np.array(said).reshape(len(rows), -1)).T, n_computed
+
+
+def require_known_labels(loss: Loss, rows: Sequence[PairRow]) -> None:
+    """Soft labels and margins mean something to the losses that are Bradley-Terry on rewards.
+
+    Raises:
+        ConfigError: a pair has one, and the loss would pass over it.
+    """
+    odd = [row.record_id for row in rows if row.pair.margin != 0 or row.pair.label_prob != 1]
+    if odd and loss not in LABELLED:
+        raise ConfigError(f"loss = {loss} knows no margins and soft labels, and {len(odd)} pairs have one (first: "
+                          f"{odd[0]})", remedy=f"Use {', '.join(LABELLED)}, or leave the columns out.")
 
 
 def lenders(prompts: Sequence[Prompt], seed: int) -> list[int]:

@@ -3,14 +3,17 @@ a step, and how well the implied reward tells good from bad."""
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from keel.batches import TokenBatch
 from keel.data.collate import budget_batches, collate
 from keel.data.records import Demonstration, Labelled, prompt_numbers
-from keel.data.render import PairRow, Row, Template, TooLong, Truncation, render_demonstrations
+from keel.data.render import PairRow, PromptRow, Row, Template, TooLong, Truncation, render_demonstrations
 from keel.errors import DataError
 from keel.functional import direct
 from keel.functional.masked import weighted_sum
@@ -29,6 +32,14 @@ N_DRAWS = 1000
 MOST_UNEVEN = 4 / 3
 
 
+class Holding(Protocol):
+    """What acts on training passes of the policy, and what their states add to the objective."""
+
+    def passing(self, model: nn.Module) -> AbstractContextManager[None]: ...
+
+    def cost(self, batch: TokenBatch, weights: Tensor, total: float, tally: Tally) -> Tensor | float: ...
+
+
 @dataclass(frozen=True)
 class LabelledRow:
     """Tokens of a prompt and its response, and the record they come from."""
@@ -43,6 +54,11 @@ class LabelledRow:
     @property
     def longest(self) -> int:
         return self.row.n_tokens
+
+    @property
+    def asked(self) -> PromptRow:
+        """The prompt alone."""
+        return PromptRow(self.row.ids[: self.row.n_prompt], self.record.prompt)
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class Singles:
     how: KtoSettings
     passes: Passes
 
-    def objectives(self, policy: nn.Module, picked: Sequence[int], tally: Tally,
+    def objectives(self, policy: nn.Module, picked: Sequence[int], tally: Tally, holds: Holding,
                    ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
         """What a step's micro-batches add to the objective, with the ids of their records; the tally is told.
 
@@ -83,19 +99,23 @@ class Singles:
             policy: learns; backward is the caller's.
             picked: places in `rows` of the whole step, over which the means and the baseline are.
             tally: of the step.
+            holds: acts on the passes, or prices their states.
         """
         how, rows = self.how, [self.rows[i].row for i in picked]
-        baseline = self.baseline(policy, picked)
+        with holds.passing(policy):
+            baseline = self.baseline(policy, picked)
+        n_tokens = sum(row.n_tokens - row.n_prompt for row in rows)
         n_good = sum(row.n_tokens - row.n_prompt for i, row in zip(picked, rows, strict=True)
                      if self.rows[i].record.label)
         for part in budget_batches([row.n_tokens for row in rows], self.passes.micro_tokens):
             batch = collate([rows[i] for i in part], self.passes.pad_id).to(device_of(policy))
-            sums = direct.response_logprobs(token_logprobs(policy, batch)[0], batch.response_mask)
+            with holds.passing(policy):
+                sums = direct.response_logprobs(token_logprobs(policy, batch)[0], batch.response_mask)
             loss, good = self._told([picked[i] for i in part], sums, baseline, tally)
             objective = loss.sum() / len(rows)
             if how.nll_coef and n_good:
                 objective = objective + how.nll_coef * weighted_sum(-sums, good.float()) / n_good
-            yield batch.record_ids, objective
+            yield batch.record_ids, objective + holds.cost(batch, batch.response_mask.float(), n_tokens, tally)
 
     @torch.no_grad()
     def baseline(self, policy: nn.Module, picked: Sequence[int]) -> Tensor:
