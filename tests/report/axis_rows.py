@@ -112,13 +112,16 @@ def rates(harm: float, refusal: float, capability: float) -> Row:
 
 
 def calibration() -> Row:
-    presets = [{"name": f"layers_3:7-p{p / 100:g}", "percentile": 100 - p, "where": "all", "layers": [3, 4, 5, 6],
-                "lower": [0.5 * k + (100 - p) / 50 for k in range(4)], "upper": None, "error": [0.05] * 4,
-                "clamped_prompt": [0.3 + p / 400] * 4, "clamped_response": [(100 - p) / 120 - 0.02 * k for k in range(
-                    4)]} for p in (75, 50, 25)]
-    return {"orientation": "Percentiles of the projection on the axis itself, whose upper end is the Assistant.",
-            "population": "all responses of the extract run", "n": 2400, "presets": presets,
-            "default_mean": [0.3 * k for k in range(8)]}
+    """calibration.json: floors of three percentiles at four layers, and two presets."""
+    floors = [{"layer": k, "stated": p, "percentile_on_axis": 1 - p, "floor": 0.5 * k + 2 * (1 - p), "error": 0.05,
+               "population": 1 - p, "prompt": 0.9 - p / 2, "response": 1 - p - 0.02 * k}
+              for p in (0.25, 0.5, 0.75) for k in (3, 4, 5, 6)]
+    presets = {"layers_3:5-p0.25": [3, 4], "layers_5:7-p0.25": [5, 6]}
+    clamped = [{"preset": name, "layer": k, "where": where, "n_tokens": 100, "clamped": 0.1 * k, "correction": 0.2}
+               for name, layers in presets.items() for k in layers for where in ("prompt", "generation")]
+    return {"population": "population: means over response tokens of 2400 responses", "fit": "response", "where": "all",
+            "meaning": ["p0.25 is the 25th percentile of the role-playing direction, the 75th of the axis"],
+            "presets": presets, "thresholds": floors, "clamped": clamped}
 
 
 def axis_run(folder: Path, recipe: str, **files: Any) -> Path:

@@ -55,7 +55,7 @@ def axis_title(run: RunFolder) -> str:
     if rows(told, "curves"):
         n = sum(len(rows(row, "points")) for row in rows(told, "curves"))
         return f"{times(n, 'setting')} of the axis side by side."
-    if presets := rows(part(run.axis, "calibration"), "presets"):
+    if presets := part(part(run.axis, "calibration"), "presets"):
         return f"Thresholds for {times(len(presets), 'preset')} of the axis."
     if paths := run.axis.get("trajectories"):
         return f"{times(len(paths), 'conversation')} on the Assistant axis."

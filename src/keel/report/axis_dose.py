@@ -63,17 +63,16 @@ def doses(run: RunFolder) -> Doses | None:
 
 
 def calibration(run: RunFolder) -> Calibration | None:
-    """Thresholds and what they clamp; none where the run has no calibration.json."""
+    """Thresholds and what they touch; none where the run has no calibration.json."""
     told = part(run.axis, "calibration")
-    presets = rows(told, "presets")
-    if not presets:
+    if not told:
         return None
-    population, n = told.get("population"), finite(told.get("n"))
-    count = "" if n is None else f" ({times(int(n), 'projection')} a layer)"
-    said = [f"Calibrated on {population}{count}."] if population else []
-    said += [str(told["orientation"])] if told.get("orientation") else []
-    found = [_thresholds(told, presets), _clamping(presets)]
-    return Calibration(tuple(said), tuple(one for one in found if one is not None), _presets(presets))
+    meaning = told.get("meaning")
+    said = [str(text) for text in (told.get("population"), *(meaning if isinstance(meaning, list) else ())) if text]
+    floors = [row for row in rows(told, "thresholds") if finite(row.get("layer")) is not None]
+    found = [_thresholds(floors), *_touched(floors)]
+    return Calibration(tuple(f"{text[:1].upper()}{text[1:]}" for text in said),
+                       tuple(one for one in found if one is not None), _presets(told))
 
 
 def _settings(told: Row) -> list[_Setting]:
@@ -187,64 +186,66 @@ def _part(value: object) -> str:
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def _numbers(row: Row, key: str) -> list[float | None]:
-    found = row.get(key)
-    return [finite(x) for x in found] if isinstance(found, list) else []
+def _named(row: Row) -> str:
+    """A threshold by its percentile, as the presets are named, and by the axis's own."""
+    own = finite(row.get("percentile_on_axis"))
+    return f"p{number(row.get('stated'))}" + ("" if own is None else f" (on the axis {number(own)})")
 
 
-def _over_layers(preset: Row, key: str) -> list[tuple[float, float]]:
-    pairs = zip(_numbers(preset, "layers"), _numbers(preset, key), strict=False)
-    return [(layer, x) for layer, x in pairs if layer is not None and x is not None]
-
-
-def _thresholds(told: Row, presets: Sequence[Row]) -> Picture | None:
-    """Bounds by layer, with twice their standard errors; beside them where the default lies."""
-    curves: list[Curve] = []
-    lines: list[tuple[str | float | None, ...]] = []
-    for preset in presets[:MOST_CURVES]:
-        name, errors = str(preset.get("name")), dict(_over_layers(preset, "error"))
-        for key in ("lower", "upper"):
-            spots = [Spot(layer, x, x - 2 * errors.get(layer, 0.0), x + 2 * errors.get(layer, 0.0),
-                          f"{name}, layer {number(layer)}: {key} bound {number(x)}")
-                     for layer, x in _over_layers(preset, key)]
-            curves += [Curve(f"{name} ({key})", f"run-{len(curves) % (N_COLORS - 1)}", spots)] if spots else []
-            lines += [(name, key, spot.x, spot.y, errors.get(spot.x)) for spot in spots]
-    if not curves:
+def _thresholds(floors: Sequence[Row]) -> Picture | None:
+    """Floors by layer, with twice their standard errors."""
+    curves, lines = [], []
+    for i, name in enumerate(list(dict.fromkeys(map(_named, floors)))[:MOST_CURVES]):
+        spots = []
+        for row in floors:
+            x, floor, error = (finite(row.get(key)) for key in ("layer", "floor", "error"))
+            if _named(row) == name and x is not None and floor is not None:
+                low, high = (None if error is None else floor + side * 2 * error for side in (-1, 1))
+                spots.append(Spot(x, floor, low, high, f"{name}, layer {number(x)}: {number(floor)}"))
+                lines.append((name, x, floor, error))
+        curves.append(Curve(name, f"run-{i}", spots))
+    if not lines:
         return None
-    mean = [Spot(k, x, said=f"layer {k}: mean default response {number(x)}")
-            for k, x in enumerate(_numbers(told, "default_mean")) if x is not None]
-    curves += [Curve("mean default response", "run-6", mean)] if mean else []
-    lines += [("mean default response", "", spot.x, spot.y, None) for spot in mean]
-    frame = Frame("Thresholds by layer", "Projections; up is towards the Assistant. Whiskers: two standard errors of "
-                  "the quantile.", "layer", "projection", whole=True)
-    return picture(frame, curves, Table("thresholds", ("preset", "bound", "layer", "threshold", "error"), lines))
+    frame = Frame("Floors by layer", "A token below the floor is lifted onto it. Whiskers: two standard errors of the "
+                  "quantile.", "layer", "projection on the axis", whole=True)
+    return picture(frame, curves, Table("floors", ("percentile", "layer", "floor", "error"), lines))
 
 
-def _clamping(presets: Sequence[Row]) -> Picture | None:
-    """What each preset would move, of prompts and of responses apart."""
-    curves: list[Curve] = []
-    lines: list[tuple[str | float | None, ...]] = []
-    for preset in presets[:MOST_CURVES]:
-        name = str(preset.get("name"))
-        for key, words in (("clamped_response", "responses"), ("clamped_prompt", "prompts")):
-            spots = [Spot(layer, x, said=f"{name}, layer {number(layer)}: {share(x)} of the tokens of {words}")
-                     for layer, x in _over_layers(preset, key) if 0 <= x <= 1]
-            curves += [Curve(f"{name}, {words}", f"run-{len(curves) % N_COLORS}", spots)] if spots else []
-            lines += [(name, words, spot.x, spot.y) for spot in spots]
-    if not curves:
-        return None
-    frame = Frame("Tokens that would be moved", "Share of the tokens outside the bound, in the uncapped model.",
-                  "layer", "", whole=True, share=True)
-    return picture(frame, curves, Table("clamped", ("preset", "tokens", "layer", "share"), lines))
+def _touched(floors: Sequence[Row]) -> list[Picture]:
+    """Shares below the floors, of prompts and of responses apart."""
+    found = []
+    for key, words in (("response", "Response tokens below the floor"), ("prompt", "Prompt tokens below the floor")):
+        names = list(dict.fromkeys(map(_named, floors)))[:MOST_CURVES]
+        lines = [(_named(row), float(row["layer"]), y) for row in floors
+                 if (y := finite(row.get(key))) is not None and 0 <= y <= 1 and _named(row) in names]
+        curves = [Curve(name, f"run-{i}", [Spot(x, y, said=f"{name}, layer {number(x)}: {share(y)}")
+                                           for mine, x, y in lines if mine == name]) for i, name in enumerate(names)]
+        if lines:
+            frame = Frame(words, "In the uncapped model: what each floor alone would lift.", "layer", "", whole=True,
+                          share=True)
+            found.append(picture(frame, curves, Table(f"below_{key}", ("percentile", "layer", "share"), lines)))
+    return found
 
 
-def _presets(presets: Sequence[Row]) -> Words:
+def _presets(told: Row) -> Words:
+    """Windows of layers, and what was moved with the preset in force."""
+    moved: dict[tuple[str, str], list[float]] = {}
+    for row in rows(told, "clamped"):
+        if (x := finite(row.get("clamped"))) is not None:
+            moved.setdefault((str(row.get("preset")), str(row.get("where"))), []).append(x)
     lines = []
-    for row in presets[:MOST_SETTINGS]:
-        layers = [x for x in _numbers(row, "layers") if x is not None]
-        shares = [[x for _, x in _over_layers(row, key)] for key in ("clamped_prompt", "clamped_response")]
-        lines.append((str(row.get("name")), number(row.get("percentile")), str(row.get("where", "all")),
-                      f"{number(min(layers))} to {number(max(layers))}" if layers else DASH,
-                      *(share(sum(xs) / len(xs)) if xs else DASH for xs in shares)))
-    return Words("Presets", "Moved: mean over the layers.",
-                 ("preset", "percentile", "where", "layers", "moved of prompts", "moved of responses"), tuple(lines))
+    for name, layers in part(told, "presets").items():
+        known_layers = [x for x in layers if finite(x) is not None] if isinstance(layers, list) else []
+        span = f"{number(min(known_layers))} to {number(max(known_layers))}" if known_layers else DASH
+        shares = [moved.get((str(name), where), []) for where in ("prompt", "generation")]
+        lines.append((str(name), span, *(_between(xs) for xs in shares)))
+    return Words("Presets in force", "Share of the tokens that the preset moved where it was tried out, from the "
+                 "least to the most over its layers.", ("preset", "layers", "of prompts", "of responses"),
+                 tuple(lines[:MOST_SETTINGS]))
+
+
+def _between(shares: Sequence[float]) -> str:
+    if not shares:
+        return DASH
+    low, high = share(min(shares)), share(max(shares))
+    return low if low == high else f"{low} to {high}"

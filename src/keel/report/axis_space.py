@@ -181,7 +181,7 @@ def _cosines(vectors: Sequence[_Vector]) -> list[Ends]:
             words = "Each point is a role vector, less the mean role; the dashed line is the default."
             frame = Frame(f"Cosine with component {k + 1}", words, f"cosine with component {k + 1}", "role vectors",
                           span_x=(-1.0, 1.0))
-            table = Table(f"cosines_pc{k + 1}", ("name", "kind", f"cosine{k + 1}"),
+            table = Table(f"cosines_pc{k + 1}", ("name", "kind", f"cosine_pc{k + 1}"),
                           [(v.name, v.kind, v.cosines[k]) for v in mine])
             found.append(_piled(frame, values, table))
     return found
@@ -279,8 +279,8 @@ def _table(vectors: Sequence[_Vector]) -> Chart | None:
 
 
 def _numbers(vectors: Sequence[_Vector]) -> Table:
-    head = ("name", "kind", "n", "projection", *(f"{what}{k + 1}" for what in ("pc", "cosine")
+    head = ("name", "kind", "n", "projection", *(f"{what}{k + 1}" for what in ("pc", "cosine_pc")
                                                  for k in range(N_COMPONENTS)))
     gap: list[None] = [None] * N_COMPONENTS
-    return Table("roles", head, [(v.name, v.kind, v.n, v.projection, *[*v.coordinates, *gap][:N_COMPONENTS],
+    return Table("vectors", head, [(v.name, v.kind, v.n, v.projection, *[*v.coordinates, *gap][:N_COMPONENTS],
                                   *[*v.cosines, *gap][:N_COMPONENTS]) for v in vectors])

@@ -6,39 +6,16 @@ from dataclasses import dataclass
 
 from keel.report.audit_tables import Table as Words
 from keel.report.axis_pictures import Band, Curve, Frame, Picture, Spot, Table, link, picture
-from keel.report.axis_space import tone
+from keel.report.axis_texts import Text, known_range, listed, named, talks, texts, token_table, visible
 from keel.report.evaluation_charts import known, number_scale
 from keel.report.folder import Row, RunFolder, part, rows
 from keel.report.lines import Chart, Strip, dot
 from keel.report.words import DASH, brief, finite, interval, joined, number, times
 
-__all__ = ["Text", "Token", "Turns", "turns"]
+__all__ = ["Turns", "turns"]
 
-N_COLORS, MOST_PANELS, MOST_LINES, MOST_NAMED, MOST_TEXTS, MOST_TOKENS = 7, 24, 40, 7, 12, 800
-WITHIN, MIDDLE = 0.95, 0.5
-ASSISTANT = "assistant"
-HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-"""Control characters and direction overrides."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """`tone`: 0 far from the Assistant to 10 at its end; `below`: under the default range."""
-
-    text: str
-    tone: int
-    projection: str
-    below: bool
-
-
-@dataclass(frozen=True)
-class Text:
-    """One turn, token by token. `more`: tokens that are not shown."""
-
-    title: str
-    tokens: tuple[Token, ...]
-    mean: str
-    more: int
+N_COLORS, MOST_PANELS, MOST_LINES, MOST_NAMED = 7, 24, 40, 7
+ASSISTANT, PLAIN = "assistant", "as it was"
 
 
 @dataclass(frozen=True)
@@ -49,6 +26,7 @@ class Turns:
     panels: tuple[Picture, ...]
     slopes: Chart | None
     slopes_link: str
+    gaps: Words
     prediction: Words
     themes: Words
     texts: tuple[Text, ...]
@@ -70,13 +48,13 @@ def turns(run: RunFolder) -> Turns | None:
     """The conversations of a run; none where it has none."""
     told = part(run.axis, "drift")
     paths = _paths(run, told)
-    texts = _heat(run)
-    if not (told or paths or texts):
+    read = talks(run)
+    if not (told or paths or read):
         return None
     domains = rows(told, "domains")
-    shown, ends = _texts(texts, told)
-    return Turns(tuple(_says(told, paths)), tuple(_panels(told, domains, paths)), *_slopes(domains), _prediction(told),
-                 _themes(told), shown, ends, link(_token_table(texts)))
+    shown, ends = texts(read, told)
+    return Turns(tuple(_says(told, paths)), tuple(_panels(told, domains, paths)), *_slopes(domains), _gaps(told),
+                 _prediction(told), _themes(told), shown, ends, link(token_table(read)))
 
 
 def _paths(run: RunFolder, told: Row) -> list[_Path]:
@@ -88,13 +66,9 @@ def _paths(run: RunFolder, told: Row) -> list[_Path]:
                   if str(turn.get("role")) == ASSISTANT and (at := finite(turn.get("turn"))) is not None
                   and (y := finite(turn.get("projection"))) is not None]
         if points and row.get("layer", layer) == layer:
-            paths.append(_Path(_named(row.get("id")), _named(row.get("group")), _named(row.get("label")),
+            paths.append(_Path(named(row.get("id")), named(row.get("group")), named(row.get("label")),
                                tuple(sorted(points, key=lambda point: point[0]))))
     return paths
-
-
-def _named(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def _says(told: Row, paths: Sequence[_Path]) -> list[str]:
@@ -112,19 +86,19 @@ def _falls(told: Row) -> list[str]:
     """For each condition the domains that fall beyond chance."""
     measured = [row for row in rows(told, "domains") if _known(_slope(row))]
     said = []
-    for label in dict.fromkeys(_named(row.get("label")) for row in measured):
-        mine = [row for row in measured if _named(row.get("label")) == label]
-        names = [_named(row.get("name")) for row in mine if (high := finite(row.get("high"))) is not None and high < 0]
-        start = f"{label[:1].upper()}{label[1:]}: the" if label else "The"
+    for label in dict.fromkeys(named(row.get("label")) for row in measured):
+        mine = [row for row in measured if named(row.get("label")) == label]
+        names = [named(row.get("name")) for row in mine if (high := finite(row.get("high"))) is not None and high < 0]
+        shown = _shown(label, [named(row.get("label")) for row in measured])
+        start = f"{shown[:1].upper()}{shown[1:]}: the" if shown else "The"
         said.append(f"{start} projection falls beyond chance in {len(names)} of {times(len(mine), 'domain')}"
                     + (f" ({joined(names)})." if names else "."))
     return said
 
 
-def known_range(told: Row) -> tuple[float, float] | None:
-    """Both ends of the default range, as far as it is known."""
-    low, high = (finite(part(told, "default_range").get(key)) for key in ("low", "high"))
-    return None if low is None or high is None or low > high else (low, high)
+def _shown(label: str, labels: Sequence[str]) -> str:
+    """A condition's name; the one without a name has one where there are others."""
+    return label or (PLAIN if any(labels) else "")
 
 
 def _slope(row: Row) -> Row:
@@ -136,14 +110,14 @@ def _slope(row: Row) -> Row:
 
 def _panels(told: Row, domains: Sequence[Row], paths: Sequence[_Path]) -> list[Picture]:
     """One for each domain, all on one scale."""
-    groups = dict.fromkeys([*(_named(row.get("name")) for row in domains), *(path.group for path in paths)])
-    labels = list(dict.fromkeys([*(_named(row.get("label")) for row in domains), *(path.label for path in paths)]))
+    groups = dict.fromkeys([*(named(row.get("name")) for row in domains), *(path.group for path in paths)])
+    labels = list(dict.fromkeys([*(named(row.get("label")) for row in domains), *(path.label for path in paths)]))
     span = known_range(told)
     bands = [Band(*span, f"default range: {brief(span[0])} to {brief(span[1])}")] if span else []
     drawn = []
     for group in list(groups)[:MOST_PANELS]:
         mine = [path for path in paths if path.group == group]
-        of = [row for row in domains if _named(row.get("name")) == group]
+        of = [row for row in domains if named(row.get("name")) == group]
         curves = [curve for curve in (*_single(mine, labels, bool(_positions(of))), *_means(of, labels)) if curve.spots]
         if curves:
             drawn.append((group, curves, _words(mine, of), _rows_of(group, mine, of)))
@@ -165,7 +139,7 @@ def _file(name: str, group: str) -> str:
 
 def _positions(of: Sequence[Row]) -> list[tuple[str, Row]]:
     """Means over conversations by turn, with the condition they belong to."""
-    return [(_named(row.get("label")), at) for row in of for at in rows(row, "positions")
+    return [(named(row.get("label")), at) for row in of for at in rows(row, "positions")
             if finite(at.get("turn")) is not None and _known(at)]
 
 
@@ -173,20 +147,16 @@ def _single(paths: Sequence[_Path], labels: Sequence[str], behind: bool) -> list
     """Conversations one by one: named where they are few and no mean stands before them."""
     few = not behind and len(paths) <= MOST_NAMED
     found: list[Curve] = []
-    told = {""} if not behind else set(labels)  # conditions that are in the legend by other means
+    told = set(labels) if behind else set() if any(labels) else {""}  # conditions that are in the legend by other means
     for i, path in enumerate(_fair(paths, labels)):
         color = i if few else labels.index(path.label)
-        name = _listed(path.id if few else "", path.label)
-        spots = [Spot(turn, y, said=f"{_listed(path.id, path.label)}, turn {turn}: {number(y)}")
+        name = listed(path.id if few else "", _shown(path.label, labels))
+        spots = [Spot(turn, y, said=f"{listed(path.id, path.label)}, turn {turn}: {number(y)}")
                  for turn, y, _ in path.points]
         found.append(Curve(name, f"run-{color % N_COLORS}", spots, faint=not few,
                            named=few or path.label not in told))
         told.add(path.label)
     return found
-
-
-def _listed(*texts: str) -> str:
-    return ", ".join(text for text in texts if text)
 
 
 def _known(row: Row) -> Row:
@@ -208,9 +178,9 @@ def _means(of: Sequence[Row], labels: Sequence[str]) -> list[Curve]:
             if mine == label:
                 row = _known(at)
                 n = times(int(finite(at.get("n")) or 0), "conversation")
-                said = _listed(label, f"turn {number(at['turn'])}: {interval(row)}", n)
+                said = listed(label, f"turn {number(at['turn'])}: {interval(row)}", n)
                 spots.append(Spot(float(at["turn"]), row["mean"], row.get("low"), row.get("high"), said))
-        found.append(Curve(label or "mean", f"run-{labels.index(label) % N_COLORS}", spots))
+        found.append(Curve(_shown(label, labels) or "mean", f"run-{labels.index(label) % N_COLORS}", spots))
     return found
 
 
@@ -220,7 +190,8 @@ def _words(paths: Sequence[_Path], of: Sequence[Row]) -> str:
     shown = len(_fair(paths, list(dict.fromkeys(path.label for path in paths))))
     said = [f"{times(n, 'conversation')}{'' if shown == len(paths) else f', {shown} lines of {len(paths)} shown'}."
             ] if n else []
-    slopes = [f"{_named(row.get('label'))} {interval(_known(_slope(row)))}".strip() for row in of
+    labels = [named(row.get("label")) for row in of]
+    slopes = [f"{_shown(named(row.get('label')), labels)} {interval(_known(_slope(row)))}".strip() for row in of
               if _known(_slope(row))]
     return " ".join([*said, *([f"Slope a turn: {', '.join(slopes)}."] if slopes else [])])
 
@@ -243,18 +214,27 @@ def _slopes(domains: Sequence[Row]) -> tuple[Chart | None, str]:
     if not measured:
         return None, ""
     ticks, place = number_scale([0.0, *(x for row in measured for x in _known(_slope(row)).values())])
-    labels = list(dict.fromkeys(_named(row.get("label")) for row in measured))
+    labels = list(dict.fromkeys(named(row.get("label")) for row in measured))
     strips = []
     for row in measured:
         slope = _known(_slope(row))
         chance = not ("low" in slope and (slope["high"] < 0 or slope["low"] > 0))
-        color = labels.index(_named(row.get("label"))) % N_COLORS
-        strips.append(Strip(_named(row.get("name")), _named(row.get("label")), "",
+        color = labels.index(named(row.get("label"))) % N_COLORS
+        strips.append(Strip(named(row.get("name")), _shown(named(row.get("label")), labels), "",
                             (dot(slope, color, place, 0.0, few=chance),), (interval(slope), number(row.get("n")))))
     table = Table("slopes", ("group", "label", "slope", "low", "high", "n"),
-                  [(_named(row.get("name")), _named(row.get("label")),
+                  [(named(row.get("name")), named(row.get("label")),
                     *(finite(row.get(key)) for key in ("slope", "low", "high", "n"))) for row in measured])
     return Chart("Slope by domain", "", ticks, ("slope a turn", "conversations"), tuple(strips)), link(table)
+
+
+def _gaps(told: Row) -> Words:
+    """Two conditions of the same user messages."""
+    lines = tuple((named(row.get("domain")) or "all", named(row.get("first")) or PLAIN, named(row.get("second")),
+                   interval(_known(row)), number(row.get("n"))) for row in rows(told, "differences") if _known(row))
+    words = "Mean over the turns of the second condition less the first; 95% intervals over conversations."
+    heads = ("domain", "first", "second", "difference", "conversations")
+    return Words("The same messages under two conditions", words, heads, lines)
 
 
 def _prediction(told: Row) -> Words:
@@ -279,56 +259,10 @@ def _themes(told: Row) -> Words:
     lines = []
     for row in found:
         examples = row.get("examples")
-        texts = [_visible(str(text)) for text in examples] if isinstance(examples, list) else []
+        shown = [visible(str(text)) for text in examples[:3]] if isinstance(examples, list) else []
         mean = row.get("projection", row.get("mean"))
         numbers = mean if isinstance(mean, dict) else {**row, "mean": mean}
-        lines.append((_named(row.get("name")), number(row.get("n")), interval(_known(numbers)), "\n".join(texts[:3])))
+        lines.append((named(row.get("name")), number(row.get("n")), interval(_known(numbers)), "\n".join(shown)))
     words = "Clusters of the user's messages, with the mean projection of the turn after them."
     return Words("Themes of the user's messages", words, ("theme", "messages", "next projection", "examples"),
                  tuple(lines))
-
-
-# --- token by token --------------------------------------------------------------------------------------------------
-
-
-def _heat(run: RunFolder) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Title and tokens of each text."""
-    found = []
-    for row in run.axis.get("heat", []):
-        tokens = [(_named(one.get("text")), x) for one in rows(row, "tokens")
-                  if (x := finite(one.get("projection"))) is not None] if isinstance(row, dict) else []
-        if tokens:
-            turn = finite(row.get("turn"))
-            parts = [_named(row.get("id")), f"turn {number(turn)}" if turn is not None else "", _named(row.get("role")),
-                     _named(row.get("label"))]
-            found.append((_listed(*parts), tokens))
-    return found[:MOST_TEXTS]
-
-
-def _texts(texts: Sequence[tuple[str, list[tuple[str, float]]]], told: Row) -> tuple[tuple[Text, ...],
-                                                                                       tuple[str, str, str]]:
-    """The texts in colours, and the numbers at both ends and in the middle of the colours."""
-    values = [x for _, tokens in texts for _, x in tokens[:MOST_TOKENS]]
-    if not values:
-        return (), ("", "", "")
-    span = known_range(told)
-    middle = (0.0 if told.get("centred") is True else MIDDLE * sum(span) if span else sum(values) / len(values))
-    sizes = sorted(abs(x - middle) for x in values)
-    reach = sizes[round(WITHIN * (len(sizes) - 1))] or 1.0
-    found = []
-    for title, tokens in texts:
-        drawn = tuple(Token(_visible(text), tone(x, reach, middle), number(x), span is not None and x < span[0])
-                      for text, x in tokens[:MOST_TOKENS])
-        mean = sum(x for _, x in tokens) / len(tokens)
-        found.append(Text(title, drawn, brief(mean), len(tokens) - len(drawn)))
-    return tuple(found), (brief(middle - reach), brief(middle), brief(middle + reach))
-
-
-def _visible(text: str) -> str:
-    """Control characters and direction overrides made visible; a line break is seen as well as made."""
-    return HIDDEN.sub(lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", text).replace("\n", "\u21b5\n")
-
-
-def _token_table(texts: Sequence[tuple[str, list[tuple[str, float]]]]) -> Table:
-    return Table("tokens", ("text", "position", "token", "projection"),
-                 [(title, k, text, x) for title, tokens in texts for k, (text, x) in enumerate(tokens[:MOST_TOKENS])])
