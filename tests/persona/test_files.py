@@ -77,7 +77,8 @@ def test_other_formats_of_numbers_become_float32(tmp_path):
 @pytest.mark.parametrize(("change", "complaint"), [
     ({"vectors": drawn(6)}, r"an axis is \[blocks hidden\], this one has the shape"),
     ({"default_mean": drawn(3, 6)}, "default_mean has the shape"),
-    ({"roles": {"bard": torch.full((4, 6), torch.nan)}}, r"the role 'bard' has the shape \(4, 6\), or numbers that are not finite"),
+    ({"roles": {"bard": torch.full((4, 6), torch.nan)}},
+     r"the role 'bard' has the shape \(4, 6\), or numbers that are not finite"),
     ({"traits": {"vanity": drawn(4, 5)}}, "the trait 'vanity' has the shape"),
     ({"token_norm": torch.zeros(4)}, r"token_norm has the shape \(4,\) for 4 blocks, or a length that is not above 0"),
     ({"token_norm": torch.ones(3)}, "token_norm has the shape"),
