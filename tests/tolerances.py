@@ -84,5 +84,17 @@ STREAMED = {"rtol": 1e-6, "atol": 1e-6}
 DYKSTRA = {"rtol": 0.0, "atol": 1e-7}
 """What 1000 rounds of alternating projections leave to the nearest point."""
 
+SIX_FIGURES = {"rtol": 1e-6, "atol": 0.0}
+"""Of a difference of 1e-3 between numbers of 1e6 in float64."""
+
 PLANTED_COSINE = 0.03
 """Share by which the cosine of one estimated axis may stay below the expected one."""
+
+STREAMED = {"rtol": 1e-5, "atol": 1e-5}
+"""Mean states of order 1, heard while sampling with a cache, against one pass over the whole conversation."""
+
+PLANTED = {"rtol": 0.0, "atol": 1e-4}
+"""A direction that a hook adds, found again as a difference of means of float32 states."""
+
+NOISE = 0.1
+"""Relative, of a variance over 500 responses of 32 coordinates within the sums of their roles."""

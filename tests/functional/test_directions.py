@@ -18,6 +18,7 @@ from tolerances import (
     FLOAT64,
     RELATIVE32,
     RELATIVE64,
+    SIX_FIGURES,
     STANDARD_ERRORS,
 )
 from torch.testing import assert_close
@@ -94,6 +95,7 @@ def test_cosines_by_hand() -> None:
     assert_close(cosine(a, b), float64([0.5**0.5, -1, 0]), **FLOAT64)
     assert_close(cosine(a, float64([0, 1])), float64([0, 0, 0]), **EXACT)
     assert float(cosine(*[torch.full((3,), 0.1, dtype=torch.float64)] * 2)) <= 1
+    assert not cosine(a.clone().requires_grad_(), b.clone().requires_grad_()).requires_grad
 
 
 @given(seeds, st.floats(0.1, 9))
@@ -130,6 +132,7 @@ def test_adding_by_hand() -> None:
     assert_close(add(hidden, float64([1, -1]), 2), float64([[[3, 0], [5, 2]]]), **EXACT)
     assert_close(add(hidden, float64([1, -1]), float64([[0, 0.5]])), float64([[[1, 2], [3.5, 3.5]]]), **EXACT)
     assert_close(add(hidden, float64([1, -1]), float64([[3]])), float64([[[4, -1], [6, 1]]]), **EXACT)
+    assert_close(add(hidden, float64([1, -1]), 0.1), float64([[[1.1, 1.9], [3.1, 3.9]]]), **FLOAT64)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -288,6 +291,23 @@ def test_states_within_all_bounds_keep_their_bits_and_nan_stays() -> None:
     assert_close(moved, torch.zeros(2, 2), **EXACT)
 
 
+def test_joint_bounds_on_narrow_states_are_computed_in_float32() -> None:
+    hidden, units = noise(1, 6, 32).bfloat16(), units_of(2, 2, 32).float()
+    bounds = {"lower": torch.tensor([3.0, 2.0]), "upper": torch.full((2,), INF)}
+    narrow, moved = bound_jointly(hidden, units, **bounds)
+    wide, exact = bound_jointly(hidden.float(), units, **bounds)
+    assert (narrow.dtype, moved.dtype) == (torch.bfloat16, torch.float32)
+    assert_close((narrow, moved), (wide.bfloat16(), exact), **EXACT)
+
+
+def test_large_states_are_bounded_like_small_ones() -> None:
+    units = units_of(2, 3, 8)
+    small, _ = bound_jointly(noise(1, 20, 8), units, lower=torch.zeros(3), upper=float64([0.1] * 3))
+    bounds = {"lower": torch.zeros(3), "upper": float64([1e9] * 3)}
+    large, _ = bound_jointly(1e10 * noise(1, 20, 8), units, **bounds)
+    assert_close(large / 1e10, small, **FLOAT64)
+
+
 def test_parallel_directions_share_a_bound_or_are_refused() -> None:
     hidden, units = float64([[-3, 1]]), float64([[1, 0], [-1, 0]])
     # At least -1 and, backwards, at least -2 (at most 2): one of them is broken, one moves it.
@@ -344,6 +364,7 @@ def test_random_directions_are_as_long_and_come_from_the_generator() -> None:
     # Cosines of random directions in 500 dimensions have a standard deviation of 0.045.
     assert bool((cosine(drawn, other).abs() < STANDARD_ERRORS * 500**-0.5).all())
     assert bool((cosine(drawn, like).abs() < STANDARD_ERRORS * 500**-0.5).all())
+    assert not random_directions(like.requires_grad_(), torch.Generator()).requires_grad
     assert float(cosine(drawn[0], drawn[1]).abs()) < STANDARD_ERRORS * 500**-0.5
 
 
@@ -437,6 +458,11 @@ def test_components_take_and_give_float32() -> None:
     assert {part.dtype for part in parts} == {torch.float32}
 
 
+def test_small_rows_have_the_components_of_large_ones() -> None:
+    rows = noise(0, 5, 3)
+    assert_close(principal_components(1e-6 * rows).directions, principal_components(rows).directions, **FLOAT64)
+
+
 def test_rows_without_components_are_refused() -> None:
     with pytest.raises(ValueError, match="1 rows: components show how rows differ, and need two of them"):
         principal_components(noise(0, 1, 3))
@@ -452,6 +478,10 @@ def test_slopes_by_hand() -> None:
     values = float64([[1, 3, 5], [4, NAN, 0], [NAN, 7, NAN], [NAN, NAN, NAN]])
     assert_close(slope(float64([0, 1, 2]), values), float64([2, -2, NAN, NAN]), equal_nan=True, **FLOAT64)
     assert math.isnan(float(slope(float64([3, 3]), float64([1, 2]))))
+    # Whole numbers of turns in float32, values near 1e6 that float32 would round: summed in float64.
+    turns = torch.arange(4.0)
+    assert_close(slope(turns, 1e6 + 0.001 * turns.double()), float64(0.001), **SIX_FIGURES)
+    assert not slope(turns, turns.clone().requires_grad_()).requires_grad
 
 
 @given(seeds, st.integers(2, 6))

@@ -32,6 +32,17 @@ def test_turn_means_by_hand() -> None:
     assert bool(turn_means(values, present).isnan().all())  # ten are needed
 
 
+def test_ten_conversations_make_a_turn_count() -> None:
+    values, turns = torch.arange(3.0).expand(10, 3), torch.arange(3.0)
+    present = torch.ones(10, 3, dtype=torch.bool)
+    present[0, 1:] = False
+    once = torch.ones(1, 10, dtype=torch.float64)
+    assert_close(turn_means(values, present), float64([0, NAN, NAN]), equal_nan=True, **EXACT)
+    assert bool(slope_draws(once, turns, values, present).isnan())  # nine reach the later turns
+    present[0] = True
+    assert_close(slope_draws(once, turns, values, present), float64([1]), **FLOAT64)
+
+
 def test_slopes_of_draws_by_hand() -> None:
     values, turns = float64([[0, 2, 4], [0, 0, 0]]), float64([1, 2, 3])
     present = torch.ones(2, 3, dtype=torch.bool)
@@ -89,6 +100,15 @@ def test_alpha_is_chosen_without_the_fold_that_is_predicted() -> None:
     found = ridge_out_of_fold(x, y, folds, alphas=(1e-9, 1e9))
     assert_close(found[4:], float64([-1, 1]), **FLOAT32)
     assert float(found[:4].abs().max()) < 0.01
+
+
+def test_alpha_is_chosen_on_targets_far_from_zero_as_well() -> None:
+    """Without its intercept every prediction would be off by 1000, and the smallest weights would seem the best."""
+    x = float64([[-1], [1], [-1], [1], [-1], [1]])
+    y = 1000 + x[:, 0] + float64([0.1, 0, -0.1, 0, 0.1, 0])
+    folds = torch.tensor([0, 0, 1, 1, 2, 2])
+    found = ridge_out_of_fold(x.float(), y, folds, alphas=(1e-9, 1e9))
+    assert float((found - y).abs().max()) < 0.5
 
 
 @given(seeds)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from references import directions as truth
 from references.ragged import noise, seeds
-from tolerances import EXACT, FLOAT32, FLOAT64, PLANTED_COSINE, RELATIVE64, STREAMED
+from tolerances import EXACT, FLOAT32, FLOAT64, PLANTED_COSINE, RELATIVE32, RELATIVE64, STREAMED
 from torch.testing import assert_close
 
 from keel.functional.directions import cosine, mean_difference, principal_components
@@ -131,6 +131,8 @@ def test_explained_shares(seed: int) -> None:
     for k in range(1, 5):
         assert explained_share(rows, found.directions[:k]) == pytest.approx(
             float(found.variance_share[:k].sum()), rel=RELATIVE64)
+    narrow = explained_share(rows.float(), found.directions[:1].float())
+    assert narrow == pytest.approx(float(found.variance_share[0]), rel=RELATIVE32)
     # Along a coordinate: its variance over all of it.
     variance = rows.var(0)
     assert explained_share(rows, float64([[0, 0, 1, 0]])) == pytest.approx(

@@ -223,7 +223,7 @@ def random_directions(like: Float[Tensor, "*S D"], generator: torch.Generator) -
     Source: arXiv:2601.10387, section 15 of our spec (the control of design 1); normal draws: Muller 1959, "A Note on a
         Method for Generating Points Uniformly on N-Dimensional Spheres".
     """
-    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(like.shape, generator=generator)
     length = like.detach().double().norm(dim=-1, keepdim=True)
     return (drawn / drawn.norm(dim=-1, keepdim=True)).to(like.device).mul(length).to(wide(like).dtype)
 
