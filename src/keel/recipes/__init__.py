@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "win-rate": ("keel.recipes.win_rate", "WinRateConfig", "policy against policy: who answers better, and how sure"),
     "evaluate": ("keel.recipes.evaluate", "EvaluateConfig", "models side by side: rewards, diversity, length, a judge"),
     "chat": ("keel.recipes.chat", "ChatConfig", "talk to a model in the terminal"),
+    "serve": ("keel.serve", "ServeConfig", "an OpenAI-compatible endpoint and a chat page, axis per request"),
     "report": ("keel.report", "ReportConfig", "one HTML page for one run, or several side by side"),
     "data check": ("keel.data.check", "DataCheckConfig", "validate a data file; list every problem"),
     "data show": ("keel.data.show", "DataShowConfig", "look at records, and at their tokens"),
