@@ -155,7 +155,8 @@ def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
                 "benchmark": "b", "scorer.function": "a:b", "candidates": "c", "x": '["a"]', "y": '["b"]',
                 "process_model": "pm"}
     given = {name: value for name, value in required.items() if name.split(".")[0] in config.model_fields}
-    own = {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'}}
+    own = {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'},
+           "axis convert": {"source": "s"}, "axis calibrate": {"axis": "a.safetensors", "responses": "r"}}
     given |= own.get(command, {})
     arguments = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main([*command.split(), *arguments, "--print-config"]) == 0
