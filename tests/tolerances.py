@@ -90,7 +90,7 @@ SIX_FIGURES = {"rtol": 1e-6, "atol": 0.0}
 PLANTED_COSINE = 0.03
 """Share by which the cosine of one estimated axis may stay below the expected one."""
 
-STREAMED = {"rtol": 1e-5, "atol": 1e-5}
+HEARD = {"rtol": 1e-5, "atol": 1e-5}
 """Mean states of order 1, heard while sampling with a cache, against one pass over the whole conversation."""
 
 PLANTED = {"rtol": 0.0, "atol": 1e-4}
