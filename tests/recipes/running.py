@@ -137,10 +137,10 @@ def watched(monkeypatch, recipe=ppo) -> SimpleNamespace:
         seen.phases.append(SimpleNamespace(rollout=rollout, scored=scored, processed=processed, moments=moments))
         return monitors(rollout, scored, processed, moments)
 
-    def watch_update(models, part, mix, who, counts, *rest):
-        learners.update(who)
-        found = update(models, part, mix, who, counts, *rest)
-        clean = all(p.grad is None for learner in who.values() for p in learner.parameters)
+    def watch_update(setup, part, mix, counts, *rest):
+        learners.update(setup.learners)
+        found = update(setup, part, mix, counts, *rest)
+        clean = all(p.grad is None for learner in setup.learners.values() for p in learner.parameters)
         seen.updates.append(SimpleNamespace(part=part, mix=mix, counts=counts, found=found, clean=clean))
         return found
 

@@ -141,6 +141,10 @@ class Anchor:
         return {"layers": self.gauge.layers, "floor": list(self.floor), "spread": list(self.spread),
                 "rows": None if self.rows is None else sorted(self.rows)}
 
+    def result(self) -> dict[str, Any]:
+        """What result.json says."""
+        return self.row() | {"rows": None if self.rows is None else len(self.rows)}
+
 
 def anchored(cfg: AnchorConfig | None, start: Start, prompts: Sequence[PromptRow]) -> Anchor | None:
     """Measure where the model of the start stands, or read what it was when the run began; none where it is off.

@@ -6,6 +6,7 @@ from keel import runs
 from keel.models.load import save_model
 from keel.online.memory import Memory, Phase, go_back, prepare_next
 from keel.online.setup import Setup
+from keel.online.watch import result_of
 from keel.rollout.evaluate import headline, without_each
 from keel.train import alarms, checkpoint
 from keel.train.clock import Clock
@@ -21,6 +22,7 @@ def closed(setup: Setup, memory: Memory, metrics: dict[str, Any], phase: Phase, 
         Stopped: the user did, after a checkpoint.
     """
     cfg, log, shown = setup.cfg, setup.log, phase.shown
+    metrics |= setup.visited(phase)
     found = [] if phase.pretraining else alarms.watch(memory, metrics)
     log.log(shown, metrics | {"alarms": len(found)}, phase.name)
     log.time(shown, clock.lap({"samples": cfg.rollouts, "tokens": metrics["response/tokens"]}), phase.name)
@@ -34,7 +36,7 @@ def closed(setup: Setup, memory: Memory, metrics: dict[str, Any], phase: Phase, 
         memory = go_back(log, memory, setup.state, shown, cfg)
     last = phase.is_last(cfg)
     if not phase.pretraining and (shown % cfg.eval_every == 0 or last):
-        memory["after"] = setup.exam.sit(setup.models.policy, cfg.sampling, shown, memory["before"], cfg.n_samples)
+        memory["after"] = setup.sit(shown, memory["before"])
         setup.keep_best(memory, shown)
     ready = phase.pretraining and memory["pretrained"] is not None
     if phase.step % cfg.save_every == 0 or last or ready or stops or log.stop_requested():
@@ -57,4 +59,5 @@ def finish(setup: Setup, memory: Memory, more: dict[str, Any] | None = None) -> 
         "headline": headline(memory["before"], memory["after"], cfg.seed),
         **{name: without_each(memory[name]) for name in ("before", "after")}, "best": memory["best"],
         "n_alarms": memory["n_alarms"], "n_rollbacks": memory["rollbacks"],
-        "calibration": setup.rewards.calibration} | (more or {}))
+        "calibration": setup.rewards.calibration} | setup.holds.result() | setup.axis.result() | result_of(setup.watch)
+        | (more or {}))

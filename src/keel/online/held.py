@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from keel.batches import TokenBatch
@@ -14,7 +16,17 @@ from keel.persona.handles import Handle
 from keel.persona.settings import AxisConfig, acting
 from keel.train.tally import Tally
 
-__all__ = ["Held", "held", "refuse_both", "resting", "together"]
+__all__ = ["NOTHING", "Held", "PolicyAxis", "PolicyAxisConfig", "held", "policy_axis", "refuse_both"]
+
+
+BARE = "the bare model, on which nothing acts"
+
+
+class PolicyAxisConfig(AxisConfig):
+    """An axis under which responses are sampled; the model that is saved is the bare one either way."""
+
+    mode: Literal["in_policy", "rollout_only"] = Field("in_policy", description="in_policy: part of policy and "
+        "reference wherever they run; rollout_only: while sampling, and the bare policy learns by explicit ratios")
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,14 @@ class Held:
              ) -> Tensor | float:
         """What the states of the pass just made add to the objective; 0 without an anchor. See `Anchor.cost`."""
         return 0.0 if self.anchor is None else self.anchor.cost(batch, weights, total, tally)
+
+    def result(self) -> dict[str, Any]:
+        """What result.json says."""
+        found: dict[str, Any] = {"steered": {"saved": BARE, "acted": acted(self.handles)}} if self.handles else {}
+        return found if self.anchor is None else found | {"anchor": self.anchor.result()}
+
+
+NOTHING = Held()
 
 
 def held(anchor: AnchorConfig | None, steered: AxisConfig | None, start: Start, prompts: Sequence[PromptRow]) -> Held:
@@ -79,6 +99,45 @@ def resting(cfg: AxisConfig, model: nn.Module) -> tuple[Handle, ...]:
     return tuple(handles)
 
 
+@dataclass(frozen=True)
+class PolicyAxis:
+    """What acts on the policy of an online run; nothing where it is off.
+
+    Attributes:
+        policy, reference: act on these models.
+        always: as part of the policy, wherever it runs; else only while it samples.
+    """
+
+    policy: tuple[Handle, ...] = ()
+    reference: tuple[Handle, ...] = ()
+    always: bool = False
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around the sampling of responses to learn from."""
+        with together(self.policy):
+            yield
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """Around everything else that asks policy or reference for numbers, never around saving."""
+        with together((*self.policy, *self.reference) if self.always else ()):
+            yield
+
+    def result(self) -> dict[str, Any]:
+        """What result.json says."""
+        mode = "in_policy" if self.always else "rollout_only"
+        return {"policy_axis": {"mode": mode, "saved": BARE, "acted": acted(self.policy)}} if self.policy else {}
+
+
+def policy_axis(cfg: PolicyAxisConfig | None, policy: nn.Module, reference: nn.Module) -> PolicyAxis:
+    """What the settings ask for. Raises: see `keel.persona.settings.acting`."""
+    if cfg is None:
+        return PolicyAxis()
+    always = cfg.mode == "in_policy"
+    return PolicyAxis(resting(cfg, policy), resting(cfg, reference) if always else (), always)
+
+
 @contextmanager
 def together(handles: Sequence[Handle]) -> Iterator[None]:
     """All of them act inside, in their order."""
@@ -86,3 +145,8 @@ def together(handles: Sequence[Handle]) -> Iterator[None]:
         for handle in handles:
             stack.enter_context(handle)
         yield
+
+
+def acted(handles: Sequence[Handle]) -> dict[str, Any]:
+    """What caps have done at each block, of prompts and of responses apart; nothing is counted of steering."""
+    return {str(layer): told for handle in handles for layer, told in handle.stats().items()}

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from keel.config import Config
 from keel.models.actors import CriticConfig
 from keel.models.load import ModelConfig
+from keel.online.anchor import AnchorConfig
+from keel.online.held import PolicyAxisConfig
+from keel.online.watch import PersonaConfig
 from keel.rollout.credit import AdvantageConfig, KLConfig, TruncationConfig
 from keel.rollout.reward_settings import RewardConfig, ScoreConfig
 from keel.rollout.sample import SamplingConfig
@@ -65,6 +68,10 @@ class OnlineConfig(Config):
     eval_prompts: int = Field(200, ge=1, description="held-out prompts used at most")
     n_samples: int = Field(64, ge=0, description="held-out answers kept for the report, before and after")
     save_every: int = Field(10, ge=1, description="phases between checkpoints")
+    anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
+    policy_axis: PolicyAxisConfig | None = Field(None, description="axis that acts while responses are sampled; none: "
+                                                 "none does")
+    persona: PersonaConfig | None = Field(None, description="watches how Assistant-like the policy is; none: nobody")
 
     @model_validator(mode="after")
     def _check(self) -> "OnlineConfig":
@@ -79,6 +86,11 @@ class OnlineConfig(Config):
         named = [self.prompts.path, self.prompts.validation, None if self.ptx is None else self.ptx.path,
                  *(source.calibration.path for source in self.sources if source.calibration)]
         return [Path(name) for name in named if name is not None]
+
+    @property
+    def samples_otherwise(self) -> bool:
+        """Whether another policy than the one that learns writes the responses, so that no ratio begins at 1."""
+        return self.policy_axis is not None and self.policy_axis.mode == "rollout_only"
 
     @property
     def updates(self) -> int:
@@ -148,6 +160,7 @@ def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
         "target_kl and loss.old_policy='reference' exclude each other: the distance is to the policy that sampled")
     yield cfg.grad_clip == "joint" and cfg.policy_optimizer.max_grad_norm != cfg.critic_optimizer.max_grad_norm, (
         "grad_clip='joint' needs policy_optimizer.max_grad_norm and critic_optimizer.max_grad_norm to be equal")
+    yield from of_axis(cfg)
     yield cfg.best == "score" and cfg.kl_budget is None, (
         "best='score' needs kl_budget: the highest score alone picks the policy that games it best")
     yield cfg.best is not None and not data.validation and data.validation_fraction == 0, (
@@ -156,3 +169,20 @@ def contradictions(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
         "best='score' and several rewards exclude each other: their raw scores have no common scale; use best='gold'")
     yield cfg.best == "gold" and cfg.gold is None, "best='gold' needs gold: no true score is known"
     yield cfg.best is None and cfg.kl_budget is not None, "kl_budget has no effect without best: set best to score"
+
+
+def of_axis(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
+    """Settings of an axis that exclude others: whether they are there, and what to say."""
+    own = cfg.policy_axis
+    yield own is not None and cfg.topology == "shared", (
+        "policy_axis and topology='shared' exclude each other: policy, critic and reference are one stream there")
+    yield own is not None and not own.acts, (
+        "policy_axis names an axis and nothing to do with it: give policy_axis.steer, .cap or .lower")
+    yield own is not None and own.mode == "in_policy" and cfg.anchor is not None, (
+        "anchor and policy_axis.mode='in_policy' exclude each other: one prices the states that the other moves")
+    yield cfg.samples_otherwise and cfg.loss.old_policy == "reference", (
+        "loss.old_policy='reference' and policy_axis.mode='rollout_only' exclude each other: that mode needs ratios "
+        "against the policy that sampled")
+    yield cfg.samples_otherwise and cfg.target_kl is not None, (
+        "target_kl and policy_axis.mode='rollout_only' exclude each other: the policy that sampled is another one from "
+        "the start")

@@ -4,19 +4,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from keel.batches import Rollout
 from keel.data.render import PromptRow, Row, Template, template
 from keel.models.actors import Actors, critic_source, load_actors
-from keel.models.forward import output_head
+from keel.models.forward import output_head, token_logprobs
 from keel.models.load import load_tokenizer
-from keel.online.memory import Memory, beginning
+from keel.online.anchor import Start
+from keel.online.held import Held, PolicyAxis, held, policy_axis
+from keel.online.memory import Memory, Phase, beginning
 from keel.online.settings import OnlineConfig, warnings_of
-from keel.rollout.evaluate import Exam, keep_best
-from keel.rollout.measure import same_vocabulary
+from keel.online.watch import Watch, hearing, reading, watch
+from keel.rollout.evaluate import Exam, Found, keep_best
+from keel.rollout.measure import KL, by_parts, measure, same_vocabulary
 from keel.rollout.respond import Responses, respond
 from keel.rollout.reward import RewardSources
 from keel.runs import Run
 from keel.train import checkpoint
-from keel.train.inputs import load_demonstrations, load_prompts, write_seen
+from keel.train.inputs import load_demonstrations, load_prompts, prompt_room, write_seen
 from keel.train.objective import require_reachable
 from keel.train.order import batch_indices
 from keel.train.step import Learner
@@ -40,6 +46,9 @@ class Setup:
         state: modules and optimisers, as checkpoints keep them.
         exam: the held-out prompts with everyone who marks the answers.
         skipped: what was dropped or cut of the prompts.
+        axis: acts on the policy.
+        holds: prices its states while it learns.
+        watch: reads how Assistant-like it is; none: nobody does.
     """
 
     cfg: OnlineConfig
@@ -54,6 +63,9 @@ class Setup:
     state: dict[str, Any]
     exam: Exam
     skipped: dict[str, int]
+    axis: PolicyAxis
+    holds: Held
+    watch: Watch | None
 
     def with_state(self, more: Mapping[str, Mapping[str, Any]]) -> "Setup":
         """The same with further modules and optimisers in every checkpoint."""
@@ -64,7 +76,39 @@ class Setup:
         cfg, group = self.cfg, self.cfg.advantage.group
         picked = next(batch_indices(len(self.prompts), cfg.rollouts // group, cfg.seed, "prompts", first_step=step))
         asked = [self.prompts[i] for i in picked for _ in range(group)]
-        return respond(self.models.policy, self.words, asked, cfg.sampling, seed=cfg.seed, names=["sample", step])
+        with self.axis.writing(), hearing(self.watch, self.models.policy, len(asked)):
+            return respond(self.models.policy, self.words, asked, cfg.sampling, seed=cfg.seed, names=["sample", step])
+
+    def measure(self, responses: Responses) -> Rollout:
+        """The responses with what every model but the rewards says of them."""
+        cfg, models = self.cfg, self.models
+        with self.axis.within(), reading(self.watch, models.reference, responses.rollout, cfg.micro_tokens):
+            rollout = measure(responses, policy=models.policy, reference=models.reference, critic=models.critic,
+                              micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature,
+                              kl=cfg.kl.estimator, bootstrap=cfg.truncation.how == "bootstrap")
+        if not cfg.samples_otherwise or cfg.kl.estimator == "full" or rollout.ref_logprobs is None:
+            return rollout
+        # What is charged is the drift of the policy that learns, not that of the one that sampled.
+        with torch.no_grad():
+            own = by_parts(rollout, cfg.micro_tokens, lambda part: token_logprobs(
+                models.policy, part, temperature=cfg.sampling.logprob_temperature)[0])
+        return replace(rollout, kl=KL[cfg.kl.estimator](own, rollout.ref_logprobs))
+
+    def seen(self) -> dict[str, float]:
+        """How Assistant-like the responses of the phase are, where somebody watches."""
+        return {} if self.watch is None else self.watch.seen()
+
+    def sit(self, step: int, start: Found) -> Found:
+        """The exam, by the policy as it is; arguments as those of `Exam.sit`."""
+        with self.axis.within():
+            return self.exam.sit(self.models.policy, self.cfg.sampling, step, start, self.cfg.n_samples)
+
+    def visited(self, phase: Phase) -> dict[str, float]:
+        """What the probes show where they are due."""
+        if self.watch is None or phase.pretraining:
+            return {}
+        with self.axis.within():
+            return self.watch.visit(self.models.policy, phase.shown, last=phase.is_last(self.cfg))
 
     def keep_best(self, memory: Memory, step: int) -> None:
         """Keep the policy that has just sat the exam if it is the best so far."""
@@ -101,7 +145,13 @@ def prepared(cfg: OnlineConfig, log: Run, look: Callable[[list[PromptRow]], obje
                              "optimizers": {name: learner.optimizer for name, learner in learners.items()}}
     exam = Exam(log, words, held_out, rewards, reference=models.reference, gold=cfg.gold, seed=cfg.seed,
                 micro_tokens=cfg.micro_tokens)
-    return Setup(cfg, log, words, prompts, held_out, mix, models, rewards, learners, state, exam, skipped)
+    start = Start(models.reference, words, cfg.sampling, prompt_room(cfg.prompts, cfg.sampling.max_new_tokens),
+                  cfg.micro_tokens, cfg.seed, log)
+    axis = policy_axis(cfg.policy_axis, models.policy, models.reference)
+    with axis.within():
+        holds, watched = held(cfg.anchor, None, start, prompts), watch(cfg.persona, start)
+    return Setup(cfg, log, words, prompts, held_out, mix, models, rewards, learners, state, exam, skipped, axis, holds,
+                 watched)
 
 
 def load_models(cfg: OnlineConfig, words: Template) -> Actors:
@@ -122,7 +172,7 @@ def begun(setup: Setup, *, resume: bool, more: Memory | None = None) -> tuple[in
     if memory:
         return step, memory
     memory = beginning(cfg) | (more or {})
-    memory["before"] = memory["after"] = setup.exam.sit(setup.models.policy, cfg.sampling, 0, {}, cfg.n_samples)
+    memory["before"] = memory["after"] = setup.sit(0, {})
     setup.keep_best(memory, 0)
     if cfg.on_alarm == "rollback":
         checkpoint.save(setup.log, 0, **setup.state, extra=memory)

@@ -12,6 +12,7 @@ from keel.functional.masked import loss_weights, masked_sum, row_sums, weighted_
 from keel.functional.policy import clipped_value_loss, nll
 from keel.models.actors import Actors
 from keel.models.forward import token_kl, token_logprobs, values_and_states
+from keel.online.held import NOTHING, Held
 from keel.online.memory import Memory, Phase
 from keel.online.settings import OnlineConfig
 from keel.online.setup import Setup
@@ -20,7 +21,7 @@ from keel.rollout.measure import KL, parts_of
 from keel.train.inputs import mixed_in
 from keel.train.objective import policy_loss
 from keel.train.order import minibatch
-from keel.train.step import Learner, joint_norm, require_finite
+from keel.train.step import joint_norm, require_finite
 from keel.train.tally import Tally
 
 __all__ = ["learned", "policy_gradients", "update", "value_gradients"]
@@ -36,16 +37,18 @@ def learned(setup: Setup, rollout: Rollout, memory: Memory, phase: Phase) -> dic
             setup.mix, cfg.ptx_batch, number=(phase.shown - 1) * cfg.updates + k + 1, seed=cfg.seed,
             pad_id=setup.words.pad_id, micro_tokens=cfg.micro_tokens, device=part.tokens.ids.device)
         counts = phase.numbers(cfg, k)
-        done = update(setup.models, part, told, setup.learners, counts, cfg, tally, memory)
+        with setup.axis.within():
+            done = update(setup, part, told, counts, tally, memory)
         if done is None:
             break
         metrics |= done | {"update/steps": metrics["update/steps"] + bool(done)}
     return metrics | tally.means()
 
 
-def update(models: Actors, part: Rollout, mix: list[TokenBatch], learners: dict[str, Learner], counts: dict[str, int],
-           cfg: OnlineConfig, tally: Tally, memory: Memory) -> dict[str, float] | None:
+def update(setup: Setup, part: Rollout, mix: list[TokenBatch], counts: dict[str, int], tally: Tally, memory: Memory,
+           ) -> dict[str, float] | None:
     """One optimiser step of each model in `counts`; none where the policy has moved too far to take it."""
+    cfg, models, learners = setup.cfg, setup.models, setup.learners
     ids, done = part.tokens.record_ids, dict[str, float]()
     if not bool(part.counted.any()):
         return done
@@ -53,7 +56,8 @@ def update(models: Actors, part: Rollout, mix: list[TokenBatch], learners: dict[
         value_gradients(models.critic, part, counts["critic"], cfg, tally)
     if "policy" in counts:
         part = with_ratio_pull(models.policy, part, counts["policy"], cfg)
-        kl_old, gap = policy_gradients(models, part, mix, counts["policy"], memory["kl_coef"], cfg, tally)
+        kl_old, gap = policy_gradients(models, part, mix, counts["policy"], memory["kl_coef"], cfg, tally,
+                                       setup.holds)
         if cfg.target_kl is not None and float(kl_old) > 1.5 * cfg.target_kl:
             for learner in learners.values():
                 learner.forget()
@@ -68,31 +72,32 @@ def update(models: Actors, part: Rollout, mix: list[TokenBatch], learners: dict[
 
 
 def policy_gradients(models: Actors, part: Rollout, mix: list[TokenBatch], number: int, kl_coef: float,
-                     cfg: OnlineConfig, tally: Tally) -> tuple[Tensor, Tensor | None]:
+                     cfg: OnlineConfig, tally: Tally, holds: Held = NOTHING) -> tuple[Tensor, Tensor | None]:
     """Gradients of everything that the policy minimises, summed before its one step.
 
     The first minibatch of a phase is fresh: nothing was learned since it was sampled, so its old log-probabilities
-    are this very forward pass's, and its ratio is exactly 1.
+    are this very forward pass's, and its ratio is exactly 1. Where another policy sampled, none is.
 
     Returns:
         The distance from the old policy in nats per token, and of a fresh minibatch the largest gap to the sampler's
         own log-probabilities.
     """
     # DEVIATION(ppo-3): the released code recomputes every old log-probability; only a fresh minibatch needs that.
-    fresh, temperature = (number - 1) % cfg.updates == 0, cfg.sampling.logprob_temperature
+    fresh, temperature = is_fresh(number, cfg), cfg.sampling.logprob_temperature
     total = weights_of(part, cfg).sum()
     mean_entropy = entropy_of(models.policy, part, cfg) if cfg.loss.entropy in ("floor", "target") else None
     gap, kl_old = torch.zeros((), device=total.device), torch.zeros((), device=total.device)
     for micro in (part.rows(index) for index in parts_of(part, cfg.micro_tokens)):
         weights = weights_of(micro, cfg)
-        logprobs, entropy = token_logprobs(models.policy, micro.tokens, temperature=temperature, with_entropy=True)
+        with holds.passing(models.policy):
+            logprobs, entropy = token_logprobs(models.policy, micro.tokens, temperature=temperature, with_entropy=True)
         loss, stats = policy_loss(micro, logprobs, entropy, mean_entropy, fresh=fresh, cfg=cfg.loss)
         if cfg.kl.within == "loss":
             drift = (token_kl(models.policy, models.reference, micro.tokens, temperature=temperature)
                      if cfg.kl.estimator == "full" else KL[cfg.kl.estimator](logprobs, micro.ref_logprobs))
             price = kl_coef if micro.kl_coefs is None else micro.kl_coefs[:, None]
             loss, stats = loss + price * drift, stats | {"loss/kl": drift}
-        objective = weighted_sum(loss, weights) / total
+        objective = weighted_sum(loss, weights) / total + holds.cost(micro.tokens, weights, total, tally)
         if micro.ratio_pull is not None:
             pulled = micro.ratio_pull * row_sums(logprobs, micro.tokens.response_mask)
             objective = objective + pulled.sum() * len(part.ended) / total
@@ -109,6 +114,11 @@ def policy_gradients(models: Actors, part: Rollout, mix: list[TokenBatch], numbe
         objective.backward()
         tally.add({"loss/ptx": loss}, batch.response_mask)
     return kl_old, gap if fresh else None
+
+
+def is_fresh(number: int, cfg: OnlineConfig) -> bool:
+    """Whether nothing was learned since this step's responses were sampled, by the policy that learns."""
+    return (number - 1) % cfg.updates == 0 and not cfg.samples_otherwise
 
 
 def value_gradients(critic: nn.Module | None, part: Rollout, number: int, cfg: OnlineConfig, tally: Tally) -> None:
@@ -148,7 +158,7 @@ def with_ratio_pull(policy: nn.Module, part: Rollout, number: int, cfg: OnlineCo
     if not part.ratio_coef:
         return part
     log_ratios = torch.zeros_like(part.group_returns)
-    if (number - 1) % cfg.updates:
+    if not is_fresh(number, cfg):
         for index in parts_of(part, cfg.micro_tokens):
             micro = part.rows(index)
             logprobs = token_logprobs(policy, micro.tokens, temperature=cfg.sampling.logprob_temperature)[0]

@@ -23,7 +23,6 @@ from keel.online.settings import OnlineConfig
 from keel.online.setup import begun, prepared
 from keel.online.update import learned
 from keel.rollout.credit import paid_in_all, with_credit
-from keel.rollout.measure import measure
 from keel.rollout.monitor import monitors
 from keel.rollout.respond import scoring_function
 from keel.rollout.reward import merged_moments, processed, with_step_rewards
@@ -65,10 +64,7 @@ def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
             responses = setup.respond(step)
             clock.phase("sample")
             rollout = with_places(responses.rollout, groups)
-            rollout = measure(replace(responses, rollout=rollout), policy=models.policy, reference=models.reference,
-                              critic=models.critic, micro_tokens=cfg.micro_tokens, kl=cfg.kl.estimator,
-                              temperature=cfg.sampling.logprob_temperature,
-                              bootstrap=cfg.truncation.how == "bootstrap")
+            rollout = setup.measure(replace(responses, rollout=rollout))
             scored = rewards(responses)
             memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask)
             scores = processed(scored, memory["moments"], cfg.score, rewards.weights)
@@ -85,6 +81,7 @@ def run(cfg: GroupPPOConfig, *, resume: bool = False) -> runs.RunResult:
                                   shaping=asked.shaping)
             rollout = replace(rollout, **groups.terms(rollout, asked, prices=not in_reward))
             metrics = monitors(rollout, scored, scores, memory["moments"]) | {"kl/coef": memory["kl_coef"]}
+            metrics |= setup.seen()
             metrics |= group_metrics(asked, rollout, scored, names) | {"groups/swaps": swaps}
             if cfg.groups.source == "inferred":
                 metrics |= agreement(asked.memberships, responses.prompts, cfg.groups.column)

@@ -11,7 +11,6 @@ from keel.online.settings import OnlineConfig
 from keel.online.setup import begun, prepared
 from keel.online.update import learned
 from keel.rollout.credit import with_credit
-from keel.rollout.measure import measure
 from keel.rollout.monitor import monitors
 from keel.rollout.respond import scoring_function
 from keel.rollout.reward import merged_moments, processed, with_step_rewards
@@ -28,7 +27,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model` (and the best one in `out/best`, where `best` says by what)."""
     with runs.start("ppo", cfg, cfg.out, seed=cfg.seed, data=cfg.files, resume=resume) as log:
         setup = prepared(cfg, log)
-        models, rewards = setup.models, setup.rewards
+        rewards = setup.rewards
         step, memory = begun(setup, resume=resume)
         clock, progress = Clock(), log.bar(cfg.critic.pretrain + cfg.steps, step)
         while not (memory["pretrained"] is not None and step == memory["pretrained"] + cfg.steps):
@@ -37,9 +36,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
             # Write: sample once, then measure the same tokens with every model that has an opinion.
             responses = setup.respond(step)
             clock.phase("sample")
-            rollout = measure(responses, policy=models.policy, reference=models.reference, critic=models.critic,
-                              micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature,
-                              kl=cfg.kl.estimator, bootstrap=cfg.truncation.how == "bootstrap")
+            rollout = setup.measure(responses)
             scored = rewards(responses)
             # Credit: one score per response, and one per step where steps are paid, become one advantage per token.
             memory["moments"] = merged_moments(memory["moments"], scored, rollout.tokens.response_mask)
@@ -48,6 +45,7 @@ def run(cfg: PPOConfig, *, resume: bool = False) -> runs.RunResult:
             rollout = with_credit(rollout, scores, truncation=cfg.truncation, advantage=cfg.advantage,
                                   kl_coef=memory["kl_coef"] if cfg.kl.within == "reward" else 0.0)
             metrics = monitors(rollout, scored, scores, memory["moments"]) | {"kl/coef": memory["kl_coef"]}
+            metrics |= setup.seen()
             if cfg.gold:
                 metrics["gold/mean"] = float(responses.scored_by(scoring_function(cfg.gold)).mean())
             clock.phase("measure")

@@ -14,13 +14,17 @@ from pydantic import Field
 from keel.config import Config
 from keel.errors import NumericsError
 
-__all__ = ["DISSENT", "WATCHED", "Alarm", "RollbackConfig", "raised", "rolled_back", "stop_on", "watch"]
+__all__ = ["DISSENT", "WATCHED", "Alarm", "RollbackConfig", "persona_drift", "raised", "rolled_back", "stop_on",
+           "watch"]
 
 WATCHED = ("response/cut", "response/length", "response/repetition", "score/mean", "score/std", "score/p95",
-           "kl/reference_k3", "policy/entropy", "value/explained_variance", "steps/count", "score/outcome")
+           "kl/reference_k3", "policy/entropy", "value/explained_variance", "steps/count", "score/outcome", "persona/z",
+           "persona/neutral/z")
 DISSENT = "/disagreement"
 """How the metrics of ensembles end, which are watched too: score/NAME/disagreement."""
 
+PERSONA_FALL = 1.0
+"""Standard deviations by which the mean projection may fall below that of the start."""
 FEW = 5
 """Phases at the start and at the end whose medians are compared, where single phases are too unsteady."""
 
@@ -90,7 +94,7 @@ def stop_on(alarm: Alarm, where: str) -> None:
 def raised(history: History) -> list[Alarm]:
     """Every alarm that the newest row of the history sets off."""
     checks = (_truncation, _length_reward_race, _kl_jump, _entropy_drop, _score_long_tail, _repetition, _value_blind,
-              _disagreement, _step_farming)
+              _disagreement, _step_farming, _persona_drift)
     return [alarm for check in checks for alarm in check(history)]
 
 
@@ -164,6 +168,26 @@ def _step_farming(history: History) -> list[Alarm]:
             ", and what is paid for whole responses does not rise." if earned else "; nothing is paid for whole ones."),
         "Steps that add nothing may be what is paid: use steps.credit min, mean or delta with gae or rloo, or "
         "steps.cap.")]
+
+
+def _persona_drift(history: History) -> list[Alarm]:
+    start, now = history[0].get("persona/z", 0.0), history[-1]
+    return [alarm for name, first in (("persona/z", start), ("persona/neutral/z", 0.0)) if name in now
+            for alarm in persona_drift(now[name], first)][:1]
+
+
+def persona_drift(z: float, start: float = 0.0) -> list[Alarm]:
+    """The alarm of responses that left the Assistant, or none.
+
+    Args:
+        z: mean over responses of their projection, in standard deviations of the neutral answers of the start.
+        start: the same of the first responses, where they are not the neutral ones themselves.
+    """
+    limit = min(start, 0.0) - PERSONA_FALL
+    return [] if z >= limit else [Alarm(
+        "persona_drift", z, limit, "Responses moved away from the Assistant by over a standard deviation of the "
+        "neutral answers of the start.", "Read samples; raise kl.coef or lower the learning rate, set anchor, or leave "
+        "data out that rewards a role.")]
 
 
 def _disagreement(history: History) -> list[Alarm]:
