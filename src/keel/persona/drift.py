@@ -19,7 +19,10 @@ from keel.persona.axis import AssistantAxis
 from keel.persona.readings import Reading
 from keel.rng import stream
 
-__all__ = ["Course", "course", "differences", "domain_rows", "estimate"]
+__all__ = ["FEWEST_RESAMPLED", "Course", "course", "differences", "domain_rows", "estimate"]
+
+FEWEST_RESAMPLED = 5
+"""Conversations from which on their resamples are taken for an interval: two have only three different ones."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def _table(courses: Sequence[Course]) -> tuple[Float[Tensor, "C P"], Bool[Tensor
 
 
 def estimate(value: Tensor, draws: Float[Tensor, " R"], n: int) -> dict[str, float | None]:
-    """A number with its interval; none for what is not known, and no interval where there is but one conversation."""
-    known = not math.isnan(value) and n > 1 and not bool(draws.isnan().all())
+    """A number with its interval; none for what is not known, and no interval from fewer than five conversations."""
+    known = not math.isnan(value) and n >= FEWEST_RESAMPLED and not bool(draws.isnan().all())
     low, high = percentile_interval(draws) if known else (value, value)
     return {"mean": None if math.isnan(value) else float(value), "low": float(low) if known else None,
             "high": float(high) if known else None}
@@ -122,7 +125,7 @@ def _mean(values: Sequence[float], seed: int, *names: str) -> dict[str, Any]:
         return {"mean": None, "low": None, "high": None, "n": 0}
     mean, low, high = bootstrap_interval(torch.tensor(values, dtype=torch.float64),
                                          generator=stream(seed, "drift", *names))
-    several = len(values) > 1
+    several = len(values) >= FEWEST_RESAMPLED
     return {"mean": mean, "low": low if several else None, "high": high if several else None, "n": len(values)}
 
 

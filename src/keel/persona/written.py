@@ -9,6 +9,7 @@ import torch
 from keel.data.render import Template
 from keel.functional.statistics import bootstrap_interval
 from keel.persona.axis import AssistantAxis
+from keel.persona.drift import FEWEST_RESAMPLED
 from keel.persona.readings import Reading, turn_rows
 from keel.persona.tables import write_table
 from keel.rng import stream
@@ -92,7 +93,7 @@ def role_means(readings: Sequence[Reading], axis: AssistantAxis, *, centred: boo
     for (role, label), some in values.items():
         mean, low, high = bootstrap_interval(torch.tensor(some), generator=stream(seed, "role means", role, label),
                                              groups=torch.tensor(places[role, label]))
-        several = len(dict.fromkeys(places[role, label])) > 1
+        several = len(dict.fromkeys(places[role, label])) >= FEWEST_RESAMPLED
         found.append({"role": role, "label": label, "mean": mean, "low": low if several else None,
                       "high": high if several else None, "n": len(some)})
     return found
