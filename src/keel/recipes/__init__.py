@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "axis convert": ("keel.recipes.axis_convert", "AxisConvertConfig", "an axis from the authors' files, or to them"),
     "axis project": ("keel.recipes.axis_project", "AxisProjectConfig", "conversations along the axis, token by token"),
     "axis drift": ("keel.recipes.axis_drift", "AxisDriftConfig", "drift over turns, by domain, and what foretells it"),
+    "axis evaluate": ("keel.recipes.axis_evaluate", "AxisEvaluateConfig", "harm, refusals and ability under an axis"),
     "generate": ("keel.recipes.generate", "GenerateConfig", "sample responses to a file of prompts"),
     "win-rate": ("keel.recipes.win_rate", "WinRateConfig", "policy against policy: who answers better, and how sure"),
     "evaluate": ("keel.recipes.evaluate", "EvaluateConfig", "models side by side: rewards, diversity, length, a judge"),
