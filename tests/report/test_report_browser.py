@@ -1,14 +1,17 @@
 """The page in a real browser, opened from disk with the network forbidden."""
 
+import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from axis_rows import calibration, dose, drift, heat, space, trajectories
 from bench_rows import bench, comparison
 from exam_rows import exam
 from report_runs import HOSTILE, demo, ppo, reward_model, samples, strength, win_rate, write
+from test_axis_report import saved
 from test_report_probes import probing
 
 from keel.report import build
@@ -51,7 +54,7 @@ class Opened:
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(file.as_uri())
-        drawn = ".plot svg .dot, .plot svg .curve, .contest rect, .frame rect, .probe .dot"
+        drawn = ".plot svg .dot, .plot svg .curve, .contest rect, .frame rect, .probe .dot, .frame .dot"
         self.page.wait_for_selector(drawn, state="attached")
 
     def quiet(self) -> None:
@@ -219,3 +222,95 @@ def test_rows_of_a_benchmark_share_their_track(chromium: Any, tmp_path: Path, wi
     assert len(zero) == 5 and abs(zero[0] - zero[1]) < 1
     assert opened.overflow() == 0
     opened.quiet()
+
+
+# --- an axis ---------------------------------------------------------------------------------------------------------
+
+
+def axis_page(chromium: Any, folder: Path, width: int = 1280, theme: str = "light") -> Opened:
+    return Opened(chromium, build([folder], folder.parent / "r.html"), width, theme)
+
+
+def places(page: Any) -> list[tuple[str, str]]:
+    """Where the points of the space are, the default's last of all that were drawn."""
+    return page.locator(".cube circle").evaluate_all("(all) => all.map((one) => [one.getAttribute('cx'), "
+                                                     "one.getAttribute('cy')]).sort()")
+
+
+def test_the_space_turns_by_mouse_keys_and_buttons(chromium: Any, tmp_path: Path) -> None:
+    one = axis_page(chromium, saved(tmp_path / "run", space=space()))
+    page, start = one.page, places(one.page)
+    assert len(start) == 31
+    page.locator(".cube svg").scroll_into_view_if_needed()
+    area = page.locator(".cube svg").bounding_box()
+    middle = (area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 120, middle[1] + 40)
+    page.mouse.up()
+    page.wait_for_timeout(60)
+    dragged = places(page)
+    assert dragged != start
+    page.get_by_role("button", name="Turn back").click()
+    page.wait_for_timeout(60)
+    assert places(page) == start
+    page.locator(".cube svg").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(60)
+    keyed = places(page)
+    page.get_by_role("button", name="Turn left").click()
+    page.wait_for_timeout(60)
+    assert keyed != start and places(page) == start
+    one.quiet()
+
+
+def test_pointing_tells_and_searching_marks(chromium: Any, tmp_path: Path) -> None:
+    one = axis_page(chromium, saved(tmp_path / "run", space=space()))
+    one.page.locator(".cube svg").scroll_into_view_if_needed()
+    default = one.page.locator(".cube circle.default").bounding_box()
+    one.page.mouse.move(default["x"] + default["width"] / 2, default["y"] + default["height"] / 2)
+    tip = one.page.locator("#tip").inner_text()
+    assert tip.startswith("default") and "4.6" in tip and "component 3" in tip
+    one.page.get_by_label("Find a role").fill("GHO")
+    one.page.wait_for_timeout(60)
+    assert one.page.locator(".cube circle.found").count() == 2  # fully and somewhat in role
+    assert set(one.page.locator(".cube .name").all_text_contents()) == {"default", "ghost"}
+    one.quiet()
+
+
+def test_a_link_downloads_the_numbers_of_its_picture(chromium: Any, tmp_path: Path) -> None:
+    one = axis_page(chromium, saved(tmp_path / "run", space=space(variance=[0.5, 0.25])))
+    with one.page.expect_download() as waiting:
+        one.page.get_by_role("link", name="variance.csv").click()
+    assert waiting.value.suggested_filename == "variance.csv"
+    waiting.value.save_as(tmp_path / "got.csv")
+    with (tmp_path / "got.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["component", "share", "cumulative"], ["1", "0.5", "0.5"],
+                                          ["2", "0.25", "0.75"]]
+    assert one.said == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everything_fits_a_phone(chromium: Any, tmp_path: Path, theme: str) -> None:
+    paths = [row | {"id": "a-conversation/with-a-name/that-does-not-end" * 2} for row in trajectories(1)]
+    folder = saved(tmp_path / "run", space=space(60), drift=drift(domains=[]), trajectories=paths, heat=heat(HOSTILE),
+                   dose=dose(), calibration=calibration())
+    one = axis_page(chromium, folder, 390, theme)
+    one.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert one.overflow() == 0
+    cube = one.page.locator(".cube svg").bounding_box()
+    assert 300 < cube["width"] < 390 and one.page.locator(".frame .area").count() == 25
+    one.quiet()
+
+
+def test_tokens_are_coloured_and_tell_their_numbers(chromium: Any, tmp_path: Path) -> None:
+    one = axis_page(chromium, saved(tmp_path / "run", "axis drift", drift=drift(), trajectories=trajectories(2),
+                                 heat=heat()))
+    spans = one.page.locator(".tokens span")
+    colours = spans.evaluate_all("(all) => all.map((one) => getComputedStyle(one).backgroundColor)")
+    assert len(dict.fromkeys(colours)) > 3 and "rgba(0, 0, 0, 0)" not in colours
+    assert spans.first.get_attribute("title") and one.page.locator(".tokens .below").count() > 0
+    one.page.locator("summary", has_text="Numbers of this text").first.click()
+    told = one.page.locator(".numbers").first.inner_text()
+    assert "glad" in told and spans.first.get_attribute("title") in told
+    one.quiet()

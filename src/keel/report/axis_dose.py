@@ -68,11 +68,12 @@ def calibration(run: RunFolder) -> Calibration | None:
     if not told:
         return None
     meaning = told.get("meaning")
-    said = [str(text) for text in (told.get("population"), *(meaning if isinstance(meaning, list) else ())) if text]
+    population = str(told.get("population") or "")
+    said = [population[:1].upper() + population[1:], *(map(str, meaning) if isinstance(meaning, list) else ())]
     floors = [row for row in rows(told, "thresholds") if finite(row.get("layer")) is not None]
     found = [_thresholds(floors), *_touched(floors)]
-    return Calibration(tuple(f"{text[:1].upper()}{text[1:]}" for text in said),
-                       tuple(one for one in found if one is not None), _presets(told))
+    return Calibration(tuple(text for text in said if text), tuple(one for one in found if one is not None),
+                       _presets(told))
 
 
 def _settings(told: Row) -> list[_Setting]:
@@ -236,7 +237,8 @@ def _presets(told: Row) -> Words:
     lines = []
     for name, layers in part(told, "presets").items():
         known_layers = [x for x in layers if finite(x) is not None] if isinstance(layers, list) else []
-        span = f"{number(min(known_layers))} to {number(max(known_layers))}" if known_layers else DASH
+        ends = list(dict.fromkeys((min(known_layers), max(known_layers)))) if known_layers else []
+        span = " to ".join(map(number, ends)) or DASH
         shares = [moved.get((str(name), where), []) for where in ("prompt", "generation")]
         lines.append((str(name), span, *(_between(xs) for xs in shares)))
     return Words("Presets in force", "Share of the tokens that the preset moved where it was tried out, from the "

@@ -23,6 +23,8 @@ LETTER, LETTERS, OFF, DOT = 6.2, 13.0, 7.0, 3.0
 SHARES = ((0.0, "0"), (0.25, "25%"), (0.5, "50%"), (0.75, "75%"), (1.0, "100%"))
 MOST_OBSTACLES = 60
 """Points that names keep clear of; among more than these there would be no room for a name."""
+UNSAFE, LONGEST = re.compile(r"[^A-Za-z0-9_]+"), 60
+"""In the name of a file."""
 FORMULA = re.compile(r"[=+\-@\t\r]")
 
 
@@ -139,7 +141,7 @@ def link(table: Table) -> str:
     """The table as a file inside the page. A text that a spreadsheet would run as a formula begins with a quote."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.head)
+    writer.writerow([_cell(cell) for cell in table.head])
     writer.writerows([_cell(cell) for cell in row] for row in table.rows)
     return "data:text/csv;charset=utf-8;base64," + b64encode(out.getvalue().encode()).decode()
 
@@ -185,9 +187,14 @@ def picture(frame: Frame, curves: Sequence[Curve], table: Table, bands: Sequence
     names = [(across(spot.x), down(spot.y), spot.label) for spot in spots if spot.label]
     dots = [(point.x, point.y) for point in points] if len(points) <= MOST_OBSTACLES else []
     legend = tuple((curve.kind, curve.name) for curve in curves if curve.named and curve.spots)
-    return Picture(frame, f"{table.name}.csv", link(table), tuple((across(x), text) for x, text in ticks_x),
+    return Picture(frame, _file(table.name), link(table), tuple((across(x), text) for x, text in ticks_x),
                    tuple((down(y), text) for y, text in ticks_y), tuple(boxes), tuple(lines), tuple(points),
                    tuple(_labels(names, dots, TALL if frame.tall else LOW)), legend if len(legend) > 1 else ())
+
+
+def _file(name: str) -> str:
+    """A name that any file system takes."""
+    return UNSAFE.sub("-", name)[:LONGEST].strip("-_") + ".csv"
 
 
 def _cell(cell: Cell) -> str:

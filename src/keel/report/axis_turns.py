@@ -1,6 +1,5 @@
 """Conversations on the axis: their way turn by turn, the slopes by domain, and texts coloured token by token."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,13 +127,8 @@ def _panels(told: Row, domains: Sequence[Row], paths: Sequence[_Path]) -> list[P
     found = []
     for group, curves, words, lines in drawn:
         frame = Frame(group or "Conversations", words, "turn", y, whole=True, span_y=tuple(heights))
-        found.append(picture(frame, curves, Table(_file("turns", group), head, lines), bands))
+        found.append(picture(frame, curves, Table(f"turns_{group}", head, lines), bands))
     return found
-
-
-def _file(name: str, group: str) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")[:40]
-    return f"{name}_{slug}" if slug else name
 
 
 def _positions(of: Sequence[Row]) -> list[tuple[str, Row]]:

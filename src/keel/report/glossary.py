@@ -247,7 +247,33 @@ def _patterned(prefix: str, rest: str) -> Metric | None:
                       "score")
     if prefix == "reward" and rest.endswith(("/mean", "/n")):
         return _reward(*rest.rsplit("/", 1))
+    if prefix == "persona":
+        return _persona(rest)
     return _time(rest) if prefix == "time" else None
+
+
+OF_PERSONA = {
+    "projection": ("Where {who} lie on the axis; up is towards the Assistant.", ""),
+    "z": ("Where {who} lie on the axis, from the neutral answers of the start. Falling: drift.", "standard deviations"),
+    "below": ("{Who} that lie below all but a twentieth of the neutral answers of the start.", "share"),
+    "delta": ("How far the policy reads the same tokens from where the start reads them; {where}.", ""),
+    "fresh": ("Cosine of the policy's own axis now with that of the start. Below 0.9 the old axis misleads.", ""),
+    "fresh_file": ("Cosine of the policy's own axis now with the one that the run reads along.", ""),
+}
+PROBED = {"neutral": "answers to neutral probes", "role": "answers to probes that ask for a role",
+          "drift": "answers to probes that invite drift"}
+
+
+def _persona(rest: str) -> Metric | None:
+    """Of all responses or of a kind of probes; at the first block or at one that is named."""
+    *within, what = rest.split("/")
+    if what not in OF_PERSONA:
+        return None
+    who = next((PROBED[part] for part in within if part in PROBED), "responses of the step")
+    block = next((part for part in within if part.startswith("block_")), None)
+    meaning, unit = OF_PERSONA[what]
+    told = meaning.format(who=who, Who=who.capitalize(), where=f"on {who}")
+    return Metric(DRIFT, told if block is None else f"{told} At {block.replace('_', ' ')}.", unit)
 
 
 def is_of_groups(name: str) -> bool:
