@@ -3,14 +3,17 @@
 import sys
 from pathlib import Path
 
+from keel.experiments.axis_dialogues import dialogues
 from keel.experiments.axis_settings import AxisTrialConfig
+from keel.experiments.axis_town import town
 from keel.experiments.axis_toy import toy
 from keel.experiments.rows import row_main
 from keel.experiments.trial import seeds_of
 
 __all__ = ["PARTS", "rows", "work"]
 
-PARTS = {"toy": toy}
+PARTS = {"town": town, "dialogues": dialogues, "toy": toy}
+"""The longest first."""
 
 
 def rows(cfg: AxisTrialConfig) -> list[str]:

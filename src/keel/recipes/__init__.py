@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "experiment offline": ("keel.experiments.offline", "OfflineTrialConfig", "does A-LoL learn from noisy data?"),
     "experiment groups": ("keel.experiments.groups", "GroupsTrialConfig", "do groups help the hard domains?"),
     "experiment process": ("keel.experiments.process", "ProcessTrialConfig", "do step rewards beat the outcome alone?"),
+    "experiment axis": ("keel.experiments.axis", "AxisTrialConfig", "is the Assistant Axis what it is said to be?"),
     "demo": ("keel.experiments.demo", "DemoConfig", "preferences to aligned policy and report, in minutes"),
 }
 """Command -> module, config class, one line of help. Modules are imported only when their command is called."""
