@@ -193,7 +193,7 @@ def test_progress_is_shown_for_rewards_samples_values_and_the_reference(tmp_path
         yield type("Bar", (), {"reach": lambda self, n, note="": seen.setdefault(label, []).append((n, total))})()
         seen["open"] = []
 
-    monkeypatch.setattr(offline_pg, "bar", watched)
+    monkeypatch.setattr(frozen, "bar", watched)
     cfg = offline_config(tmp_path, steps=1, value={"samples": 2}, micro_tokens=40)
     found = offline_pg.run(cfg).values
     n, n_kept, n_held_out = (found[name] for name in ("n_responses", "n_kept", "n_validation"))

@@ -34,7 +34,7 @@ from keel.rollout.respond import respond
 from keel.runs import write_json
 from keel.train import alarms
 
-__all__ = ["KINDS", "PersonaConfig", "Watch", "hearing", "reading", "result_of", "visited", "watch"]
+__all__ = ["KINDS", "PersonaConfig", "Watch", "correlate", "hearing", "reading", "result_of", "visited", "watch"]
 
 FILE = "persona.json"
 KINDS = ("neutral", "role", "drift")
@@ -71,6 +71,7 @@ class Watch:
         then: where it stood on them. [S B]
         fresh: extracts the axis again; none: nobody does.
         last: what the last visit to the probes showed.
+        advantage: correlation of the data's advantages with where the start stands, where there are such.
         sampled, held: the phase at hand as the policy wrote it and as the reference reads it. [S B]
     """
 
@@ -87,6 +88,7 @@ class Watch:
     sampled: Tensor | None = None
     held: Tensor | None = None
     last: dict[str, float] = field(default_factory=dict)
+    advantage: dict[str, float] = field(default_factory=dict)
 
     def numbers(self, prefix: str, means: Float[Tensor, "S B"], change: Float[Tensor, "S B"] | None,
                 ) -> dict[str, float]:
@@ -135,11 +137,12 @@ class Watch:
         """What result.json says."""
         return {"persona": {"layers": self.gauge.layers, "mean": self.mean.tolist(), "std": self.std.tolist(),
                             "low": self.low.tolist(), "n_probes": {kind: len(x) for kind, x in self.probes.items()},
-                            "last": self.last}}
+                            "last": self.last} | (
+            {"advantage": self.advantage} if self.advantage else {})}
 
     def correlated(self, rows: Sequence[Tokens], values: Sequence[float]) -> dict[str, float]:
         """Correlation of what responses are worth with where the start stands on them, with its 95% interval; it reads
-        at most `MOST_CORRELATED` of them, drawn by the seed."""
+        at most `MOST_CORRELATED` of them, drawn by the seed. Empty for fewer than two that say something."""
         picked = sorted(shuffled(len(rows), self.start.seed, "correlated")[:MOST_CORRELATED])
         p = response_means(self._read(self.start.model, [rows[i] for i in picked]))[0]
         worth = torch.tensor([float(values[i]) for i in picked])
@@ -235,6 +238,16 @@ def visited(watched: Watch | None, model: nn.Module, step: int, *, last: bool) -
         watched.start.log.log(step, found, "eval")
         for alarm in alarms.persona_drift(found.get("persona/neutral/z", 0.0)):
             watched.start.log.alarm(alarm.row(step))
+
+
+def correlate(watched: Watch | None, rows: Sequence[Tokens], values: Sequence[float]) -> None:
+    """Before anything is learned: does what is worth more lie further from the Assistant?"""
+    if watched is None:
+        return
+    found = watched.advantage = watched.correlated(rows, values)
+    if found and found["high"] < 0:
+        watched.start.log.note(f"the more Assistant-like a response, the lower its advantage (correlation "
+                               f"{found['mean']:.2f}, 95% {found['low']:.2f} to {found['high']:.2f}): expect drift")
 
 
 def result_of(watched: Watch | None) -> dict[str, Any]:

@@ -8,10 +8,11 @@ way, and decoding with several beams, which the released scripts for dialogue us
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -37,18 +38,20 @@ from keel.models.load import (
     load_tokenizer,
     save_model,
 )
-from keel.progress import Bar, bar
+from keel.online.anchor import AnchorConfig, Start
+from keel.online.held import Held, held
+from keel.online.watch import PersonaConfig, correlate, result_of, visited, watch
 from keel.rng import shuffled
 from keel.rollout.evaluate import Found, headline, keep_best, without_each
 from keel.rollout.measure import same_tokens
 from keel.rollout.respond import respond, sample_rows, summary
 from keel.rollout.sample import SamplingConfig
 from keel.train import checkpoint
-from keel.train.baseline import Reference, reference_values
+from keel.train.baseline import Reference, reference_values, tell_of_values
 from keel.train.choice import chosen, drawn, lower_first, wanted, weighty
 from keel.train.clock import Clock
 from keel.train.drift import drift, reference_logprobs
-from keel.train.frozen import OnDone, reference_identity
+from keel.train.frozen import OnDone, reference_identity, shown
 from keel.train.inputs import DataConfig, load_split, write_seen
 from keel.train.offline import OfflineLossConfig, SelectionConfig, aligned, offline_loss, ranked_loss
 from keel.train.order import n_steps
@@ -95,6 +98,8 @@ class OfflinePGConfig(Config):
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=64)
     n_samples: int = Field(16, ge=0, description="held-out answers kept for the report, before and after")
+    anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
+    persona: PersonaConfig | None = Field(None, description="watches how Assistant-like the policy is; none: nobody")
 
     @model_validator(mode="after")
     def _check(self) -> "OfflinePGConfig":
@@ -168,12 +173,12 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         check_context(reference.model, longest)
         origin = origins(cfg, policy, words, reference, rewards)
         values, estimate = None, dict[str, Any]()
+        begun = [PromptRow(row.ids[: row.n_prompt], one.prompt) for row, one in zip(rows, told, strict=True)]
         if cfg.samples_reference:
-            begun = [PromptRow(row.ids[: row.n_prompt], one.prompt) for row, one in zip(rows, told, strict=True)]
             with shown(log, "value of the reference") as on_done:
                 values, estimate = reference_values(reference, begun, some(asked, cfg.value.prompts, cfg.seed),
                                                     cfg.value, cfg.cached_in / "values", cfg.seed, on_done)
-            tell_of_values(log, estimate)
+            tell_of_values(log.note, estimate)
         worth = Worth(known.total, values)
         choice = chosen(told, worth, cfg.selection, cfg.loss)
         units, kept = choice.units, choice.kept
@@ -184,11 +189,15 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
             log.note(text)
         compared = kept if cfg.loss.has_reference else []
         with shown(log, "what the reference says") as on_done:
-            said, held = reference_logprobs(log, reference, [[rows[i] for i in compared], held_rows],
+            said, unseen = reference_logprobs(log, reference, [[rows[i] for i in compared], held_rows],
                                             cfg.cached_in / "reference", on_done)
-        ref = dict(zip(compared, said, strict=True))
+        lessons = Lessons(rows, worth, dict(zip(compared, said, strict=True)), words.pad_id)
         del reference  # where it is not the policy itself, it is in memory for nothing from here on
 
+        start = Start(policy, words, cfg.sampling, cfg.data.max_length - cfg.sampling.max_new_tokens, cfg.micro_tokens,
+                      cfg.seed, log)
+        holds, watched = held(cfg.anchor, None, start, begun), watch(cfg.persona, start)
+        correlate(watched, rows, worth.rewards if worth.advantages is None else worth.advantages)
         total = n_steps(len(units), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([policy], cfg.optimizer, total)
         state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
@@ -200,7 +209,7 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         def examined(step: int) -> tuple[Found, Found | None]:
             progress.reach(step, "answers held-out prompts")
             told_now = sit(cfg, log, policy, words, rewards, asked, step)
-            told_now |= drift(policy, held_rows, held, groups, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens,
+            told_now |= drift(policy, held_rows, unseen, groups, pad_id=words.pad_id, micro_tokens=2 * cfg.micro_tokens,
                               seed=cfg.seed)
             log.log(step, {f"{name}/{key}": x for name, values in told_now.items() if not name.startswith("each/")
                            for key, x in values.items()}, "eval")
@@ -210,35 +219,20 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
         if done == 0:
             before, best = examined(0)
             found = before
+            visited(watched, policy, 0, last=False)
         batches = drawn(choice.weights, len(units), cfg.batch, cfg.seed, first_step=done + 1)
         tally, clock = Tally(), Clock()
         for step in range(done + 1, total + 1):
             picked = [units[u] for u in next(batches)]
-            owed = step_credit(worth, cfg.loss.variant, [i for unit in picked for i in unit])
-            for part in budget_batches([len(unit) * max(rows[i].n_tokens for i in unit) for unit in picked],
-                                       cfg.micro_tokens):
-                index = [i for k in part for i in picked[k]]
-                batch = collate([rows[i] for i in index], words.pad_id).to(device_of(policy))
-                logprobs = token_logprobs(policy, batch)[0]
-                worths = torch.tensor([owed[i] for i in index], dtype=torch.float32, device=logprobs.device)
-                sums, n = response_logprobs(logprobs, batch.response_mask), batch.response_mask.sum(1).float()
-                if cfg.loss.variant == "pro":
-                    loss, stats = ranked_loss(cfg.loss, sums, n, worths, [len(picked[k]) for k in part])
-                else:
-                    own = aligned([ref[i] for i in index], [rows[i] for i in index], batch) if (
-                        cfg.loss.has_reference) else None
-                    loss, stats = offline_loss(cfg.loss, logprobs, own, worths, batch.response_mask)
-                # DEVIATION(offline_pg-3): a mean over the step; released, the means of its micro-batches are added up.
-                objective = loss.sum() / len(picked)
-                require_finite(objective.detach(), "loss", step, [rows[i].record_id for i in index])
+            for ids, objective in objectives(cfg, policy, lessons, picked, tally, holds):
+                require_finite(objective.detach(), "loss", step, ids)
                 objective.backward()
-                tally.add({"loss": loss, **stats})
-                tally.add({"credit": worths, "logprob": sums, "length": n})
             metrics = tally.means() | learner.step(step, [rows[i].record_id for unit in picked for i in unit])
             log.log(step, metrics)
             log.time(step, clock.lap({"responses": sum(map(len, picked))}))
             if step % cfg.eval_every == 0 or step == total:
                 found, best = examined(step)
+            visited(watched, policy, step, last=step == total)
             if step % cfg.save_every == 0 or step == total or log.stop_requested():
                 checkpoint.save(log, step, **state, extra={"before": before, "found": found, "best": best,
                                                               "origin": origin})
@@ -251,7 +245,59 @@ def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
             "data": share | ({"chosen_has_lower_reward": disorder} if disorder else {}),
             "value": estimate, "before": without_each(before), "evaluation": without_each(found), "best": best,
             "skipped": {"records": n_bad + n_weightless} | choice.skipped | vars(cut), "scored": rewards.counts,
-            "headline": headline(before, found, cfg.seed)})
+            "headline": headline(before, found, cfg.seed)} | holds.result() | result_of(watched))
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What steps learn from.
+
+    Attributes:
+        rows: the responses.
+        worth: of each.
+        said: log-probability of each token under the reference, by place in `rows`, where the loss looks at it.
+        pad_id: what stands in the padding.
+    """
+
+    rows: Sequence[Row]
+    worth: Worth
+    said: Mapping[int, np.ndarray]
+    pad_id: int
+
+
+def objectives(cfg: OfflinePGConfig, policy: nn.Module, lessons: Lessons, picked: Sequence[Sequence[int]], tally: Tally,
+               holds: Held) -> Iterator[tuple[list[str], Tensor]]:
+    """What the micro-batches of a step add to the objective, with the ids of their records.
+
+    Args:
+        cfg: which loss.
+        policy: learns; backward is the caller's.
+        lessons: what it learns from.
+        picked: the step's responses, those that are ranked together as one.
+        tally: of the step.
+        holds: prices states.
+    """
+    rows = lessons.rows
+    owed = step_credit(lessons.worth, cfg.loss.variant, [i for unit in picked for i in unit])
+    n_tokens = sum(rows[i].n_tokens - rows[i].n_prompt for unit in picked for i in unit)
+    for part in budget_batches([len(unit) * max(rows[i].n_tokens for i in unit) for unit in picked], cfg.micro_tokens):
+        index = [i for k in part for i in picked[k]]
+        batch = collate([rows[i] for i in index], lessons.pad_id).to(device_of(policy))
+        with holds.passing(policy):
+            logprobs = token_logprobs(policy, batch)[0]
+        worths = torch.tensor([owed[i] for i in index], dtype=torch.float32, device=logprobs.device)
+        sums, n = response_logprobs(logprobs, batch.response_mask), batch.response_mask.sum(1).float()
+        if cfg.loss.variant == "pro":
+            loss, stats = ranked_loss(cfg.loss, sums, n, worths, [len(picked[k]) for k in part])
+        else:
+            own = aligned([lessons.said[i] for i in index], [rows[i] for i in index], batch) if (
+                cfg.loss.has_reference) else None
+            loss, stats = offline_loss(cfg.loss, logprobs, own, worths, batch.response_mask)
+        tally.add({"loss": loss, **stats})
+        tally.add({"credit": worths, "logprob": sums, "length": n})
+        # DEVIATION(offline_pg-3): a mean over the step; released, the means of its micro-batches are added up.
+        objective = loss.sum() / len(picked)
+        yield list(batch.record_ids), objective + holds.cost(batch, batch.response_mask.float(), n_tokens, tally)
 
 
 def rendered(cfg: OfflinePGConfig, words: Template, told: Sequence[Graded]) -> tuple[list[Row], Truncation]:
@@ -323,33 +369,6 @@ def origins(cfg: OfflinePGConfig, policy: nn.Module, words: Template, reference:
     found = {"policy": own, "reference": reference.identity, "rewards": rewards.identity,
              "tokenizer": {"stop_ids": list(words.stop_ids), **tokenizer_identity(words.tokenizer)}}
     return {name: json.dumps(identity, sort_keys=True) for name, identity in found.items()}
-
-
-@contextmanager
-def shown(log: runs.Run, label: str) -> Iterator[OnDone]:
-    """A bar of its own for work before the first step; whoever asks the run to stop is heard there too."""
-    with ExitStack() as opened:
-        bars: dict[int, Bar] = {}
-
-        def on_done(done: int, total: int) -> None:
-            if total not in bars:
-                opened.close()
-                bars[total] = opened.enter_context(bar(label, total))
-            bars[total].reach(done)
-            if log.stop_requested():
-                log.stop(0)
-
-        yield on_done
-
-
-def tell_of_values(log: runs.Run, found: Mapping[str, Any]) -> None:
-    """What a reader of the advantages must know of the values in them."""
-    if found["stale"]:
-        log.note("the folder of values was filled with another reference, other rewards, prompts or settings; they are "
-                 "estimated anew")
-    if found.get("beats_mean") is False:
-        log.note("on held-out prompts the value estimate is no better than one number for all prompts; advantages are "
-                 "rewards less that number")
 
 
 def sit(cfg: OfflinePGConfig, log: runs.Run, policy: nn.Module, words: Template, rewards: SequenceRewards,

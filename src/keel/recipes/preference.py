@@ -39,6 +39,7 @@ from keel.models.load import (
 from keel.models.pairs import joining, pair_logprobs
 from keel.online.anchor import AnchorConfig, Start
 from keel.online.held import Held, held, refuse_both
+from keel.online.watch import PersonaConfig, result_of, visited, watch
 from keel.persona.settings import AxisConfig
 from keel.rng import stream
 from keel.rollout.measure import same_tokens
@@ -108,6 +109,7 @@ class PreferenceConfig(Config):
     n_samples: int = Field(16, ge=0, description="validation prompts answered before and after, for the report")
     anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
     steered: AxisConfig | None = Field(None, description="acts in every training pass, and in nothing else; none: off")
+    persona: PersonaConfig | None = Field(None, description="watches how Assistant-like the policy is; none: nobody")
 
     @model_validator(mode="after")
     def _check(self) -> "PreferenceConfig":
@@ -180,6 +182,7 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
         room = cfg.data.max_length - cfg.sampling.max_new_tokens
         start = Start(policy, words, cfg.sampling, room, cfg.micro_tokens, cfg.seed, log)
         holds = held(cfg.anchor, cfg.steered, start, [row.asked for row in rows])
+        watched = watch(cfg.persona, start)
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([policy], cfg.optimizer, total)
         state: dict[str, Any] = {"modules": {"policy": policy}, "optimizers": {"optimizer": learner.optimizer}}
@@ -188,6 +191,7 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
         if done == 0:
             found = before = evaluate(policy, unseen, cfg)
             log.log(0, before, "eval")
+            visited(watched, policy, 0, last=False)
             show(log, 0, policy, words, prompts, cfg)
 
         batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "preference", first_step=done + 1), Tally()
@@ -207,6 +211,7 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
             if held_rows and (step % cfg.eval_every == 0 or step == total):
                 found = evaluate(policy, unseen, cfg)
                 log.log(step, found, "eval")
+            visited(watched, policy, step, last=step == total)
             if step % cfg.save_every == 0 or step == total or log.stop_requested():
                 checkpoint.save(log, step, **state, extra={"evaluation": found, "before": before})
             if log.stop_requested() and step < total:
@@ -217,7 +222,8 @@ def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
         save_model(policy, tokenizer, cfg.out / "model")
         return log.finish({
             "steps": total, "n_train": len(rows), "n_validation": len(held_rows), "evaluation": found,
-            "before": before, "reference": counts, "skipped": skipped, "headline": headline(found)})
+            "before": before, "reference": counts, "skipped": skipped, "headline": headline(found)}
+            | holds.result() | result_of(watched))
 
 
 def loaded(cfg: PreferenceConfig, words: Template, note: Callable[[str], None],

@@ -22,6 +22,7 @@ from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, causal_lm, check_context, device_of, load_tokenizer, save_model
 from keel.online.anchor import AnchorConfig, Start
 from keel.online.held import held, refuse_both
+from keel.online.watch import PersonaConfig, result_of, visited, watch
 from keel.persona.settings import AxisConfig
 from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
@@ -55,6 +56,7 @@ class SFTConfig(Config):
     n_samples: int = Field(16, ge=0, description="validation prompts answered before and after, for the report")
     anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
     steered: AxisConfig | None = Field(None, description="acts in every training pass, and in nothing else; none: off")
+    persona: PersonaConfig | None = Field(None, description="watches how Assistant-like the model is; none: nobody")
 
     @model_validator(mode="after")
     def _check(self) -> "SFTConfig":
@@ -92,8 +94,8 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         check_context(model, max(len(row.ids) for row in rows))
         told = {shown.id: shown.prompt for shown in train}
         begun = [PromptRow(row.ids[: row.n_prompt], told[row.record_id]) for row in rows]
-        holds = held(cfg.anchor, cfg.steered, Start(model, words, cfg.sampling, room, cfg.micro_tokens, cfg.seed, log),
-                     begun)
+        start = Start(model, words, cfg.sampling, room, cfg.micro_tokens, cfg.seed, log)
+        holds, watched = held(cfg.anchor, cfg.steered, start, begun), watch(cfg.persona, start)
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([model], cfg.optimizer, total)
         state = {"modules": {"model": model}, "optimizers": {"optimizer": learner.optimizer}}
@@ -102,6 +104,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         if done == 0:
             first_loss = last_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
             log.log(0, eval_metrics(first_loss), "eval")
+            visited(watched, model, 0, last=False)
             show(log, 0, model, words, prompts, cfg)
 
         batches, tally = batch_indices(len(rows), cfg.batch, cfg.seed, "sft", first_step=done + 1), Tally()
@@ -127,6 +130,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
             if held_rows and (step % cfg.eval_every == 0 or step == total):
                 last_loss = evaluate(model, held_rows, words.pad_id, cfg.micro_tokens)
                 log.log(step, eval_metrics(last_loss), "eval")
+            visited(watched, model, step, last=step == total)
             if step % cfg.save_every == 0 or step == total or log.stop_requested():
                 checkpoint.save(log, step, **state, extra={"losses": (first_loss, last_loss)})
             if log.stop_requested() and step < total:
@@ -138,7 +142,8 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
             "steps": total, "n_train": len(rows), "n_validation": len(held_rows),
             "skipped": {"records": report.n_dropped} | vars(cut),
             "headline": {"metric": "validation loss (nats per token)", "higher_is_better": False,
-                      "before": {"mean": first_loss}, "after": {"mean": last_loss}} if held_rows else None})
+                      "before": {"mean": first_loss}, "after": {"mean": last_loss}} if held_rows else None}
+            | holds.result() | result_of(watched))
 
 
 @torch.no_grad()

@@ -256,7 +256,7 @@ OF_PERSONA = {
     "projection": ("Where {who} lie on the axis; up is towards the Assistant.", ""),
     "z": ("Where {who} lie on the axis, from the neutral answers of the start. Falling: drift.", "standard deviations"),
     "below": ("{Who} that lie below all but a twentieth of the neutral answers of the start.", "share"),
-    "delta": ("How far the policy reads the same tokens from where the start reads them; {where}.", ""),
+    "delta": ("How far {who} lie from where the start sees the very same tokens.", ""),
     "fresh": ("Cosine of the policy's own axis now with that of the start. Below 0.9 the old axis misleads.", ""),
     "fresh_file": ("Cosine of the policy's own axis now with the one that the run reads along.", ""),
 }
@@ -272,7 +272,7 @@ def _persona(rest: str) -> Metric | None:
     who = next((PROBED[part] for part in within if part in PROBED), "responses of the step")
     block = next((part for part in within if part.startswith("block_")), None)
     meaning, unit = OF_PERSONA[what]
-    told = meaning.format(who=who, Who=who.capitalize(), where=f"on {who}")
+    told = meaning.format(who=who, Who=who.capitalize())
     return Metric(DRIFT, told if block is None else f"{told} At {block.replace('_', ' ')}.", unit)
 
 

@@ -30,7 +30,7 @@ from keel.train.frozen import FrozenNumbers, OnDone, row_digest
 from keel.train.states import prompt_states, value_numbers
 from keel.train.value import ValueConfig, fit_value
 
-__all__ = ["Reference", "reference_values"]
+__all__ = ["Reference", "reference_values", "tell_of_values"]
 
 AT_ONCE = 128
 """Prompts whose samples are drawn and judged between two writes to the disk."""
@@ -179,3 +179,13 @@ def _remembered(file: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, find())
     return json.loads(file.read_text())
+
+
+def tell_of_values(note: Callable[[str], None], found: Mapping[str, Any]) -> None:
+    """What a reader of the advantages must know of the values in them."""
+    if found["stale"]:
+        note("the folder of values was filled with another reference, other rewards, prompts or settings; they are "
+             "estimated anew")
+    if found.get("beats_mean") is False:
+        note("on held-out prompts the value estimate is no better than one number for all prompts; advantages are "
+             "rewards less that number")

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from keel.models.forward import token_logprobs
 from keel.models.identity import model_identity
 from keel.models.load import ModelConfig, device_of
 from keel.models.pairs import joining, pair_logprobs
-from keel.runs import explained_disk_errors
+from keel.progress import Bar, bar
+from keel.runs import Run, explained_disk_errors
 
 __all__ = ["FrozenNumbers", "Numbers", "OnDone", "pair_logprobs_of", "pair_numbers", "reference_identity", "row_digest",
-           "row_numbers"]
+           "row_numbers", "shown"]
 
 Numbers = Sequence[float]
 """What the model says of one record: as many as it has things to say."""
@@ -214,3 +215,20 @@ def _require_finite(bad: Sequence[str]) -> None:
         raise NumericsError(f"the frozen model gives {len(bad)} records numbers that are not finite",
                             where=f"records {', '.join(bad[:8])}",
                             remedy="Look at these records with `keel data show`, and at the model.")
+
+
+@contextmanager
+def shown(log: Run, label: str) -> Iterator[OnDone]:
+    """A bar of its own for work before the first step; whoever asks the run to stop is heard there too."""
+    with ExitStack() as opened:
+        bars: dict[int, Bar] = {}
+
+        def on_done(done: int, total: int) -> None:
+            if total not in bars:
+                opened.close()
+                bars[total] = opened.enter_context(bar(label, total))
+            bars[total].reach(done)
+            if log.stop_requested():
+                log.stop(0)
+
+        yield on_done
