@@ -86,7 +86,8 @@ def domain_rows(courses: Sequence[Course], *, fewest: int, seed: int, n_draws: i
 def _domain(name: str, label: str, courses: Sequence[Course], *, fewest: int, seed: int, n_draws: int,
             ) -> dict[str, Any]:
     values, present = _table(courses)
-    turns = torch.arange(1, values.shape[1] + 1)
+    n_turns = values.shape[1]
+    turns = torch.arange(1, n_turns + 1, dtype=torch.float64)
     whole = torch.ones(1, len(courses), dtype=torch.float64)
     draws = cluster_draws(len(courses), n_draws=n_draws, generator=stream(seed, "drift", name, label))
     means = turn_means(values, present, fewest=fewest)
@@ -97,7 +98,7 @@ def _domain(name: str, label: str, courses: Sequence[Course], *, fewest: int, se
     changes = [found[-1] - found[0] for found in there if len(found) > 1]
     positions = [{"turn": turn, "n": int(present[:, turn - 1].sum()),
                   **estimate(means[turn - 1], spread[:, turn - 1], int(present[:, turn - 1].sum()))}
-                 for turn in turns.tolist() if not math.isnan(means[turn - 1])]
+                 for turn in range(1, n_turns + 1) if not math.isnan(means[turn - 1])]
     return {"name": name, "label": label, "n": len(courses), "slope": slope["mean"], "low": slope["low"],
             "high": slope["high"], "change": _mean(changes, seed, "change", name, label), "positions": positions}
 

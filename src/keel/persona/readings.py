@@ -228,8 +228,9 @@ def _pieces(rendered: Sequence[Conversation], width: int, start_id: int | None, 
     """Number of the conversation, the window, and its tokens; each window begins as rows do."""
     for index, one in enumerate(rendered):
         start = [] if start_id is None or one.ids[:1] != [start_id] else [start_id]
-        cut = [Window(0, len(one.ids), 0)] if len(one.ids) <= width else windows(len(one.ids), width - len(start))
-        for window in cut[:1] if too_long == "cut" else cut:
+        whole = [Window(0, min(len(one.ids), width), 0)]
+        fits = len(one.ids) <= width or too_long == "cut"
+        for window in whole if fits else windows(len(one.ids), width - len(start)):
             yield index, window, (start if window.start else []) + one.ids[window.start:window.stop]
 
 
