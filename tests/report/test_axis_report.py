@@ -111,8 +111,11 @@ def test_names_go_right_then_left_and_never_on_one_another() -> None:
         ("first", "start", 7.0), ("second", "end", -7.0)]
     edge = drawn([Curve("a", "run-0", [Spot(0, 0, label="x" * 60), Spot(1, 1)])])
     assert edge.labels == ()
+    # A point lies where the name would stand: the first name stands there all the same, the second goes left.
     crowd = [Spot(k / 30, 0.5, label="a" if k == 0 else "") for k in range(30)]
-    assert drawn([Curve("a", "run-0", crowd)]).labels[0].side == "end"  # a point lies where it would stand
+    assert [label.side for label in drawn([Curve("a", "run-0", crowd)]).labels] == ["start"]
+    apart = [Spot(0, 1, label="a"), Spot(0.5, 0.5, label="b"), Spot(0.53, 0.5), Spot(1, 0)]
+    assert [label.side for label in drawn([Curve("a", "run-0", apart)]).labels] == ["start", "end"]
 
 
 def test_a_file_holds_unrounded_numbers_and_no_formulas() -> None:
@@ -398,8 +401,8 @@ def test_a_metric_is_drawn_over_each_dose_with_the_model_as_it_is(tmp_path: Path
     one = doses(run(tmp_path / "run", "axis evaluate", dose=dose()))
     assert one is not None
     assert [(p.frame.title, p.file) for p in one.pictures[:3]] == [
-        ("Harm", "dose_harm_strength.csv"), ("Harm", "dose_harm_percentile.csv"),
-        ("Refusal", "dose_refusal_strength.csv")]
+        ("Harm by strength", "dose_harm_strength.csv"), ("Harm by percentile", "dose_harm_percentile.csv"),
+        ("Refusal by strength", "dose_refusal_strength.csv")]
     assert one.pictures[0].legend == (("run-0", "axis"), ("run-1", "random"))
     assert (one.pictures[0].lines[0].kind, one.pictures[0].lines[0].y1) == ("guide", 35.0)  # 65% as it is
     assert numbers(one.pictures[1].link)[1][:4] == ["floor", "layers_3:5-p1", "1", repr(0.65 - 1 / 150)]

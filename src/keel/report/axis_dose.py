@@ -129,7 +129,9 @@ def _response(settings: Sequence[_Setting], metric: str, key: str, words: str, u
              for one in mine if one.curve in names]
     shares = all(0 <= one.metrics[metric].get(end, 0.0) <= 1 for one in mine for end in ends)
     dashed = "The dashed line is the model left as it is. " if bands else ""
-    frame = Frame(metric.replace("_", " ").capitalize(), f"{dashed}Whiskers: 95% intervals over prompts.",
+    alone = f"Of {names[0]}. " if len(names) == 1 else ""
+    title = f"{metric.replace('_', ' ').capitalize()} by {key}"
+    frame = Frame(title, f"{alone}{dashed}Whiskers: 95% intervals over prompts.",
                   f"{words}{f' ({unit})' if unit and key == 'strength' else ''}", "", share=shares)
     head = ("curve", "setting", key, metric, "low", "high", "n")
     return picture(frame, curves, Table(f"dose_{metric}_{key}", head, lines), bands)

@@ -231,15 +231,17 @@ def _step(span: float, whole: bool) -> float:
 def _labels(
     names: Sequence[tuple[float, float, str]], dots: Sequence[tuple[float, float]], height: float,
 ) -> list[Label]:
-    """Names that lie neither on one another nor on points, the first ones first; each right or left of its point."""
-    taken = [(WIDTH * x / 100 - DOT, height * y / 100 - DOT, WIDTH * x / 100 + DOT, height * y / 100 + DOT)
+    """Names right or left of their points, but not on others of either; the first name may lie on points."""
+    points = [(WIDTH * x / 100 - DOT, height * y / 100 - DOT, WIDTH * x / 100 + DOT, height * y / 100 + DOT)
              for x, y in dots]
-    found = []
+    taken: list[tuple[float, float, float, float]] = []
+    found: list[Label] = []
     for x, y, text in names:
         at, down, wide = WIDTH * x / 100, height * y / 100, LETTER * len(text)
         for side, left in (("start", at + OFF), ("end", at - OFF - wide)):
             box = (left, down - LETTERS / 2, left + wide, down + LETTERS / 2)
-            if box[0] >= -OFF and box[2] <= WIDTH + OFF and not any(_touch(box, other) for other in taken):
+            avoided = [*taken, *points] if found else []
+            if box[0] >= -OFF and box[2] <= WIDTH + OFF and not any(_touch(box, other) for other in avoided):
                 taken.append(box)
                 found.append(Label(x, y, text, side, OFF if side == "start" else -OFF))
                 break
