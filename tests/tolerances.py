@@ -98,3 +98,6 @@ PLANTED = {"rtol": 0.0, "atol": 1e-4}
 
 NOISE = 0.1
 """Relative, of a variance over 500 responses of 32 coordinates within the sums of their roles."""
+
+INTERFACE32 = {"rtol": 1e-5, "atol": 1e-4}
+"""Logits and projections of order 10 from a padded, cached batch against the same row by itself, in float32."""
