@@ -53,8 +53,8 @@ def dialogue_of(
     Raises:
         RowError: the row holds no conversation, or one in which the assistant says nothing.
     """
-    layout, name, turns, meta = _read(row)
-    found = tuple(Message(turn.role, _stripped(turn.content, strip, left_out)) for turn in turns)
+    layout, read = _read(row)
+    found = tuple(Message(turn.role, _stripped(turn.content, strip, left_out)) for turn in read.messages)
     for number, turn in enumerate(found, start=1):
         if turn.role not in ROLES:
             raise RowError("unknown role", f"message {number} of the conversation is by {turn.role!r}",
@@ -62,11 +62,11 @@ def dialogue_of(
     if not any(turn.role == "assistant" and turn.content.strip() for turn in found):
         raise RowError("no assistant turn", "the assistant says nothing in this conversation",
                        "There is nothing to measure; remove the record.")
-    return layout, [Dialogue(name, found, _word(meta, domain), _word(meta, label), meta)]
+    return layout, [Dialogue(read.id, found, _word(read.meta, domain), _word(read.meta, label), read.meta)]
 
 
-def _read(row: Row) -> Any:
-    """Layout, id, turns and everything else."""
+def _read(row: Row) -> tuple[str, Dialogue]:
+    """The layout's name, and the conversation as the row holds it; what it is about is still in its meta."""
     value = {key: spelled_out(cell) for key, cell in row.value.items()} if row.textual else row.value
     inner = value.get("transcript")
     if isinstance(inner, Mapping) and "conversation" in inner:
@@ -75,17 +75,17 @@ def _read(row: Row) -> Any:
         name = str(value.get("source_path", _numbered(row)))
         while name.endswith(_SUFFIX):  # one of the published names has it twice
             name = name.removesuffix(_SUFFIX)
-        return ("transcript", name, messages(inner["conversation"], "conversation"),
-                meta | {"domain": meta.get("scenario", meta.get("domain"))})
+        meta |= {"domain": meta.get("scenario", meta.get("domain"))}
+        return "transcript", Dialogue(name, messages(inner["conversation"], "conversation"), meta=meta)
     if "conversation" in value:
-        return ("conversation", str(value.get("id", _numbered(row))), messages(value["conversation"], "conversation"),
-                _without(value, "id", "conversation"))
+        name, turns = str(value.get("id", _numbered(row))), messages(value["conversation"], "conversation")
+        return "conversation", Dialogue(name, turns, meta=_without(value, "id", "conversation"))
     found, columns = parts_of(row)
     if len(found.responses) > 1 or found.layout in ("text", "ranking"):
         raise missing(columns, "a conversation", ("messages", "conversations", "conversation"))
     prompt = prompt_in(row, found, columns, False)
     said = tuple(Message("assistant", text) for text in found.responses)
-    return found.layout, prompt.id, prompt.messages + said, prompt.meta
+    return found.layout, Dialogue(prompt.id, prompt.messages + said, meta=prompt.meta)
 
 
 def _without(value: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def both_ways(
                          ["capped"] * (acting.cap is not None or acting.lower is not None))
     if acting.control is not None:
         label += " at random"
-    other = tuple(replace(reading, label=f"{reading.label}, now {label}" if reading.label else label, projections=values)
+    other = tuple(replace(reading, label=", now ".join(filter(None, [reading.label, label])), projections=values)
                   for reading, values in zip(one, held, strict=True))
     return Read(one, other, {str(layer): told for handle in handles for layer, told in handle.stats().items()})
 

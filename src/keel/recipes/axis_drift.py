@@ -44,7 +44,7 @@ class AxisDriftConfig(Config):
 def run(cfg: AxisDriftConfig) -> runs.RunResult:
     """Write trajectories.jsonl, drift.json and tables; slopes and scores in result.json."""
     data = [Path(cfg.data.path), cfg.axis.path]
-    with runs.start("axis_drift", cfg, cfg.out, seed=cfg.seed, data=data) as log:
+    with runs.start("axis drift", cfg, cfg.out, seed=cfg.seed, data=data) as log:
         axis = AssistantAxis.load(cfg.axis.path)
         model = causal_lm(cfg.model.whole)
         words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))

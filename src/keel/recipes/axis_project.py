@@ -39,7 +39,7 @@ class AxisProjectConfig(Config):
 def run(cfg: AxisProjectConfig) -> runs.RunResult:
     """Write trajectories.jsonl, heat.json, drift.json and tables; mean projections by role in result.json."""
     data = [Path(cfg.data.path), cfg.axis.path]
-    with runs.start("axis_project", cfg, cfg.out, seed=cfg.seed, data=data) as log:
+    with runs.start("axis project", cfg, cfg.out, seed=cfg.seed, data=data) as log:
         axis = AssistantAxis.load(cfg.axis.path)
         model = causal_lm(cfg.model.whole)
         words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
