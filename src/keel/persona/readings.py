@@ -167,8 +167,8 @@ def both_ways(
     """
     axis, at = AssistantAxis.load(acting.path), tuple(layers)
     plain = read_along(model, words, axis, found, layers=at, cfg=cfg, micro_tokens=micro_tokens, on_done=on_done)
-    one = tuple(Reading(*talk, talk[0].label or "", at, values)
-                for *talk, values in zip(found.dialogues, found.rendered, plain, strict=True))
+    one = tuple(Reading(dialogue, rendered, dialogue.label or "", at, values)
+                for dialogue, rendered, values in zip(found.dialogues, found.rendered, plain, strict=True))
     if not acting.acts:
         return Read(one, (), {})
     n = len(one)
