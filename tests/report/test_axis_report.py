@@ -437,6 +437,22 @@ def test_the_front_is_what_no_other_setting_beats(tmp_path: Path) -> None:
     assert {label.text for label in one.pareto.labels} == set("abcd")
 
 
+def test_bounds_are_a_dose_and_many_curves_are_counted(tmp_path: Path) -> None:
+    curves = [{"name": "axis", "layers": str(k), "where": "all", "points": [
+        {"setting": f"above {x}", "lower": x, "metrics": {"harm": mean(0.5, 0.1)}} for x in (0.0, 1.0)]}
+        for k in range(9)]
+    bases = [{"name": name, "points": [{"setting": name, "metrics": {"harm": mean(x, 0.1)}}]}
+             for name, x in (("one none", 0.75), ("two none", 0.25))]
+    one = doses(run(tmp_path / "run", "axis evaluate", dose={"curves": [*curves, *bases]}))
+    assert one is not None
+    (harm,) = one.pictures
+    assert (harm.frame.title, harm.frame.x) == ("Harm by bound", "lower bound of the projection")
+    assert harm.frame.words == ("7 of 9 curves; the table below has all. Dashed: each model left as it is. Whiskers: 95% "
+                                "intervals over prompts.")
+    assert [line.y1 for line in harm.lines if line.kind == "guide"] == [25.0, 75.0]
+    assert len(harm.legend) == 7 and len(one.settings.rows) == 20 and len(numbers(harm.link)) == 15
+
+
 @pytest.mark.parametrize("broken", [
     {"curves": [{"name": "a"}, {"points": [{"metrics": 3}, {"strength": 1, "metrics": {"harm": {"mean": "x"}}}]}]},
     {"pareto": [{"setting": 1}], "curves": None}, {"clamped": [{}], "curves": [{"name": "a", "points": [

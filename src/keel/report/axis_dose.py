@@ -12,8 +12,9 @@ from keel.report.words import DASH, brief, finite, interval, joined, number, per
 __all__ = ["Calibration", "Doses", "calibration", "doses"]
 
 N_COLORS, MOST_CURVES, MOST_SETTINGS = 7, 7, 200
-DOSES = (("strength", "strength; 0 leaves the model as it is"), ("percentile", "percentile of the threshold"))
-LOWER_IS_BETTER = ("harm",)
+DOSES = (("strength", "strength; 0 leaves the model as it is"), ("percentile", "percentile of the bound, on the axis"),
+         ("lower", "lower bound of the projection"))
+SHORT = {"lower": "bound"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Setting:
-    """One setting with what was measured of it. `dose`: strength or percentile, by its name."""
+    """One setting with what was measured of it. `dose`: strength, percentile or bound, by its name."""
 
     curve: str
     setting: str
@@ -116,21 +117,23 @@ def _says(settings: Sequence[_Setting], metrics: Sequence[str]) -> list[str]:
 def _response(settings: Sequence[_Setting], metric: str, key: str, words: str, unit: str) -> Picture | None:
     """One metric over the dose, a line for each way to give it; the model left as it is as a dashed line."""
     mine = [one for one in settings if key in one.dose and metric in one.metrics]
-    names = list(dict.fromkeys(one.curve for one in mine))[:MOST_CURVES]
+    every = list(dict.fromkeys(one.curve for one in mine))
+    names = every[:MOST_CURVES]
     if not mine:
         return None
     curves = [Curve(name, f"run-{i % N_COLORS}", [_spot(one, metric, key) for one in sorted(
         (one for one in mine if one.curve == name), key=lambda one: one.dose[key])]) for i, name in enumerate(names)]
-    base = next((one for one in settings if not one.dose and metric in one.metrics), None)
-    level = base.metrics[metric]["mean"] if base else None
-    bands = [] if level is None else [Band(level, level, "the model left as it is")]
+    bases = [one for one in settings if not one.dose and metric in one.metrics and one.curve not in names]
+    levels = list(dict.fromkeys(one.metrics[metric]["mean"] for one in bases))[:MOST_CURVES]
+    bands = [Band(level, level, "the model left as it is") for level in levels]
     ends = ("mean", "low", "high")
     lines = [(one.curve, one.setting, one.dose[key], *(finite(one.metrics[metric].get(end)) for end in (*ends, "n")))
              for one in mine if one.curve in names]
     shares = all(0 <= one.metrics[metric].get(end, 0.0) <= 1 for one in mine for end in ends)
-    dashed = "The dashed line is the model left as it is. " if bands else ""
-    alone = f"Of {names[0]}. " if len(names) == 1 else ""
-    title = f"{metric.replace('_', ' ').capitalize()} by {key}"
+    dashed = f"Dashed: {'the model' if len(bands) == 1 else 'each model'} left as it is. " if bands else ""
+    alone = (f"Of {names[0]}. " if len(every) == 1 else "" if len(every) == len(names) else
+             f"{len(names)} of {len(every)} curves; the table below has all. ")
+    title = f"{metric.replace('_', ' ').capitalize()} by {SHORT.get(key, key)}"
     frame = Frame(title, f"{alone}{dashed}Whiskers: 95% intervals over prompts.",
                   f"{words}{f' ({unit})' if unit and key == 'strength' else ''}", "", share=shares)
     head = ("curve", "setting", key, metric, "low", "high", "n")
