@@ -447,8 +447,8 @@ def test_bounds_are_a_dose_and_many_curves_are_counted(tmp_path: Path) -> None:
     assert one is not None
     (harm,) = one.pictures
     assert (harm.frame.title, harm.frame.x) == ("Harm by bound", "lower bound of the projection")
-    assert harm.frame.words == ("7 of 9 curves; the table below has all. Dashed: each model left as it is. Whiskers: 95% "
-                                "intervals over prompts.")
+    assert harm.frame.words == ("7 of 9 curves; the table below has all. Dashed: each model left as it is. Whiskers: "
+                                "95% intervals over prompts.")
     assert [line.y1 for line in harm.lines if line.kind == "guide"] == [25.0, 75.0]
     assert len(harm.legend) == 7 and len(one.settings.rows) == 20 and len(numbers(harm.link)) == 15
 
