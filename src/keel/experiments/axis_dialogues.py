@@ -55,6 +55,8 @@ ARMS = {"plain": "plain", "anchor": "anchored", "anchor_random": "anchored, rand
 TAUGHT, KEPT = troupe.QUESTIONS[:6], troupe.QUESTIONS[6:]
 """First words of the questions that fine-tuning asks, and of those that examine it."""
 RIDGE = 10.0
+FORETELL = ForetellConfig(embed="words", n_words=128, alphas=(0.1, 1.0, 10.0), n_shuffles=3, n_themes=4)
+"""Thirty-six words are all that a user says here."""
 
 
 def dialogues(cfg: AxisTrialConfig, seed: int) -> None:
@@ -100,7 +102,7 @@ def drifted(one: Speaker, axis: AssistantAxis, home: Path, n: int, seed: int) ->
     do(AxisDriftConfig(
         out=home / "drift", axis=AxisConfig(path=home / "axis/axis.safetensors"), seed=seed,
         model=FrozenModelConfig(path=str(home / "model_run/model")), data=TalksConfig(path=str(file)),
-        foretell=ForetellConfig(embed="words"), n_draws=200))
+        foretell=FORETELL, n_draws=200))
     found = json.loads((home / "drift/result.json").read_text())
     drift = json.loads((home / "drift/drift.json").read_text())
     after = [(turn["projection"], feels) for feels, turn in zip(

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,10 @@ def settings_of(home: Path) -> dict[str, dict[str, Any]]:
     axis = {"axis": home / "caps/axis.safetensors"}
     control = {"axis": home / "caps_random/axis.safetensors"}
     found: dict[str, dict[str, Any]] = {"none": {}}
-    for start, stop in windows():
-        for stated in PERCENTILES:
-            for name, path in (("cap", axis), ("random cap", control)):
-                found[f"{name} {start}:{stop} p{stated:g}"] = path | {
-                    "preset": f"layers_{start}:{stop}-p{stated:g}", "kind": name, "stated": stated}
+    for name, path, some in (("cap", axis, windows()), ("random cap", control, [WINDOW])):
+        for (start, stop), stated in product(some, PERCENTILES):
+            found[f"{name} {start}:{stop} p{stated:g}"] = path | {
+                "preset": f"layers_{start}:{stop}-p{stated:g}", "kind": name, "stated": stated}
     for strength in STEERED:
         found[f"steer {strength:+g}"] = axis | {"strength": strength, "kind": "steer"}
     return found | {"random steer +0.5": control | {"strength": STEERED[-1], "kind": "random steer"}}
