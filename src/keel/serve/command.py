@@ -18,7 +18,7 @@ from keel.persona.settings import AxisConfig
 from keel.rollout.sample import check_fit
 from keel.serve.engine import Engine
 
-__all__ = ["LimitsConfig", "ServeConfig", "run"]
+__all__ = ["LimitsConfig", "ServeConfig", "opened", "run", "server_of"]
 
 EVERYWHERE = ("0.0.0.0", "::", "")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -83,30 +83,40 @@ class ServeConfig(Config):
 def run(cfg: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C; what runs then may finish."""
     uvicorn = _library()
+    token, made = _token(cfg.token_env)
+    family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
+    listener = socket.create_server((cfg.host, cfg.port), family=family, backlog=cfg.limits.connections)
+    app, engine = opened(cfg, token)
+    # The server hands the signal that stopped it on to whoever listened before; there is nobody who must hear it.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _announce(cfg, listener.getsockname()[1], token if made else None)
+        server_of(uvicorn, app, cfg, engine).run(sockets=[listener])
+    finally:
+        engine.close(0)
+        engine.join(cfg.limits.grace_s + 1)
+        listener.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print("keel serve: stopped", file=sys.stderr)
+
+
+def opened(cfg: ServeConfig, token: str) -> tuple[Any, Engine]:
+    """The application, and the engine behind it, which runs from now on.
+
+    Raises:
+        ModelError: the model or the axis cannot be used.
+    """
     from keel.serve.app import application
     from keel.serve.service import Service
 
-    token, made = _token(cfg.token_env)
     words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
     policy = causal_lm(cfg.model.whole)
     capacity = _capacity(cfg, policy)
     control, defaults = _axis(cfg, policy)
     engine = Engine(policy, words, slots=cfg.limits.slots, capacity=capacity, queue=cfg.limits.queue, control=control)
-    service = Service(cfg, words, engine, control, defaults)
-    family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
-    listener = socket.create_server((cfg.host, cfg.port), family=family, backlog=cfg.limits.connections)
     engine.start()
-    server = _server(uvicorn, application(service, token), cfg, engine)
-    quiet = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        _announce(cfg, listener.getsockname()[1], token if made else None)
-        server.run(sockets=[listener])
-    finally:
-        engine.close(0)
-        engine.join(cfg.limits.grace_s + 1)
-        for number, before in quiet.items():
-            signal.signal(number, before)
-    print("keel serve: stopped", file=sys.stderr)
+    return application(Service(cfg, words, engine, control, defaults), token), engine
 
 
 def _library() -> Any:
@@ -149,7 +159,9 @@ def _axis(cfg: ServeConfig, policy: Any) -> tuple[RowControl | None, RowSettings
     return control, defaults
 
 
-def _server(uvicorn: Any, app: Any, cfg: ServeConfig, engine: Engine) -> Any:
+def server_of(uvicorn: Any, app: Any, cfg: ServeConfig, engine: Engine) -> Any:
+    """The HTTP server around an application."""
+
     class Server(uvicorn.Server):
         """Tells the engine as soon as it is to stop, so that running requests can finish in time."""
 

@@ -170,7 +170,8 @@ def parsed(kind: type[Asked], body: bytes) -> Any:
 
 def _of_a_union(part: int | str) -> bool:
     """Words that pydantic puts into the place of a problem to say which of several kinds was tried."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "float", "CapAsked", "SteerAsked"))
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-")
+                                      or part in ("str", "float", "CapAsked", "SteerAsked"))
 
 
 def merged(asked: AxisAsked | None, default: RowSettings) -> RowSettings:
