@@ -1,6 +1,7 @@
 """Conversations read along the axis, against single passes written out here."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -68,7 +69,8 @@ def test_every_token_of_every_conversation(made, micro_tokens):
     for one, projections in zip(found.rendered, values, strict=True):
         for row, layer in enumerate((0, 1)):
             torch.testing.assert_close(projections[row], alone(made, one.ids, layer), **tolerances.FLOAT32)
-    assert found.skipped == {"records": 0, "in_windows": 0, "cut": 0, "dropped": 0, "system_joined": 0}
+    assert found.skipped == {"records": 0, "in_windows": 0, "cut": 0, "dropped": 0, "not_rendered": 0,
+                             "system_joined": 0}
 
 
 def test_the_mean_of_a_turn_is_over_its_content_alone(made):
@@ -114,6 +116,17 @@ def test_a_conversation_that_is_too_long_is_left_out(made):
     assert [one.id for one in found.dialogues] == ["b"] and found.skipped["dropped"] == 1 and len(values) == 1
     with pytest.raises(DataError, match="none of 2 conversations fits into 8 tokens"):
         read(made, max_length=8, too_long="drop")
+
+
+def test_a_conversation_that_the_template_refuses_stops_or_is_counted(made):
+    words = replace(made[2], tokenizer=load_tokenizer(str(made[0] / "m")))
+    words.tokenizer.chat_template = tiny.TEMPLATE.replace(
+        "<bos>", "<bos>{% if messages[0].role != messages[1].role %}{{ raise_exception('never twice') }}{% endif %}")
+    cfg = TalksConfig(path=str(made[0] / "talks.jsonl"))
+    with pytest.raises(DataError, match="never twice"):
+        talks(cfg, words, 128)
+    found, _ = talks(cfg.model_copy(update={"on_bad_record": "skip"}), words, 128)
+    assert [one.id for one in found.dialogues] == ["b"] and found.skipped["not_rendered"] == 1
 
 
 def test_more_than_the_model_can_read_is_refused(made):

@@ -106,10 +106,17 @@ def talks(cfg: TalksConfig, words: Template, width: int) -> tuple[Talks, ReadRep
     """
     found, report = read_dialogues(cfg.path, on_bad_record=cfg.on_bad_record, domain=cfg.domain, label=cfg.label,
                                    strip=cfg.strip)
-    counts = Counter({"records": report.n_dropped, "in_windows": 0, "cut": 0, "dropped": 0, "system_joined": 0})
+    counts = Counter({"records": report.n_dropped, "in_windows": 0, "cut": 0, "dropped": 0, "not_rendered": 0,
+                      "system_joined": 0})
     kept, rendered = [], []
     for dialogue in found[: cfg.limit]:
-        one = render_conversation(words, dialogue.messages, record_id=dialogue.id, reasoning=cfg.reasoning)
+        try:
+            one = render_conversation(words, dialogue.messages, record_id=dialogue.id, reasoning=cfg.reasoning)
+        except DataError:
+            if cfg.on_bad_record == "stop":
+                raise
+            counts["not_rendered"] += 1
+            continue
         counts["system_joined"] += one.joined
         if len(one.ids) > width:
             counts[{"windows": "in_windows", "cut": "cut", "drop": "dropped"}[cfg.too_long]] += 1
@@ -118,8 +125,9 @@ def talks(cfg: TalksConfig, words: Template, width: int) -> tuple[Talks, ReadRep
         kept.append(dialogue)
         rendered.append(one)
     if not kept:
-        raise DataError(f"none of {len(found)} conversations fits into {width} tokens", where=cfg.path,
-                        remedy="Set data.too_long to windows or cut, or raise data.max_length.")
+        raise DataError(f"none of {len(found)} conversations fits into {width} tokens and the chat template",
+                        where=cfg.path, remedy="Set data.too_long to windows or cut, or raise data.max_length; with "
+                                               "data.on_bad_record = stop the template says what it refuses.")
     return Talks(tuple(kept), tuple(rendered), dict(counts)), report
 
 
