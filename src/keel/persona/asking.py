@@ -74,7 +74,7 @@ def trait_units(traits: Sequence[Trait], questions: Sequence[str], n_prompts: in
     for trait in traits:
         for (p, pair), (q, question) in product(enumerate(trait.pairs[:n_prompts]), enumerate(questions)):
             yield tuple(Item(trait.name, "trait", p, q, system.replace(MODEL_NAME, model_name), question, against,
-                             trait.eval_prompt) for against, system in enumerate(pair))
+                             trait.eval_prompt) for against, system in zip((False, True), pair, strict=True))
 
 
 def asked(item: Item, own_turn: bool) -> Prompt:

@@ -59,22 +59,33 @@ def stored_units(path: Path, roles: Mapping[str, Role], own_turn: bool) -> Itera
         DataError: a row is no response, or half a pair stands alone.
     """
     half: Stored | None = None
-    scores: dict[Path, Mapping[str, Any]] = {}
+    where, scores = str(path), dict[Path, Mapping[str, Any]]()
     for row in read_rows(path):
-        if "conversation" in row.value:
-            one = _authors(row, roles, scores)
-        else:
-            one = _own(row, roles, own_turn)
-        if one.item.kind != "trait":
-            yield (one,)
-        elif not one.item.against:
-            half = one
-        elif half is None or half.item.key.removeprefix("pos") != one.item.key.removeprefix("neg"):
-            raise DataError("this response of a trait has no counterpart in front of it", where=row.where,
-                            remedy="Keep the two responses of a pair together, the one for the trait first.")
-        else:
+        one = _authors(row, roles, scores) if "conversation" in row.value else _own(row, roles, own_turn)
+        if not _go_together(half, one):
+            raise _alone(row.where)
+        if half is not None:
             yield half, one
             half = None
+        elif one.item.kind == "trait":
+            half, where = one, row.where
+        else:
+            yield (one,)
+    if half is not None:
+        raise _alone(where)
+
+
+def _go_together(half: Stored | None, one: Stored) -> bool:
+    """True where a response follows as it should: the other side behind the first one of a pair, and only there."""
+    if half is None:
+        return not one.item.against
+    return (one.item.against and one.item.role == half.item.role and
+            one.item.key.removeprefix("neg") == half.item.key.removeprefix("pos"))
+
+
+def _alone(where: str) -> DataError:
+    return DataError("a response of a trait has no counterpart here", where=where,
+                     remedy="Keep the two responses of a pair together, the one for the trait first.")
 
 
 def _own(row: Row, roles: Mapping[str, Role], own_turn: bool) -> Stored:
@@ -85,7 +96,7 @@ def _own(row: Row, roles: Mapping[str, Role], own_turn: bool) -> Stored:
         raise DataError(f"the kind {kind!r:.40} is none of role, default and trait", where=row.where,
                         remedy="Give a responses.jsonl that `keel axis extract` wrote.")
     item = Item(role, kind, _index(row, "prompt_index"), _index(row, "question_index"), system, question,
-                value.get("against") is True, roles[role].eval_prompt if role in roles else None)
+                kind == "trait" and value.get("against") is True, roles[role].eval_prompt if role in roles else None)
     return Stored(item, asked(item, own_turn), text, value.get("ended") is not False, _score(row, value.get("score")),
                   "score" in value)
 
