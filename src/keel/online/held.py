@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from keel.batches import TokenBatch
 from keel.data.render import PromptRow
+from keel.models.forward import token_kl
+from keel.models.load import frozen_copy
 from keel.online.anchor import Anchor, AnchorConfig, Start, anchored
 from keel.persona.handles import Handle
 from keel.persona.settings import AxisConfig, acting
 from keel.train.tally import Tally
 
-__all__ = ["NOTHING", "Held", "PolicyAxis", "PolicyAxisConfig", "held", "policy_axis", "refuse_both"]
+__all__ = ["NOTHING", "Held", "PolicyAxis", "PolicyAxisConfig", "Teacher", "held", "policy_axis", "refuse_both",
+           "teacher"]
 
 
 BARE = "the bare model, on which nothing acts"
@@ -79,12 +82,16 @@ def held(anchor: AnchorConfig | None, steered: AxisConfig | None, start: Start, 
     return Held(() if steered is None else resting(steered, start.model), anchored(anchor, start, prompts))
 
 
-def refuse_both(anchor: AnchorConfig | None, steered: AxisConfig | None) -> None:
+def refuse_both(anchor: AnchorConfig | None, steered: AxisConfig | None, distil: AxisConfig | None = None) -> None:
     """Settings that say nothing together, or nothing at all.
 
     Raises:
         ValueError: there are such.
     """
+    if distil is not None and not distil.acts:
+        raise ValueError("distil names an axis under which nothing is another: give distil.steer, .cap or .lower")
+    if distil is not None and steered is not None:
+        raise ValueError("distil and steered exclude each other: what is learned without the axis is learned under it")
     if anchor is not None and steered is not None:
         raise ValueError("anchor and steered exclude each other: one prices the states that the other moves")
     if steered is not None and not steered.acts:
@@ -97,6 +104,27 @@ def resting(cfg: AxisConfig, model: nn.Module) -> tuple[Handle, ...]:
     for handle in handles:
         handle.detach()
     return tuple(handles)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model of the start under an axis, which the bare model learns to be like without it."""
+
+    model: nn.Module
+    handles: tuple[Handle, ...]
+
+    def loss(self, pupil: nn.Module, batch: TokenBatch) -> Float[Tensor, "B T"]:
+        """KL(pupil || teacher) of each next-token distribution of the responses, in nats."""
+        with together(self.handles):
+            return token_kl(pupil, self.model, batch)
+
+
+def teacher(cfg: AxisConfig | None, start: nn.Module) -> Teacher | None:
+    """A frozen copy of the model of the start, to act on as the settings ask; none where they are none."""
+    if cfg is None:
+        return None
+    copied = frozen_copy(start)
+    return Teacher(copied, resting(cfg, copied))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from keel.functional.policy import nll
 from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, causal_lm, check_context, device_of, load_tokenizer, save_model
 from keel.online.anchor import AnchorConfig, Start
-from keel.online.held import held, refuse_both
+from keel.online.held import held, refuse_both, teacher
 from keel.online.watch import PersonaConfig, result_of, visited, watch
 from keel.persona.settings import AxisConfig
 from keel.rollout.respond import respond, sample_rows
@@ -56,11 +56,13 @@ class SFTConfig(Config):
     n_samples: int = Field(16, ge=0, description="validation prompts answered before and after, for the report")
     anchor: AnchorConfig | None = Field(None, description="price of states that leave the Assistant; none: no price")
     steered: AxisConfig | None = Field(None, description="acts in every training pass, and in nothing else; none: off")
+    distil: AxisConfig | None = Field(None, description="learn to be like the start under this axis on the responses, "
+                                      "not to imitate them; none: imitate")
     persona: PersonaConfig | None = Field(None, description="watches how Assistant-like the model is; none: nobody")
 
     @model_validator(mode="after")
     def _check(self) -> "SFTConfig":
-        refuse_both(self.anchor, self.steered)
+        refuse_both(self.anchor, self.steered, self.distil)
         return self
 
 
@@ -96,6 +98,7 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
         begun = [PromptRow(row.ids[: row.n_prompt], told[row.record_id]) for row in rows]
         start = Start(model, words, cfg.sampling, room, cfg.micro_tokens, cfg.seed, log)
         holds, watched = held(cfg.anchor, cfg.steered, start, begun), watch(cfg.persona, start)
+        taught = teacher(cfg.distil, model)
         total = n_steps(len(rows), cfg.batch, cfg.epochs, cfg.steps)
         learner = Learner.of([model], cfg.optimizer, total)
         state = {"modules": {"model": model}, "optimizers": {"optimizer": learner.optimizer}}
@@ -117,7 +120,8 @@ def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
             n_tokens = sum(part.n_response_tokens for part in parts)  # micro-batches share it
             for part in parts:
                 with holds.passing(model):
-                    loss = nll(token_logprobs(model, part)[0], part.response_mask)
+                    loss = nll(token_logprobs(model, part)[0], part.response_mask) if taught is None else (
+                        taught.loss(model, part))
                 tally.add({"loss": loss}, part.response_mask)
                 objective = masked_sum(loss, part.response_mask) / n_tokens
                 objective = objective + holds.cost(part, part.response_mask.float(), n_tokens, tally)
