@@ -3,6 +3,7 @@ quantised weights, the passes of keel itself, and a model that comes back as it 
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from persona import architectures
 from persona.architectures import PAD, blocks_of, built, columns, edited, greedy, padded, rows, stepping, written
 from tolerances import EXACT, FLOAT32, GRADIENT32, INTERFACE32, LOG_RATIO
@@ -449,23 +450,19 @@ def test_whoever_runs_a_pass_may_say_what_its_columns_are(model):
     assert seen[1].rows.tolist() == [0] and seen[1].real.all()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", architectures.NAMES)
-def test_a_block_on_another_device_is_tapped_there(name):
-    """A model in two halves, on the processor and on the first accelerator, against the same one whole."""
-    from accelerate import dispatch_model
-
-    model = built(name, "eager")
+@pytest.mark.parametrize("other", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_in_parts_is_tapped_where_each_part_is(name, other):
+    """Some blocks on the processor and the rest on another device, moved between by accelerate, against the whole."""
+    model, ids = built(name), torch.tensor(PROMPTS[1:2])
     with attach(model, {0: adding(), 2: adding(where="generation")}):
-        expected = model.generate(torch.tensor(PROMPTS[1:2]), max_new_tokens=4, do_sample=False)
-        whole = logits(model)
-    names = {block: name for name, block in model.named_modules()}
-    places = {name: 0 for name, child in model.named_modules() if name and not list(child.children())}
-    places = {name: place for name, place in places.items() if not any(
-        name.startswith(names[block]) for block in blocks_of(model))}
-    places |= {names[block]: "cpu" if i else 0 for i, block in enumerate(blocks_of(model))}
-    spread = dispatch_model(model, device_map=places, main_device=0)
-    with attach(spread, {0: adding(), 2: adding(where="generation")}):
-        found = spread.generate(torch.tensor(PROMPTS[1:2]), max_new_tokens=4, do_sample=False)
-        assert found.tolist() == expected.tolist()
-        torch.testing.assert_close(logits(spread).cpu(), whole, **INTERFACE32)
+        expected, whole = model.generate(ids, max_new_tokens=3, do_sample=False), logits(model, ids)
+    names = {module: name for name, module in model.named_modules()}
+    blocks = {names[block]: "cpu" if i == 1 else other for i, block in enumerate(blocks_of(model))}
+    rest = {name: other for module, name in names.items() if name and not list(module.children())
+            and not name.startswith(tuple(blocks))}
+    parts = dispatch_model(model, device_map=rest | blocks, main_device=other, force_hooks=True)
+    assert all(hasattr(block, "_hf_hook") for block in blocks_of(parts))
+    with attach(parts, {0: adding(), 2: adding(where="generation")}):
+        assert parts.generate(ids, max_new_tokens=3, do_sample=False).tolist() == expected.tolist()
+        torch.testing.assert_close(logits(parts, ids).cpu(), whole, **INTERFACE32)
