@@ -24,6 +24,7 @@ from keel.data.load import read_traces
 from keel.data.problems import RowError
 from keel.data.show import DataShowConfig, shown
 from keel.data.traces import StepTrace, check_trace
+from keel.data.write import row_of, write_records
 from keel.errors import DataError
 
 ASKED = (Message("user", "why?"),)
@@ -160,6 +161,16 @@ def test_check_show_and_convert_know_solutions(jsonl, tmp_path, capsys):
     assert written[0] == {"id": "x", "prompt": TURNS, "completions": ["a", "b", "c"], "labels": [True, False, None],
                           "outcome": True, "meta": {"task": "t"}}
     assert written[1]["labels"] == [0.75] and written[2]["labels"] == [None, True] and written[3]["outcome"] is None
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_solution_that_goes_on_goes_on_when_it_is_read_again(tmp_path, suffix):
+    cut = StepTrace(Prompt("cut", ASKED), ("a", "b"), (1.0, 0.0), None, ended=False)
+    whole = StepTrace(Prompt("whole", ASKED), ("a",), (1.0,), True)
+    records = [cut, whole] if suffix == ".jsonl" else [cut]  # the rows of a table have the same columns
+    write_records(records, tmp_path / f"out{suffix}")
+    assert read_traces(tmp_path / f"out{suffix}")[0] == records
+    assert "ended" not in row_of(whole) and row_of(cut)["ended"] is False
 
 
 def test_tokens_of_a_solution_are_those_of_its_steps_in_lines(letters):

@@ -21,6 +21,8 @@ from keel.functional.masked import row_sums
 from keel.models.load import LoraSettings, ModelConfig, load_tokenizer, save_model
 from keel.models.process import process_model, step_logits
 from keel.rollout.credit import AdvantageConfig, TruncationConfig, paid_in_all, with_credit
+from keel.rollout.monitor import monitors
+from keel.rollout.process import StepScorer
 from keel.rollout.respond import Responses
 from keel.rollout.reward import RewardSources, merged_moments, processed, with_step_rewards
 from keel.rollout.reward_settings import RewardConfig, ScoreConfig
@@ -83,6 +85,11 @@ def too_many(prompt, text, ended):
 
 def endless(prompt, text, ended):
     return [math.inf for _ in lengths_of_steps(prompt, text, ended)]
+
+
+def ten_each(prompt, text, ended):
+    """Ten for each step that "no" or the end of the response ends."""
+    return {TEXTS[0]: [10.0, 10.0], TEXTS[3]: [10.0]}.get(text, [])
 
 
 def by_length(credit="sum", **more) -> RewardConfig:
@@ -225,6 +232,52 @@ def test_a_cut_response_keeps_what_its_whole_steps_earned(words):
     assert float(paid_in_all(rollout, scores, TruncationConfig(how="constant", value=-1.0))[2]) == -1.0 + 2.0
 
 
+# --- several sources --------------------------------------------------------------------------------------------------
+
+BY_NO = RewardConfig(name="noes", function=f"{HERE}:ten_each", weight=0.5, steps={"separator": "no", "credit": "sum"})
+
+
+def test_sources_of_steps_add_up_by_their_weights_and_their_ends_are_joined(words):
+    responses = answering(words)
+    rollout, _, _ = rewarded(responses, words, by_length().model_copy(update={"weight": 2.0}), BY_NO)
+    mask = rollout.tokens.response_mask
+    # the cat . | no . | yes <eos>, twice its words; the cat . no | . yes <eos>, half of ten.
+    paid = [[0, 0, 4, 5, 2, 0, 2 + 5], [0, 2], [0, 0, 4, 0], [0, 2, 0, 0, 0, 5]]
+    assert [row[own].tolist() for row, own in zip(rollout.step_rewards, mask, strict=True)] == paid
+    ends = [[0, 0, 1, 1, 1, 0, 1], [0, 1], [0, 0, 1, 0], [0, 1, 0, 1, 0, 1]]
+    assert [row[own].int().tolist() for row, own in zip(rollout.step_ends, mask, strict=True)] == ends
+    other, _, _ = rewarded(responses, words, BY_NO, by_length().model_copy(update={"weight": 2.0}))
+    assert torch.equal(other.step_rewards, rollout.step_rewards) and torch.equal(other.step_ends, rollout.step_ends)
+
+
+def test_numbers_of_steps_are_means_over_the_sources(words):
+    rollout, scores, scored = rewarded(answering(words), words, by_length(), BY_NO)
+    measured = dataclasses.replace(credited(rollout, scores), logprobs=torch.zeros(rollout.tokens.ids.shape),
+                                   ref_logprobs=torch.zeros(rollout.tokens.ids.shape))
+    told = monitors(measured, scored, scores, merged_moments({}, scored, rollout.tokens.response_mask))
+    # Steps by points: 3, 1, 1, 3; by noes: 2, 0, 0, 1. Two of the eight by points repeat, and both cut the third.
+    assert told["steps/count"] == pytest.approx((8 / 4 + 3 / 4) / 2, abs=tol.SIX_DECIMALS)
+    assert told["steps/repeated"] == pytest.approx(2 / 11, abs=tol.SIX_DECIMALS)
+    assert told["steps/unfinished"] == 2 / 8
+    assert told["steps/score"] == pytest.approx((2 + 1 + 1 + 1 + 2 + 3 + 30) / 11, abs=tol.SIX_DECIMALS)
+    assert told["steps/paid"] == pytest.approx((4 + 1 + 2 + 1 + 0.5 * 30) / 4, abs=tol.SIX_DECIMALS)
+
+
+def test_steps_that_end_in_one_token_are_paid_together(words):
+    told = rewarded(answering(words), words, by_length())[2].steps["steps"]
+    two = dataclasses.replace(told, values=torch.tensor([1.0, 2.5, 4.0]), rows=torch.tensor([0, 0, 1]),
+                              columns=torch.tensor([2, 2, 2]))
+    assert two.placed(torch.Size([2, 3])).tolist() == [[0, 0, 3.5], [0, 0, 4]]
+    assert two.placed_ends(torch.Size([2, 3])).int().tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
+def test_steps_beyond_the_cap_are_paid_nothing(words):
+    rollout, _, _ = rewarded(answering(words), words, by_length(cap=2, repeats=True))
+    mask = rollout.tokens.response_mask
+    paid = [[0, 0, 2, 0, 1, 0, 0], [0, 1], [0, 0, 2, 0], [0, 1, 0, 1, 0, 0]]
+    assert [row[own].tolist() for row, own in zip(rollout.step_rewards, mask, strict=True)] == paid
+
+
 # --- process models ---------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +315,42 @@ def test_an_ensemble_of_process_models_is_combined_step_by_step(folder, words):
     one = rewarded(answering(words), words, prm(folder))[0]
     two = rewarded(answering(words), words, prm(folder, count=2, combine="minimum"))[0]
     torch.testing.assert_close(one.step_rewards, two.step_rewards, **tol.FLOAT32)
+
+
+def test_process_models_that_differ_disagree_and_are_combined(folder, words, tmp_path):
+    source = str(folder / "policy")
+    other = process_model(ModelConfig(path=source), seed=2)
+    with torch.no_grad():
+        other.score.weight.mul_(20.0)
+    save_model(other, load_tokenizer(source), tmp_path / "prm", pad_id=0)
+    one, two = (rewarded(answering(words), words, prm(base))[2].steps["prm"].values for base in (folder, tmp_path))
+    assert float((one - two).abs().max()) > 0.1
+    both = RewardConfig(name="prm", models=[str(folder / "prm"), str(tmp_path / "prm")],
+                        steps={"separator": ".", "credit": "sum", "repeats": True})
+    for how, wanted in (("mean", (one + two) / 2), ("minimum", torch.minimum(one, two)),
+                        ("mean_minus_std", (one + two) / 2 - 0.5 * (one - two).abs() / 2)):
+        coef = {"dissent_coef": 0.5} if how == "mean_minus_std" else {}
+        scored = rewarded(answering(words), words, both.model_copy(update={"combine": how, **coef}))[2]
+        told = scored.steps["prm"]
+        torch.testing.assert_close(told.values, wanted, **tol.FLOAT32)
+        torch.testing.assert_close(told.spread, (one - two).abs() / 2, **tol.FLOAT32)
+        torch.testing.assert_close(scored.disagreement["prm"], told.spreads, **tol.FLOAT32)
+    assert scored.disagreement["prm"].min() > 0
+
+
+def test_texts_that_go_on_from_plain_ones_have_no_turn_around_them(folder, words):
+    model, tokenizer = process_model(ModelConfig(path=str(folder / "prm"))), load_tokenizer(str(folder / "prm"))
+    # In a conversation this template begins every response with a word, which plain texts do not get.
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% generation %}{{ m['content']",
+                                                              "{% generation %}{{ 'hello ' + m['content']")
+    own = template(tokenizer)
+    assert own.lead == "hello "
+    (told,) = StepScorer(model, own, ".", 64).of_texts([Prompt("q", (), "why no")], ["the cat . yes"], [True])
+    ids = tokenizer.convert_tokens_to_ids(["<bos>", "why", "no", "the", "cat", ".", "yes", "<eos>"])
+    batch = collate([Row(ids, 3, "q")], words.pad_id)
+    wanted = step_logits(model, batch, torch.tensor([0, 0]), torch.tensor([5, 7])).sigmoid()
+    assert told.texts == ("the cat ", " yes") and told.unfinished == ""
+    torch.testing.assert_close(torch.tensor(told.probabilities), wanted.detach(), **tol.FLOAT32)
 
 
 def test_the_disagreement_of_process_models_is_logged_step_by_step(folder, words):
