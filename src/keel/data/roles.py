@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from keel.data.json_rows import parse_json
-from keel.data.problems import Problem, RowError
+from keel.data.problems import Problem
 from keel.data.readers import read_rows
 from keel.errors import DataError
 
@@ -106,7 +106,7 @@ def _read(path: Path, make: Callable[[str, Mapping[str, Any]], _T]) -> list[_T]:
     for where, name, value in _objects(path):
         try:
             one = make(name, value)
-        except RowError as error:
+        except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from error
         if one.name in found:
             raise DataError(f"a second entry is named {one.name!r}", where=where,
@@ -136,13 +136,13 @@ def _role(stem: str, value: Mapping[str, Any]) -> Role:
     name = _name(stem, value)
     systems = _texts(value, "system_prompts") if "instruction" not in value else _sides(value["instruction"], "pos")
     if not systems:
-        raise RowError("no system prompt", f"the role {name!r} has no system prompt",
-                       "Give `system_prompts`, a list of texts; an empty text asks without a system prompt.")
+        raise DataError(f"the role {name!r} has no system prompt",
+                        remedy="Give `system_prompts`, a list of texts; an empty text asks without a system prompt.")
     # Of the authors' files exactly this name is the default; a role such as `default_rebel` is not (spec defect 6).
     default = value.get("is_default", stem == "default")
     if not isinstance(default, bool):
-        raise RowError("is_default", f"is_default of {name!r} is {default!r:.40}, neither true nor false",
-                       "Write true for the neutral prompts and false for roles.")
+        raise DataError(f"is_default of {name!r} is {default!r:.40}, neither true nor false",
+                        remedy="Write true for the neutral prompts and false for roles.")
     return Role(name, _text(value, "description"), systems, _texts(value, "questions"), _eval_prompt(name, value),
                 default)
 
@@ -152,31 +152,31 @@ def _trait(stem: str, value: Mapping[str, Any]) -> Trait:
     sides = value.get("pairs", value.get("instruction"))
     pairs = tuple(zip(_sides(sides, "pos"), _sides(sides, "neg"), strict=True))
     if not pairs:
-        raise RowError("no pairs", f"the trait {name!r} has no pairs of system prompts",
-                       'Give `pairs`, a list like [{"pos": "...", "neg": "..."}].')
+        raise DataError(f"the trait {name!r} has no pairs of system prompts",
+                        remedy='Give `pairs`, a list like [{"pos": "...", "neg": "..."}].')
     return Trait(name, _text(value, "description"), pairs, _eval_prompt(name, value))
 
 
 def _name(stem: str, value: Mapping[str, Any]) -> str:
     name = value.get("name", stem)
     if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or set(name) & set("/\\\0"):
-        raise RowError("bad name", f"{name!r:.60} cannot name a role or a trait",
-                       "Give `name`, a short text without slashes: it becomes part of file names.")
+        raise DataError(f"{name!r:.60} cannot name a role or a trait",
+                        remedy="Give `name`, a short text without slashes: it becomes part of file names.")
     return name
 
 
 def _text(value: Mapping[str, Any], column: str) -> str | None:
     text = value.get(column)
     if text is not None and not isinstance(text, str):
-        raise RowError("not text", f"the column {column!r} holds {type(text).__name__} where text belongs",
-                       "Write a text, or leave the column out.")
+        raise DataError(f"the column {column!r} holds {type(text).__name__} where text belongs",
+                        remedy="Write a text, or leave the column out.")
     return text
 
 
 def _texts(value: Mapping[str, Any], column: str) -> tuple[str, ...]:
     texts = value.get(column) or []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise RowError("not texts", f"the column {column!r} is no list of texts", 'Write a list like ["...", "..."].')
+        raise DataError(f"the column {column!r} is no list of texts", remedy='Write a list like ["...", "..."].')
     return tuple(texts)
 
 
@@ -184,14 +184,15 @@ def _sides(pairs: Any, side: str) -> tuple[str, ...]:
     listed = pairs if isinstance(pairs, list) else [None]
     found = [pair.get(side) if isinstance(pair, dict) else None for pair in listed]
     if not all(isinstance(text, str) for text in found):
-        raise RowError("no side", f"an instruction lacks its text {side!r}",
-                       'Instructions are a list of objects like {"pos": "..."}; those of traits have "neg" as well.')
+        raise DataError(f"an instruction lacks its text {side!r}",
+                        remedy='Instructions are a list of objects like {"pos": "..."}; those of traits have '
+                               '"neg" as well.')
     return tuple(found)
 
 
 def _eval_prompt(name: str, value: Mapping[str, Any]) -> str | None:
     text = _text(value, "eval_prompt")
     if text is not None and sorted({blank.group(1) for blank in _BLANK.finditer(text)}) != ["answer", "question"]:
-        raise RowError("eval prompt", f"the eval_prompt of {name!r} lacks {{question}} or {{answer}}",
-                       "The judge must see both; put the two words in braces where they belong.")
+        raise DataError(f"the eval_prompt of {name!r} lacks {{question}} or {{answer}}",
+                        remedy="The judge must see both; put the two words in braces where they belong.")
     return text
