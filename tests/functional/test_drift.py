@@ -30,6 +30,7 @@ def test_turn_means_by_hand() -> None:
     assert_close(turn_means(values, present, fewest=2), float64([3, 3, NAN]), equal_nan=True, **FLOAT64)
     assert_close(turn_means(values, present, fewest=1), float64([3, 3, 3]), **FLOAT64)
     assert bool(turn_means(values, present).isnan().all())  # ten are needed
+    assert not turn_means(values.requires_grad_(), present).requires_grad
 
 
 def test_ten_conversations_make_a_turn_count() -> None:
@@ -71,6 +72,9 @@ def test_ridge_by_hand() -> None:
     # x = -1, 1 and y = 1, 5: slope sum xy / (sum xx + alpha) = 4 / (2 + 2) = 1 and intercept 3.
     weights, intercept = ridge(float64([[-1], [1]]), float64([1, 5]), alpha=2)
     assert_close((weights, intercept), (float64([1]), float64(3)), **FLOAT64)
+    # Fewer rows than columns: w = x^T (x x^T + alpha)^-1 y, with x = (-1, 0, 1), (1, 0, -1) and alpha 0.1 that is 4.1.
+    weights, _ = ridge(float64([[-1, 0, 1], [1, 0, -1]]), float64([-1, 1]), alpha=0.1)
+    assert_close(weights, float64([2 / 4.1, 0, -2 / 4.1]), **FLOAT64)
     # All x higher by 10: the same slope.
     weights, intercept = ridge(float64([[9], [11]]), float64([1, 5]), alpha=2)
     assert_close((weights, intercept), (float64([1]), float64(-7)), **FLOAT64)
@@ -102,13 +106,12 @@ def test_alpha_is_chosen_without_the_fold_that_is_predicted() -> None:
     assert float(found[:4].abs().max()) < 0.01
 
 
-def test_alpha_is_chosen_on_targets_far_from_zero_as_well() -> None:
-    """Without its intercept every prediction would be off by 1000, and the smallest weights would seem the best."""
-    x = float64([[-1], [1], [-1], [1], [-1], [1]])
-    y = 1000 + x[:, 0] + float64([0.1, 0, -0.1, 0, 0.1, 0])
-    folds = torch.tensor([0, 0, 1, 1, 2, 2])
-    found = ridge_out_of_fold(x.float(), y, folds, alphas=(1e-9, 1e9))
-    assert float((found - y).abs().max()) < 0.5
+def test_alpha_is_chosen_with_the_intercept() -> None:
+    """y = 1000 - 500 x: without the 1000, weights of 0 would seem better than the right ones."""
+    x = torch.tensor([[1.0], [2.0], [1.0], [3.0], [2.0], [3.0]])
+    y = 1000 - 500 * x[:, 0]
+    found = ridge_out_of_fold(x, y, torch.tensor([0, 0, 1, 1, 2, 2]), alphas=(1e-9, 1e9))
+    assert_close(found, y.double(), **FLOAT32)
 
 
 @given(seeds)
@@ -127,6 +130,10 @@ def test_shares_of_variance_by_hand() -> None:
     assert r_squared(y, float64([2, 2, 2])) == 0
     assert r_squared(y, float64([3, 2, 1])) == pytest.approx(-3, rel=RELATIVE64)
     assert r_squared(y, float64([1, 2, 4])) == pytest.approx(0.5, rel=RELATIVE64)
+    # In float32 a mean of 10 000 such numbers would be off.
+    many = torch.tensor([1.0, 4001.0, 2.0]).repeat(3333)
+    exact = float(1 - 1 / many.double().var(correction=0))
+    assert r_squared(many, many + 1) == pytest.approx(exact, rel=RELATIVE64)
 
 
 def test_regressions_that_mean_nothing_are_refused() -> None:

@@ -94,7 +94,7 @@ def ridge_out_of_fold(
     found = torch.zeros(len(targets), dtype=torch.float64)
     for fold in names:
         out = folds == fold
-        rest = folds[~out].unique().tolist()
+        rest = [name for name in names if name != fold]
         x, y = features[~out], targets[~out]
         errors = [_left_out_error(x, y, folds[~out], rest, alpha) for alpha in alphas]
         weights, intercept = ridge(x, y, alpha=alphas[errors.index(min(errors))])

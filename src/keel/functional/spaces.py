@@ -1,5 +1,6 @@
 """What is known about a direction and the space of personas: running sums, reliability, shares, errors of quantiles."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -181,8 +182,7 @@ def quantile_with_error(
     x = values.detach().double().sort().values
     # By hand: torch.quantile takes 16 million values at most.
     place = q * (len(x) - 1)
-    below = int(place)
-    at = torch.lerp(x[below], x[min(below + 1, len(x) - 1)], place - below)
+    at = torch.lerp(x[math.floor(place)], x[math.ceil(place)], place - math.floor(place))
     quarters = x[round(0.75 * (len(x) - 1))] - x[round(0.25 * (len(x) - 1))]
     deviation = x.std()
     narrow = torch.where(quarters > 0, torch.minimum(deviation, quarters / 1.34), deviation)

@@ -292,7 +292,7 @@ def _number(x: float | None) -> float | None:
 
 def _origin(cfg: AxisEvaluateConfig, speaker: _Speaker, act: Intervention) -> str:
     """Stands for whatever can change an answer under this setting, or what is made of it."""
-    paths = [cfg.axes[0].path] * bool(cfg.axes) + ([act.acts.path] if act.acts is not None else [])
+    paths = [one.path for one in cfg.axes[:1]] + ([] if act.acts is None else [act.acts.path])
     return made_by(dict(speaker.identity), tokenizer_identity(speaker.words.tokenizer), cfg.seed,
                    cfg.sampling.model_dump(mode="json"), [[row.record.id, row.ids] for row in speaker.rows],
                    None if act.acts is None else act.acts.model_dump(mode="json", exclude={"path"}),
