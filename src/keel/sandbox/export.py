@@ -22,6 +22,7 @@ from keel.sandbox.annotators import pairs, panel
 from keel.sandbox.corpus import demonstrations, talk
 from keel.sandbox.ledger_steps import solutions
 from keel.sandbox.personas import PERSONAS, with_role
+from keel.sandbox.probes import probes
 from keel.sandbox.roles import question_rows, role_rows
 from keel.sandbox.world import SPLITS, World
 
@@ -42,6 +43,8 @@ class SandboxExportConfig(Config):
     n_solutions: int = Field(2000, ge=0, description="ledger solutions in steps.jsonl, every line labelled exactly; 0 "
                              "writes no such file")
     n_heldout: int = Field(500, ge=1, description="lines in each validation, test and dialect file")
+    n_probes: int = Field(64, ge=0, description="prompts of each kind in probes.jsonl, which persona.probes reads: "
+                          "neutral, in a role, inviting drift; 0 writes no such file")
     n_talk: int = Field(0, ge=0, description="conversations of pre-training talk in talk.jsonl; 0 writes no such file")
     n_role_questions: int = Field(240, ge=0, description="questions that all roles are asked, in role_questions.jsonl, "
                                   "beside roles.jsonl; 0 writes neither")
@@ -81,6 +84,8 @@ def run(cfg: SandboxExportConfig) -> dict[str, int]:
         written["roles.jsonl"] = write_rows(out / "roles.jsonl", role_rows(world))
         written["role_questions.jsonl"] = write_rows(out / "role_questions.jsonl",
                                                      question_rows(world, cfg.n_role_questions))
+    if cfg.n_probes:
+        written["probes.jsonl"] = write_rows(out / "probes.jsonl", map(prompt_row, probes(world, cfg.n_probes)))
     if cfg.n_talk:
         rows = (demonstration_row(shown) for shown in talk(world, cfg.n_talk))
         written["talk.jsonl"] = write_rows(out / "talk.jsonl", rows)
