@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from keel.data import Message, Prompt, template
@@ -51,6 +52,16 @@ def test_the_ids_are_those_of_the_prompt_and_the_response(words):
     turns = talk(("u", "hi"), ("a", "yes"), ("u", "why <eos> so"), ("a", "no"))
     found = render_conversation(spelled, turns)
     assert found.ids == spelled.prompt_ids(Prompt("p", tuple(turns[:3]))) + spelled.response_ids("no")
+
+
+@pytest.mark.parametrize("opening", ["", "<bos>", "<bos><bos>"])
+def test_places_are_counted_from_the_one_beginning(make_words, opening):
+    """A template may write it twice, and a tokenizer of its own accord where the template does not."""
+    tokenizer = make_words(chat_template=opening + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    written = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    tokenizer.backend_tokenizer.post_processor = written
+    found = render_conversation(template(tokenizer), talk(("u", "hi"), ("a", "yes")))
+    assert found.ids == [BOS, USER, HI, BOT, YES] and spots(found) == [("user", 2, 3), ("assistant", 4, 5)]
 
 
 @pytest.mark.parametrize("chat_template", [NO_SYSTEM, REFUSES])
