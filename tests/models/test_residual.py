@@ -9,7 +9,7 @@ from persona.architectures import PAD, blocks_of, built, columns, edited, greedy
 from tolerances import EXACT, FLOAT32, GRADIENT32, INTERFACE32, LOG_RATIO
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from keel.data.collate import collate, join
 from keel.data.render import Row
@@ -56,6 +56,13 @@ def test_blocks_are_found_by_structure(name):
     model = built(name, "eager")
     assert decoder_blocks(model) is blocks_of(model) and n_blocks(model) == architectures.LAYERS
     assert decoder_blocks(model.base_model) is blocks_of(model)
+
+
+def test_blocks_whose_mlp_is_spread_over_them_are_found():
+    config = OPTConfig(vocab_size=41, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+                       max_position_embeddings=64, word_embed_proj_dim=16)
+    model = OPTForCausalLM(config)
+    assert decoder_blocks(model) is model.model.decoder.layers
 
 
 class Expert(nn.Module):

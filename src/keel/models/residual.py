@@ -124,8 +124,10 @@ def _outermost_lists(owner: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleLis
 
 
 def _is_block(module: nn.Module) -> bool:
-    # Quantised layers hold buffers in place of parameters; two children with inner parts are attention and MLP.
-    return sum(any(True for _ in child.children()) for child in module.children()) >= 2
+    # Quantised layers hold buffers in place of parameters, so it is the parts that count: attention, or what stands for
+    # it, has inner parts; beside it is at least a norm. (The MLP of some, such as OPT, is spread over the block.)
+    parts = list(module.children())
+    return len(parts) >= 2 and any(any(True for _ in part.children()) for part in parts)
 
 
 class Attachment:
