@@ -16,7 +16,7 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store"),
     (b"x-frame-options", b"DENY"), (b"cross-origin-resource-policy", b"same-origin"),
     (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-     b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+     b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
 )
 
 
