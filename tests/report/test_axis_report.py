@@ -193,7 +193,9 @@ def test_cosines_pile_up_and_name_their_ends(tmp_path: Path) -> None:
     roles = [p for p in first.picture.points if p.said.startswith("r")]
     assert [round(p.x, 1) for p in roles] == [8.3, 59.3, 59.3, 91.7] and len({p.y for p in roles}) == 2
     assert [label.text for label in first.picture.labels] == ["default"]
-    assert [line.kind for line in first.picture.lines] == ["guide"]
+    (guide,) = first.picture.lines
+    default = first.picture.points[-1]
+    assert (guide.kind, guide.x1, guide.y1, guide.x2, guide.y2) == ("guide", default.x, 0, default.x, 100)
     assert numbers(first.picture.link)[-1] == ["default", "default", "0.5"]
 
 
@@ -322,8 +324,9 @@ def test_slopes_beyond_chance_are_told_by_condition(tmp_path: Path) -> None:
     assert numbers(one.slopes_link)[5][:2] == ["therapy", "as it was"]
     calm = drift(labels=("",), domains=[{"name": "a", "slope": 0.1, "low": 0.05, "high": 0.15, "n": 3},
                                         {"name": "b", "slope": -0.1, "low": -0.3, "high": 0.0, "n": 3}])
-    assert conversations(tmp_path / "calm", drift=calm).says[-1] == (
-        "The projection falls beyond chance in 0 of 2 domains.")
+    quiet = conversations(tmp_path / "calm", drift=calm)
+    assert quiet.says[-1] == "The projection falls beyond chance in 0 of 2 domains."
+    assert quiet.slopes is not None and [strip.dots[0].few for strip in quiet.slopes.strips] == [False, True]
 
 
 def test_predictions_differences_and_themes_are_tables(tmp_path: Path) -> None:

@@ -224,8 +224,7 @@ def _step(span: float, whole: bool) -> float:
     if whole and span <= MOST_WHOLE:
         return 1.0
     power = 10.0 ** floor(log10(span / N_TICKS))
-    step = next(k * power for k in (1, 2, 5, 10) if k * power >= span / N_TICKS)
-    return max(1.0, step) if whole else step
+    return next(k * power for k in (1, 2, 5, 10) if k * power >= span / N_TICKS)
 
 
 def _labels(
