@@ -23,7 +23,7 @@ AXIS = ("space", "drift", "dose", "calibration")
 """What is measured on an axis, each in a file of its own."""
 WITHOUT_STEPS = ("bench_compare", "bench_correlate", "bench_rm", "bench_rm select", "evaluate", "generate", "probe",
                  "process_rm evaluate", "process_rm label", "process_rm search", "win_rate",
-                 "axis calibrate", "axis drift", "axis evaluate", "axis project", "axis_drift", "axis_project")
+                 "axis calibrate", "axis drift", "axis evaluate", "axis project")
 """Recipes that train nothing and log no metrics."""
 SECRET = r"token|api[-_]?key|secret|password|(?:hf|access|auth|bearer)[-_]token"
 SECRET_OPTION = re.compile(rf"(--(?:[\w.-]*[._-])?(?:api[-_]?key|secret|password)|--(?:{SECRET}))(=|\s+)\S+", re.I)

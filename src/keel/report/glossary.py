@@ -35,7 +35,6 @@ RECIPES = {
     "bench_correlate": "Correlation of benchmark and use",
     "axis": "Assistant axis",
     "axis calibrate": "Calibration of an axis",
-    "axis convert": "Conversion of an axis",
     "axis drift": "Drift along the axis",
     "axis evaluate": "Evaluation of an axis",
     "axis extract": "Extraction of an axis",
