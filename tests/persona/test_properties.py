@@ -245,3 +245,35 @@ def test_ablation_sets_the_projection_and_keeps_what_is_across(model, bare):
         with AXIS.ablate(model, target=target, layers=[LAYER]):
             found = written(model, LAYER, IDS)[0]
         torch.testing.assert_close(found, bare - (bare @ u)[:, None] * u + target * u, **INTERFACE32)
+
+
+def test_a_wrapper_without_settings_of_its_own_is_steered_inside(model):
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model
+
+        def forward(self, ids):
+            return self.module(ids)
+
+    with AXIS.steer(model, 1.0, layers=[LAYER]):
+        expected = logits(model)
+    with torch.no_grad(), AXIS.steer(Wrapper(), 1.0, layers=[LAYER]):
+        torch.testing.assert_close(logits(model), expected, **EXACT)
+
+
+@pytest.mark.parametrize("where", ["prompt", "generation"])
+def test_a_mask_of_columns_and_a_prompt_fed_in_pieces(model, where):
+    """Columns may be named one by one; a prompt in pieces is known as such by the mask of the prompts."""
+    ids, mask = padded(rows())
+    change, n_new = stepping(3 * AXIS.unit(LAYER)), 3
+    expected = [greedy(model, row, n_new, LAYER, change, where)[0] for row in rows()]
+    with AXIS.steer(model, 3.0, unit="unit", layers=[LAYER], where=where, mask=mask):
+        for options in ({"prefill_chunk_size": 3}, {"cache_implementation": "static", "disable_compile": True}):
+            found = model.generate(ids, attention_mask=mask, max_new_tokens=n_new, do_sample=False, **options)
+            assert found[:, ids.shape[1]:].tolist() == expected, options
+    last = torch.zeros(mask.shape[0], mask.shape[1] + n_new, dtype=torch.bool)
+    last[:, : mask.shape[1] - 1] = True
+    with AXIS.steer(model, 3.0, unit="unit", layers=[LAYER], where=last if where == "prompt" else ~last):
+        found = model.generate(ids, attention_mask=mask, max_new_tokens=n_new, do_sample=False)
+    assert found[:, ids.shape[1]:].tolist() == expected

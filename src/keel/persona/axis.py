@@ -256,8 +256,9 @@ class AssistantAxis:
         if n != self.n_layers:
             raise ModelError(f"the axis has {self.n_layers} blocks, the model {n}",
                              remedy="An axis fits only the model it was extracted from.")
-        config: Any = model.config
-        width = getattr(config.get_text_config(), "hidden_size", self.width)
+        config: Any = getattr(model, "config", None)  # a wrapper may have none
+        width = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size",
+                        self.width)
         if width != self.width:
             raise ModelError(f"the axis is {self.width} wide, the model's stream {width}",
                              remedy="An axis is of use only to a model of the same shape as its own.")
