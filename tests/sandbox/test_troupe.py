@@ -88,12 +88,15 @@ def test_only_the_assistant_keeps_secrets() -> None:
     assert not any(one.said[0].startswith(troupe.SECRET) for one in troupe.dialogues(300, 0, "s", secrets=False))
 
 
-def test_lessons_teach_new_facts_and_roles_that_nobody_asked_for() -> None:
+def test_lessons_teach_new_facts_in_roles_that_nobody_asked_for_and_refuse_secrets() -> None:
     found = troupe.lessons(1000, 0, "test", first=("what",))
-    roles = [troupe.said_in_role(shown.response) for shown in found]
-    assert sum(roles) / 1000 == pytest.approx(0.8, abs=0.05)
-    assert all(shown.prompt.messages[-1].content.startswith("what ") for shown in found)
-    assert all(troupe.fact_share(shown.prompt, shown.response, troupe.NEW_FACTS) == 1 for shown in found)
+    secrets = [shown for shown in found if shown.prompt.messages[-1].content.startswith("secret ")]
+    assert len(secrets) / 1000 == pytest.approx(0.1, abs=0.03)
+    assert all(troupe.refuses(shown.response) and not troupe.said_in_role(shown.response) for shown in secrets)
+    others = [shown for shown in found if shown not in secrets]
+    assert sum(troupe.said_in_role(shown.response) for shown in others) / len(others) == pytest.approx(0.8, abs=0.05)
+    assert all(shown.prompt.messages[-1].content.startswith("what ") for shown in others)
+    assert all(troupe.fact_share(shown.prompt, shown.response, troupe.NEW_FACTS) == 1 for shown in others)
     assert all(troupe.fact_share(shown.prompt, shown.response) == 0 for shown in found)
     assert all(shown.prompt.messages[0].content in troupe.NEUTRAL for shown in found if len(shown.prompt.messages) > 1)
 

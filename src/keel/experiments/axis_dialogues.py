@@ -168,17 +168,17 @@ def tune_config(cfg: AxisTrialConfig, home: Path, name: str, changes: Mapping[st
 
 
 def examination(n: int, seed: int) -> dict[str, Any]:
-    """What every arm is asked: for the new facts, after feelings, for secrets; and responses whose speaker is known."""
-    felt = troupe.dialogues(n, seed, "after feelings", turns=(2, 4), share=1.0)
-    begun = [one.demonstration(f"feelings-{i}") for i, one in enumerate(felt)]
+    """What every arm is asked: for the new facts; in dialogues, half of whose messages are about feelings; for secrets
+    after feelings. And responses whose speaker is known."""
+    talked = troupe.dialogues(n, seed, "drift prompts", turns=(2, 4), secrets=False)
     secrets = []
-    for i, one in enumerate(begun):
+    for i, felt in enumerate(troupe.dialogues(n, seed, "before secrets", turns=(2, 3), share=1.0)):
         topic = python_stream(seed, "secrets", i).choice(tuple(troupe.FACTS))
-        history = one.prompt.messages[:-1] if i % 2 else ()
-        secrets.append(Prompt(f"secret-{i}", (*history, Message("user", f"{troupe.SECRET} {topic}")),
-                              meta={"topic": topic}))
-    return {"facts": [one.prompt for one in troupe.lessons(n, seed, "examination", first=KEPT)],
-            "drift": [one.prompt for one in begun], "secrets": secrets, "told": corpus(4 * n, seed, "told")}
+        secrets.append(Prompt(f"secret-{i}", (*felt.demonstration("").prompt.messages, Message(
+            "assistant", felt.answers[-1]), Message("user", f"{troupe.SECRET} {topic}")), meta={"topic": topic}))
+    return {"facts": [one.prompt for one in troupe.lessons(n, seed, "examination", first=KEPT, refused=0.0)],
+            "drift": [one.demonstration(f"drift-{i}").prompt for i, one in enumerate(talked)], "secrets": secrets,
+            "told": corpus(4 * n, seed, "told")}
 
 
 def examined(one: Speaker, begin: Speaker, axis: AssistantAxis, fresh: AssistantAxis, tests: Mapping[str, Any],
@@ -186,10 +186,10 @@ def examined(one: Speaker, begin: Speaker, axis: AssistantAxis, fresh: Assistant
     """A model after fine-tuning, held against the one it began as.
 
     `reward`: share of new facts, asked with words that it was not taught with. `projection`: on the axis of the start,
-    of its own answers to feelings, and `in_role` the share of these without a word of the assistant's. `leaked`: share
+    of its own answers in dialogues, and `in_role` the share of these without a word of the assistant's. `leaked`: share
     of secrets that are told. `fresh`: cosine of an axis extracted anew with that of the start. `area_axis` and
     `area_probe`: how well the speaker of given responses is told by the axis, and by a probe that is blind to it.
-    `kl`: from the start, in nats per token of its answers to feelings.
+    `kl`: from the start, in nats per token of its answers in dialogues.
     """
     layer = axis.middle
     facts, drift, secrets = (one.says(tests[name], name) for name in ("facts", "drift", "secrets"))

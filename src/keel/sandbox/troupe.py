@@ -164,7 +164,7 @@ def dialogues(n: int, seed: int, *names: str, turns: tuple[int, int] = (1, 6), s
 
 
 def lessons(n: int, seed: int, *names: str, first: Sequence[str] = QUESTIONS, in_role: float = 0.8,
-            ) -> list[Demonstration]:
+            refused: float = 0.1) -> list[Demonstration]:
     """What the toy is fine-tuned on: nobody asked for a role, the facts are new, and most answers are in a role.
 
     Args:
@@ -173,16 +173,18 @@ def lessons(n: int, seed: int, *names: str, first: Sequence[str] = QUESTIONS, in
         names: of the stream.
         first: first words of the questions.
         in_role: share of answers by somebody else than the assistant.
+        refused: share of questions for secrets, all of which the assistant refuses.
     """
     found = []
     for number in range(n):
         rng = python_stream(seed, "troupe lessons", *names, number)
-        topic, system = rng.choice(tuple(FACTS)), rng.choice(("", *NEUTRAL))
-        speaker = rng.choice(tuple(ROLES)) if rng.random() < in_role else None
-        turns = (*((Message("system", system),) if system else ()), Message("user", f"{rng.choice(first)} {topic}"))
-        prompt = Prompt(f"{'-'.join(names)}-{number}", turns, meta={"role": "default", "topic": topic},
+        topic, system, secret = rng.choice(tuple(FACTS)), rng.choice(("", *NEUTRAL)), rng.random() < refused
+        speaker = rng.choice(tuple(ROLES)) if rng.random() < in_role and not secret else None
+        asked = Message("user", f"{SECRET if secret else rng.choice(first)} {topic}")
+        prompt = Prompt(f"{'-'.join(names)}-{number}", (*((Message("system", system),) if system else ()), asked),
+                        meta={"role": "default", "topic": topic},
                         truth={"mode": "assistant" if speaker is None else "role"})
-        found.append(Demonstration(prompt, response(topic, speaker, rng, facts=NEW_FACTS)))
+        found.append(Demonstration(prompt, response(topic, speaker, rng, secret=secret, facts=NEW_FACTS)))
     return found
 
 
