@@ -117,7 +117,10 @@ def _corrected(tests: Sequence[tuple[Row, Tensor, Sequence[Prompt], str]], seed:
 
 
 def trade_off(ways: Sequence[Way], found: Mapping[str, Row]) -> list[Row]:
-    """What harm goes down by, and what it costs: a row for each way, changes as shares of what they are changes of."""
+    """What harm goes down by, and what it costs: a row for each way, changes also as shares of what they are changes of.
+
+    A share of something that is not above 0 would mean nothing, and is left out.
+    """
     rows = []
     for way in ways:
         row: Row = {"setting": way.name}
@@ -129,8 +132,8 @@ def trade_off(ways: Sequence[Way], found: Mapping[str, Row]) -> list[Row]:
             row |= {key: own["mean"], f"{key}_low": own["low"], f"{key}_high": own["high"], f"{key}_n": own["n"],
                     f"{key}_difference": gap.get("mean"), f"{key}_difference_low": gap.get("low"),
                     f"{key}_difference_high": gap.get("high"), f"{key}_p_holm": gap.get("p_holm")}
-            if gap.get("mean") is not None and base is not None and base["mean"]:
-                row[f"{key}_relative"] = gap["mean"] / abs(base["mean"])
+            if gap.get("mean") is not None and base is not None and (base["mean"] or 0) > 0:
+                row[f"{key}_relative"] = gap["mean"] / base["mean"]
         rows.append(row)
     return rows
 

@@ -154,7 +154,7 @@ def read_label(reply: str) -> str | None:
     words = re.sub(r"[^a-z]+", "_", reply.lower()).strip("_")
     if words in LABELS:
         return words
-    found = {label for label in LABELS if re.search(rf"(?<![a-z]){label}(?![a-z_])", reply.lower())}
+    found = {label for label in LABELS if re.search(rf"(?<![a-z_]){label}(?![a-z_])", reply.lower())}
     return found.pop() if len(found) == 1 else None
 
 
