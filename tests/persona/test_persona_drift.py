@@ -88,7 +88,7 @@ def test_two_conditions_of_the_same_messages():
     some = [straight("a", 1.0, 2.0, 7.0), straight("b", 2.0, 5.0, label="capped"),
             straight("c", 0.0, None, asked=("so",)), straight("d", 4.0, 8.0, asked=("so",), label="capped"),
             straight("e", 50.0, asked=("why",), label="capped"), straight("f", 60.0, domain="talk", label="capped")]
-    (found,) = differences(some, seed=0)
+    (found,) = differences(some, [], seed=0)
     assert found == {"domain": "tea", "first": "", "second": "capped", "mean": 3.0, "low": None, "high": None, "n": 2}
 
 
@@ -110,3 +110,15 @@ def test_the_default_range_is_that_of_its_block():
     assert default_range(told, 0, centred=False) == {"low": -1.0, "high": 3.0}
     assert default_range(told, 0, centred=True) == {"low": -1.5, "high": 2.5}
     assert default_range(told, 1, centred=False) is None and default_range(AXIS, 0, centred=False) is None
+
+
+def test_a_conversation_and_the_same_while_something_acts():
+    """Each is held against itself: two conversations with the same messages are not mixed up."""
+    plain = [straight("a", 1.0, 2.0), straight("b", 5.0, 5.0)]
+    acted = [straight("a", 2.0, 3.0, label="capped"), straight("b", 8.0, 8.0, label="capped")]
+    (found,) = differences(plain, acted, seed=0)
+    assert (found["first"], found["second"], found["mean"], found["n"]) == ("", "capped", 2.0, 2)
+    named = [straight("a", 1.0, label="x"), straight("b", 4.0, label="y")]
+    held = [straight("a", 2.0, label="x, now capped"), straight("b", 7.0, label="y, now capped")]
+    assert [(row["first"], row["second"], row["mean"]) for row in differences(named, held, seed=0)] == [
+        ("x", "y", 3.0), ("x", "x, now capped", 1.0), ("y", "y, now capped", 3.0)]

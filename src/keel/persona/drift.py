@@ -130,23 +130,30 @@ def _mean(values: Sequence[float], seed: int, *names: str) -> dict[str, Any]:
     return {"mean": mean, "low": low if several else None, "high": high if several else None, "n": len(values)}
 
 
-def differences(courses: Sequence[Course], *, seed: int) -> list[dict[str, Any]]:
+def differences(plain: Sequence[Course], acted: Sequence[Course], *, seed: int) -> list[dict[str, Any]]:
     """What a second condition adds to the projection where the user said the same in both, by domain.
 
-    Two conversations are compared turn by turn if all their user messages are equal, as in a replay; the mean over
-    their common turns counts once. The condition that a file names first is the one that the others are held against.
+    Two conversations of a file are compared turn by turn if all their user messages are equal, as in a replay; the
+    condition that the file names first is the one that the others are held against. What was read while something
+    acted is held against the same conversation without it. The mean over common turns counts once.
+
+    Args:
+        plain: courses of all conversations.
+        acted: the same ones in the same order while something acts; empty where nothing does.
+        seed: of the resamples.
     """
     same: dict[tuple[str, tuple[str, ...]], dict[str, Course]] = {}
-    for one in courses:
+    for one in plain:
         same.setdefault((one.domain, one.asked), {}).setdefault(one.label, one)
-    order = list(dict.fromkeys(one.label for one in courses))
+    order = list(dict.fromkeys(one.label for one in plain))
+    pairs = []
+    for by_label in same.values():
+        first, *others = sorted(by_label.values(), key=lambda one: order.index(one.label))
+        pairs += [(first, other) for other in others]
     found: dict[tuple[str, str, str], list[float]] = {}
-    for (domain, _), by_label in same.items():
-        labels = sorted(by_label, key=order.index)
-        for other in labels[1:]:
-            gaps = [b - a for a, b in zip(by_label[labels[0]].turns, by_label[other].turns, strict=False)
-                    if a is not None and b is not None]
-            if gaps:
-                found.setdefault((domain, labels[0], other), []).append(sum(gaps) / len(gaps))
-    return [{"domain": domain, "first": first, "second": second, **_mean(gaps, seed, "pairs", domain, first, second)}
-            for (domain, first, second), gaps in found.items()]
+    for first, other in [*pairs, *(zip(plain, acted, strict=True) if acted else ())]:
+        gaps = [b - a for a, b in zip(first.turns, other.turns, strict=False) if a is not None and b is not None]
+        if gaps:
+            found.setdefault((first.domain, first.label, other.label), []).append(sum(gaps) / len(gaps))
+    return [{"domain": domain, "first": one, "second": other, **_mean(gaps, seed, "pairs", domain, one, other)}
+            for (domain, one, other), gaps in found.items()]

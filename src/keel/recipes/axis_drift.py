@@ -65,13 +65,14 @@ def run(cfg: AxisDriftConfig) -> runs.RunResult:
         write_trajectories(log.folder, read.all, axis, centred=cfg.centred)
         courses = [course(one, axis, layer, centred=cfg.centred) for one in read.all]
         domains = domain_rows(courses, fewest=cfg.fewest, seed=cfg.seed, n_draws=cfg.n_draws)
-        gaps = differences(courses, seed=cfg.seed)
+        plain, acted = courses[: len(read.plain)], courses[len(read.plain):]
+        gaps = differences(plain, acted, seed=cfg.seed)
         if not any(row["positions"] for row in domains):
             log.note(f"no turn is reached by fewest={cfg.fewest} conversations of one domain and condition: there are "
                      "no curves and no slopes")
         prediction: dict[str, Any] = {}
         piles: list[dict[str, Any]] = []
-        told = told_rows(courses[: len(read.plain)])
+        told = told_rows(plain)
         if cfg.foretell is not None and told.texts:
             features = message_features(cfg.foretell, told.texts, model, words, layer=layer, width=width)
             prediction = foretold(cfg.foretell, told, features, seed=cfg.seed, n_draws=cfg.n_draws)
