@@ -440,6 +440,27 @@ def test_the_front_is_what_no_other_setting_beats(tmp_path: Path) -> None:
     assert {label.text for label in one.pareto.labels} == set("abcd")
 
 
+def test_differences_that_were_tested_are_told(tmp_path: Path) -> None:
+    gap = mean(-0.25, 0.125) | {"to": "none", "p": 0.0004, "p_holm": 0.02}
+    told = {"none": {"harm": mean(0.5)}, "axis +1": {
+        "harm": mean(0.25) | {"difference": gap}, "harm_plain": mean(0.1) | {"difference": mean(0.1, 0.1)},
+        "refusal": 3}, "odd": 4}
+    folder = saved(tmp_path / "run", "axis evaluate", dose=dose())
+    (folder / "result.json").write_text(json.dumps({"recipe": "axis evaluate", "status": "finished", "settings": told}))
+    one = doses(read(folder))
+    assert one is not None
+    assert one.gaps.rows == (("axis +1", "harm", "\u22120.25 [\u22120.38, \u22120.12]", "< 0.001", "0.020"),)
+
+
+def test_a_measure_is_in_per_cent_only_where_all_of_it_is_a_share(tmp_path: Path) -> None:
+    points = [{"setting": f"s{k}", "strength": k, "metrics": {"gold_score": mean(x, 0.125)}}
+              for k, x in enumerate((0.5, 0.0625))]
+    one = doses(run(tmp_path / "run", "axis evaluate", dose={"curves": [{"name": "axis", "points": points}]}))
+    assert one is not None and one.settings.head[2] == "gold score"
+    assert [row[2] for row in one.settings.rows] == ["0.50 [0.38, 0.62]", "0.06 [\u22120.06, 0.19]"]
+    assert one.pictures[0].frame.title == "Gold score by strength" and not one.pictures[0].frame.share
+
+
 def test_bounds_are_a_dose_and_many_curves_are_counted(tmp_path: Path) -> None:
     curves = [{"name": "axis", "layers": str(k), "where": "all", "points": [
         {"setting": f"above {x}", "lower": x, "metrics": {"harm": mean(0.5, 0.1)}} for x in (0.0, 1.0)]}

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 from keel.report.audit_tables import Table as Words
 from keel.report.axis_pictures import Band, Curve, Frame, Picture, Spot, Table, picture
-from keel.report.evaluation_charts import known
+from keel.report.evaluation_charts import known, p_value, signed
 from keel.report.folder import Row, RunFolder, part, rows
 from keel.report.words import DASH, brief, finite, interval, joined, number, percent, share, times
 
 __all__ = ["Calibration", "Doses", "calibration", "doses"]
 
 N_COLORS, MOST_CURVES, MOST_SETTINGS = 7, 7, 200
-DOSES = (("strength", "strength; 0 leaves the model as it is"), ("percentile", "percentile of the bound, on the axis"),
-         ("lower", "lower bound of the projection"))
+DOSES = {"strength": "strength; 0 leaves the model as it is", "percentile": "percentile of the bound, on the axis",
+         "lower": "lower bound of the projection"}
 SHORT = {"lower": "bound"}
+ENDS = ("mean", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Doses:
     pictures: tuple[Picture, ...]
     pareto: Picture | None
     settings: Words
+    gaps: Words
     clamped: Words
 
 
@@ -53,14 +55,17 @@ def doses(run: RunFolder) -> Doses | None:
     if not told:
         return None
     settings = _settings(told)
-    metrics = list(dict.fromkeys(name for one in settings for name in one.metrics))
-    drawn = [found for metric in metrics for key, words in DOSES
-             if (found := _response(settings, metric, key, words, str(told.get("unit") or ""))) is not None]
-    head = ("curve", "setting", *metrics)
-    lines = tuple((one.curve, one.setting, *(_measure(one.metrics.get(name, {})) for name in metrics))
-                  for one in settings[:MOST_SETTINGS])
+    metrics = {name: all(0 <= x <= 1 for one in settings for end in ENDS
+                         if (x := one.metrics.get(name, {}).get(end)) is not None)
+               for name in dict.fromkeys(name for one in settings for name in one.metrics)}
+    drawn = [found for metric, shares in metrics.items() for key in DOSES if (
+        found := _response(settings, metric, key, str(told.get("unit") or ""), shares)) is not None]
+    head = ("curve", "setting", *map(_worded, metrics))
+    lines = tuple((one.curve, one.setting, *(_measure(one.metrics.get(name, {}), shares)
+                                             for name, shares in metrics.items())) for one in settings[:MOST_SETTINGS])
     return Doses(tuple(_says(settings, metrics)), tuple(drawn), _pareto(told),
-                 Words("All settings", "Means with 95% intervals over prompts.", head, lines), _clamped(told))
+                 Words("All settings", "Means with 95% intervals over prompts.", head, lines), _gaps(run),
+                 _clamped(told))
 
 
 def calibration(run: RunFolder) -> Calibration | None:
@@ -90,7 +95,7 @@ def _settings(told: Row) -> list[_Setting]:
         for point in rows(row, "points"):
             metrics = {str(key): fit for key, value in part(point, "metrics").items()
                        if isinstance(value, dict) and (fit := _known(value))}
-            dose = {key: x for key, _ in DOSES if (x := finite(point.get(key))) is not None}
+            dose = {key: x for key in DOSES if (x := finite(point.get(key))) is not None}
             found.append(_Setting(name, str(point.get("setting", "")), dose, metrics))
     return found
 
@@ -101,49 +106,66 @@ def _known(row: Row) -> Row:
     return {**found, "n": row.get("n")} if found else {}
 
 
-def _measure(row: Row) -> str:
-    if not row:
-        return DASH
-    return percent(row) if 0 <= row["mean"] <= 1 else interval(row)
+def _measure(row: Row, shares: bool) -> str:
+    """A mean with its interval: in per cent where every mean of the measure is a share."""
+    return DASH if not row else percent(row) if shares else interval(row)
 
 
-def _says(settings: Sequence[_Setting], metrics: Sequence[str]) -> list[str]:
+def _worded(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _says(settings: Sequence[_Setting], metrics: Mapping[str, bool]) -> list[str]:
     base = next((one for one in settings if not one.dose), None)
     base = base or next((one for one in settings if one.dose.get("strength") == 0), None)
-    told = [f"{name} {_measure(base.metrics[name])}" for name in metrics if name in base.metrics] if base else []
+    told = [f"{_worded(name)} {_measure(base.metrics[name], shares)}" for name, shares in metrics.items()
+            if name in base.metrics] if base else []
     return [f"{times(len(settings), 'setting')}. Left as it is, the model has " + joined(told) + "."] if told else []
 
 
-def _response(settings: Sequence[_Setting], metric: str, key: str, words: str, unit: str) -> Picture | None:
+def _response(settings: Sequence[_Setting], metric: str, key: str, unit: str, shares: bool) -> Picture | None:
     """One metric over the dose, a line for each way to give it; the model left as it is as a dashed line."""
     mine = [one for one in settings if key in one.dose and metric in one.metrics]
     every = list(dict.fromkeys(one.curve for one in mine))
     names = every[:MOST_CURVES]
     if not mine:
         return None
-    curves = [Curve(name, f"run-{i % N_COLORS}", [_spot(one, metric, key) for one in sorted(
+    curves = [Curve(name, f"run-{i % N_COLORS}", [_spot(one, metric, key, shares) for one in sorted(
         (one for one in mine if one.curve == name), key=lambda one: one.dose[key])]) for i, name in enumerate(names)]
     bases = [one for one in settings if not one.dose and metric in one.metrics and one.curve not in names]
     levels = list(dict.fromkeys(one.metrics[metric]["mean"] for one in bases))[:MOST_CURVES]
     bands = [Band(level, level, "the model left as it is") for level in levels]
-    ends = ("mean", "low", "high")
-    lines = [(one.curve, one.setting, one.dose[key], *(finite(one.metrics[metric].get(end)) for end in (*ends, "n")))
+    lines = [(one.curve, one.setting, one.dose[key], *(finite(one.metrics[metric].get(end)) for end in (*ENDS, "n")))
              for one in mine if one.curve in names]
-    shares = all(0 <= one.metrics[metric].get(end, 0.0) <= 1 for one in mine for end in ends)
     dashed = f"Dashed: {'the model' if len(bands) == 1 else 'each model'} left as it is. " if bands else ""
     alone = (f"Of {names[0]}. " if len(every) == 1 else "" if len(every) == len(names) else
              f"{len(names)} of {len(every)} curves; the table below has all. ")
-    title = f"{metric.replace('_', ' ').capitalize()} by {SHORT.get(key, key)}"
+    title = f"{_worded(metric).capitalize()} by {SHORT.get(key, key)}"
     frame = Frame(title, f"{alone}{dashed}Whiskers: 95% intervals over prompts.",
-                  f"{words}{f' ({unit})' if unit and key == 'strength' else ''}", "", share=shares)
+                  f"{DOSES[key]}{f' ({_worded(unit)})' if unit and key == 'strength' else ''}", "", share=shares)
     head = ("curve", "setting", key, metric, "low", "high", "n")
     return picture(frame, curves, Table(f"dose_{metric}_{key}", head, lines), bands)
 
 
-def _spot(one: _Setting, metric: str, key: str) -> Spot:
+def _spot(one: _Setting, metric: str, key: str, shares: bool) -> Spot:
     row = one.metrics[metric]
-    said = f"{one.curve}, {one.setting or f'{key} {number(one.dose[key])}'}: {_measure(row)}"
+    said = f"{one.curve}, {one.setting or f'{key} {number(one.dose[key])}'}: {_measure(row, shares)}"
     return Spot(one.dose[key], row["mean"], row.get("low"), row.get("high"), said)
+
+
+def _gaps(run: RunFolder) -> Words:
+    """Differences to the model as it is, of the measures that were tested."""
+    lines = []
+    for name, measures in part(run.result, "settings").items():
+        for measure, row in measures.items() if isinstance(measures, dict) else ():
+            gap = part(row, "difference") if isinstance(row, dict) else {}
+            if known(gap) and "p_holm" in gap:
+                lines.append((str(name), _worded(str(measure)), signed(gap), p_value(gap.get("p")),
+                              p_value(gap.get("p_holm"))))
+    words = ("Differences on the same prompts, with 95% intervals over prompts. p by turning the signs of the prompts' "
+             "differences; after Holm's correction over all of these tests.")
+    return Words("Less the model left as it is", words, ("setting", "measure", "difference", "p", "p after Holm"),
+                 tuple(lines[:MOST_SETTINGS]))
 
 
 def _pareto(told: Row) -> Picture | None:
