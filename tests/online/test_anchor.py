@@ -16,11 +16,11 @@ from keel.errors import ConfigError, DataError, ModelError
 from keel.models.forward import hidden_states, token_logprobs
 from keel.models.load import ModelConfig, causal_lm
 from keel.online.anchor import Anchor, AnchorConfig, Start, anchored
-from keel.online.gauge import Gauge, content, opened, readings
+from keel.online.gauge import Gauge, SampledMeans, content, opened, readings, response_means
 from keel.online.held import Held, held, refuse_both
 from keel.persona.axis import AssistantAxis
 from keel.persona.settings import AxisConfig
-from keel.rollout.sample import SamplingConfig
+from keel.rollout.sample import SamplingConfig, sample
 from keel.train.tally import Tally
 
 END = 2
@@ -97,6 +97,23 @@ def test_projections_are_those_of_each_row_alone(home, model, words):
         here = states(model, row.ids)
         by_hand = torch.stack([here[layer][row.n_prompt : -1] @ unit for layer, unit in units.items()])
         torch.testing.assert_close(one, by_hand.detach(), **tol.FLOAT32)
+
+
+def test_what_is_heard_while_sampling_is_what_a_pass_over_it_reads(home, model, words):
+    """Prompts of one token and of several, more of them than slots; the last token of a response is never fed."""
+    prompts = [[4], [1, 4, 9, 11], [5], [1, 4, 7], [8, 9]]
+    gauge = Gauge(opened(home / "axis.safetensors", model, (2, 0)))
+    heard = SampledMeans(gauge, len(prompts))
+    streams = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    with heard.on(model):
+        rollout = sample(model, prompts, SamplingConfig(max_new_tokens=7, slots=3), streams, stop_ids=[END], pad_id=0,
+                         record_ids=["r"] * len(prompts))
+    lengths = rollout.tokens.attention_mask.sum(1).tolist()
+    fed = [Row(ids[: n - 1].tolist(), len(prompt), "r") for ids, n, prompt in zip(
+        rollout.tokens.ids, lengths, prompts, strict=True)]
+    read = response_means(readings(model, gauge, fed, words, 60))
+    assert not read.isnan().all() and len(set(lengths)) > 1
+    torch.testing.assert_close(heard.means(), read, equal_nan=True, **tol.FLOAT32)
 
 
 def test_directions_come_from_the_file_or_from_the_seed(home, model):

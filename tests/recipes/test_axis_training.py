@@ -27,6 +27,9 @@ from keel.errors import ConfigError
 from keel.models.actors import Actors
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
 from keel.online import update as updates
+from keel.online.anchor import Anchor
+from keel.online.gauge import Gauge, opened
+from keel.online.held import Held
 from keel.persona.axis import AssistantAxis
 from keel.recipes import group_ppo, offline_pg, ppo, preference, sft
 from keel.recipes.ppo import PPOConfig
@@ -86,14 +89,22 @@ def run(name: str, home, out, **changes):
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_the_anchor_adds_its_price_whatever_the_micro_batches_are(home, tmp_path, monkeypatch, name):
     """The first step's gradient: with the price it is another one, in proportion to the coefficient, and the same for
-    small and large micro-batches; the parts are logged."""
-    found = {}
+    small and large micro-batches, whose weights add up to what they are divided by; the parts are logged."""
+    found, asked, real = {}, [], Anchor.cost
+
+    def cost(own, batch, weights, total, tally):
+        asked.append((float(weights.sum()), float(total)))
+        return real(own, batch, weights, total, tally)
+
     for label, changes in {"plain": {}, "one": {"anchor": anchor(home)}, "small": {"anchor": anchor(home)} | {
             "micro_tokens": 30}, "half": {"anchor": anchor(home, coef=1.0)}}.items():
-        seen = steps_of(monkeypatch)
+        seen, asked[:] = steps_of(monkeypatch), []
+        monkeypatch.setattr(Anchor, "cost", cost)
         result = run(name, home, tmp_path / label, steps=1, **changes).values
         monkeypatch.undo()
         found[label] = seen[0]
+        assert not asked or sum(weight for weight, _ in asked) == asked[0][1]
+        assert len(asked) == {"plain": 0}.get(label, len(asked)) and (label != "small" or len(asked) > 2)
         assert ("anchor" in result) == ("anchor" in changes)
     rise = found["one"] - found["plain"]
     assert rise.abs().max() > tol.CREDIT32["rtol"]
@@ -261,10 +272,6 @@ def test_the_saved_model_is_the_bare_one(home, tmp_path, monkeypatch):
 
 def test_the_anchor_in_an_update_has_the_weights_of_the_loss(home):
     """A response that is left out of the losses costs nothing; responses weigh the same where the loss says so."""
-    from keel.online.anchor import Anchor
-    from keel.online.gauge import Gauge, opened
-    from keel.online.held import Held
-
     policy = causal_lm(ModelConfig(path=str(home / "base")))
     part = part_of(policy, moved(copy.deepcopy(policy), by=0.05), n=6)
     part.counted[4] = False

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from keel.batches import Rollout, TokenBatch
+from keel.batches import TokenBatch
 from keel.data.collate import Tokens, budget_batches, collate
 from keel.data.render import PromptRow, Row, Template
 from keel.functional.directions import project
@@ -20,7 +20,7 @@ from keel.models.residual import Columns, attach
 from keel.persona.axis import AssistantAxis
 from keel.rollout.respond import Responses
 
-__all__ = ["Gauge", "SampledMeans", "answer_rows", "content", "fed", "opened", "readings", "response_means"]
+__all__ = ["Gauge", "SampledMeans", "answer_rows", "content", "opened", "readings", "response_means"]
 
 
 def opened(path: Path, model: nn.Module, layers: Sequence[int], control: int | None = None,
@@ -141,9 +141,3 @@ class SampledMeans:
     def means(self) -> Float[Tensor, "S B"]:
         """Of each response, on the CPU; NaN for one that says nothing."""
         return torch.stack([(self.sums[layer] / self.counts[layer]).cpu() for layer in self.gauge.units])
-
-
-def fed(rollout: Rollout) -> Bool[Tensor, "B T"]:
-    """The tokens that a `SampledMeans` hears: all of a response but the last."""
-    mask = rollout.tokens.response_mask
-    return mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))
