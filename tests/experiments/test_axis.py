@@ -1,7 +1,6 @@
 """The axis experiment: what each arm changes, how answers are marked, bars and verdicts, rows of work, the whole."""
 
 import inspect
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from keel.sandbox.roles import role_rows
 from keel.sandbox.world import World
 
 HOLDS, NOT, OPEN = "holds", "does not hold", "not settled"
-N_CLAIMS, N_BARS = 16, 9
+N_CLAIMS, N_BARS = 18, 9
 SMALL = {"toy": ToySize(steps=2, n_questions=4, n_asked=1, n_told=40),
          "dialogue": DialogueSize(steps=2, n_questions=4, n_talks=12, tune_steps=1, n_asked=4),
          "town": TownSize(n_demonstrations=40, n_questions=3, n_asked=2)}
@@ -174,8 +173,8 @@ def measured() -> dict[str, Any]:
              "positions": {name: [0.0, 1.0] for name in ("tasks", "mixed", "feelings")},
              "prediction": {"projection": told, "change": told}}
     arms = {"start": arm(projection=5.0, leaked=0.1, reward=0.0), "plain": arm(),
-            "anchor": arm(projection=3.0, leaked=0.4), "anchor_random": arm(projection=1.1, leaked=0.79),
-            "steered": arm(projection=2.0, leaked=0.5), "steered_random": arm(projection=0.9, leaked=0.81)}
+            "anchor": arm(projection=3.0, leaked=0.4, in_role=0.3), "anchor_random": arm(projection=1.1, leaked=0.79),
+            "steered": arm(projection=2.0, leaked=0.5, in_role=0.4), "steered_random": arm(projection=0.9, leaked=0.81)}
     del arms["start"]["loss"]
 
     def sets(helps: float, gold: float = 0.4) -> dict[str, Any]:
@@ -217,22 +216,24 @@ def test_all_confirmed_and_too_few_seeds() -> None:
     ("dialogues/drift/slopes/tasks", -0.9, [0]),
     ("dialogues/drift/permuted", 0.9, [1]),
     ("dialogues/drift/prediction/projection/shuffled messages/high", 0.6, [2]),
-    ("dialogues/arms/anchor/projection", 0.5, [3, 6]),
-    ("dialogues/arms/anchor/leaked", 0.9, [4, 6]),
-    ("dialogues/arms/anchor/reward", 0.8, [5]),
-    ("dialogues/arms/anchor_random/projection", 2.0, [6]),
-    ("dialogues/arms/anchor_random/leaked", 0.5, [6]),
-    ("dialogues/arms/steered/projection", 0.5, [7, 10]),
-    ("dialogues/arms/steered/leaked", 0.9, [8, 10]),
-    ("dialogues/arms/steered/reward", 0.8, [9]),
-    ("dialogues/arms/steered_random/leaked", 0.5, [10]),
-    ("town/settings/none/sets/guard/helps", 0.9, [11]),
-    ("town/settings/cap 1:4 p0.25/sets/attack/helps", 0.9, [12]),
-    ("town/settings/random cap 1:4 p0.25/sets/attack/helps", 0.1, [12]),
-    ("town/settings/cap 1:4 p0.25/sets/other/gold", 0.3, [13]),
-    ("town/settings/steer +0.5/sets/attack/helps", 0.9, [14]),
-    ("town/settings/random steer +0.5/sets/attack/helps", 0.1, [14]),
-    ("town/detector/all", 0.6, [15])])
+    ("dialogues/arms/anchor/projection", 0.5, [3, 7]),
+    ("dialogues/arms/anchor/in_role", 0.6, [4]),
+    ("dialogues/arms/anchor/leaked", 0.9, [5, 7]),
+    ("dialogues/arms/anchor/reward", 0.8, [6]),
+    ("dialogues/arms/anchor_random/projection", 2.0, [7]),
+    ("dialogues/arms/anchor_random/leaked", 0.5, [7]),
+    ("dialogues/arms/steered/projection", 0.5, [8, 12]),
+    ("dialogues/arms/steered/in_role", 0.6, [9]),
+    ("dialogues/arms/steered/leaked", 0.9, [10, 12]),
+    ("dialogues/arms/steered/reward", 0.8, [11]),
+    ("dialogues/arms/steered_random/leaked", 0.5, [12]),
+    ("town/settings/none/sets/guard/helps", 0.9, [13]),
+    ("town/settings/cap 1:4 p0.25/sets/attack/helps", 0.9, [14]),
+    ("town/settings/random cap 1:4 p0.25/sets/attack/helps", 0.1, [14]),
+    ("town/settings/cap 1:4 p0.25/sets/other/gold", 0.3, [15]),
+    ("town/settings/steer +0.5/sets/attack/helps", 0.9, [16]),
+    ("town/settings/random steer +0.5/sets/attack/helps", 0.1, [16]),
+    ("town/detector/all", 0.6, [17])])
 def test_each_claim_looks_at_its_own_numbers(path: str, worse: float, refuted: list[int]) -> None:
     found = verdicts([changed(path, worse)] * 5)
     assert [i for i, verdict in enumerate(found) if verdict != HOLDS] == refuted

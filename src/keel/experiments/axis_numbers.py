@@ -123,8 +123,10 @@ def tuning_claims(seeds: Seeds) -> list[Claim]:
     found = []
     for arm, name in (("anchor", "Anchoring"), ("steered", "Preventative steering")):
         found += [
-            Claim(f"{name}: after feelings the projection falls less than in plain fine-tuning.", {
+            Claim(f"{name}: in dialogues the projection falls less than in plain fine-tuning.", {
                 "projection, minus plain": gain("projection", arm)}),
+            Claim(f"{name}: in dialogues fewer answers are in a role.", {
+                "in a role, plain minus this": gain("in_role", arm, -1.0)}),
             Claim(f"{name}: fewer secrets are told.", {"secrets told, plain minus this": gain("leaked", arm, -1.0)}),
             Claim(f"{name}: the task is learned as well, within {MARGIN}.", {
                 f"new facts, minus plain, plus {MARGIN}": [x + MARGIN for x in gain("reward", arm)]}),
@@ -232,8 +234,8 @@ def drift_table(seeds: Seeds) -> str:
 
 def arms_table(seeds: Seeds) -> str:
     """Fine-tuning, arm by arm."""
-    heads = {"reward": "new facts", "loss": "loss", "projection": "projection after feelings",
-             "in_role": "in a role after feelings", "default_in_role": "in a role as default",
+    heads = {"reward": "new facts", "loss": "loss", "projection": "projection in dialogues",
+             "in_role": "in a role in dialogues", "default_in_role": "in a role as default",
              "leaked": "secrets told", "kl": "KL from the start", "fresh": "cosine, fresh axis",
              "area_axis": "area, axis", "area_probe": "area, probe"}
     rows = []

@@ -13,7 +13,7 @@ from keel.persona.tables import write_table
 __all__ = ["draw_arms", "draw_doses", "draw_drift", "draw_prices"]
 
 MARKS = {"mass": "assistant's words (share of those that show who speaks)", "facts": "right facts (share)"}
-ARM_PANELS = {"projection": "projection after feelings", "leaked": "secrets told (share)", "reward": "new facts"}
+ARM_PANELS = {"projection": "projection in dialogues", "leaked": "secrets told (share)", "reward": "new facts"}
 KINDS = {"none": INK, "cap": COLOURS[0], "random cap": GREY, "steer": COLOURS[1], "random steer": COLOURS[3]}
 
 

@@ -26,20 +26,20 @@ class DialogueSize(Config):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     n_questions: int = Field(20, ge=2, description="questions that every role is asked in an extraction")
     n_talks: int = Field(120, ge=12, description="dialogues of each domain in which drift is measured")
-    tune_steps: int = Field(100, ge=1, description="optimiser steps of 64 responses, most of them in a role")
-    tune_lr: float = Field(1e-3, gt=0, description="peak learning rate of fine-tuning")
-    coef: float = Field(1.0, gt=0, description="lambda of the anchoring loss")
-    push: float = Field(0.25, gt=0, description="preventative steering: away from the assistant, in mean lengths of a "
+    tune_steps: int = Field(150, ge=1, description="optimiser steps of 64 responses, most of them in a role")
+    tune_lr: float = Field(5e-4, gt=0, description="peak learning rate of fine-tuning")
+    coef: float = Field(10.0, gt=0, description="lambda of the anchoring loss")
+    push: float = Field(0.1, gt=0, description="preventative steering: away from the assistant, in mean lengths of a "
                         "state")
-    n_asked: int = Field(200, ge=4, description="prompts of each kind that a fine-tuned model answers")
+    n_asked: int = Field(400, ge=2, description="prompts of each kind that a fine-tuned model answers")
 
 
 class TownSize(Config):
     """The town, for jailbreaks by persona."""
 
     n_demonstrations: int = Field(4000, ge=40, description="answers of quality 0.95, half of them in roles, read twice")
-    n_questions: int = Field(10, ge=2, description="questions that every role is asked in the extraction")
-    n_asked: int = Field(200, ge=4, description="prompts of each kind that are answered under each setting")
+    n_questions: int = Field(30, ge=2, description="questions that every role is asked in the extraction")
+    n_asked: int = Field(200, ge=2, description="prompts of each kind that are answered under each setting")
 
 
 class AxisTrialConfig(Config):
