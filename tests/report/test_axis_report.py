@@ -465,6 +465,7 @@ def test_bounds_are_a_dose_and_many_curves_are_counted(tmp_path: Path) -> None:
     curves = [{"name": "axis", "layers": str(k), "where": "all", "points": [
         {"setting": f"above {x}", "lower": x, "metrics": {"harm": mean(0.5, 0.1)}} for x in (0.0, 1.0)]}
         for k in range(9)]
+    curves.append({"name": "cap", "layers": "3", "points": [{"setting": "a cap", "metrics": {"harm": mean(0.5)}}]})
     bases = [{"name": name, "points": [{"setting": name, "metrics": {"harm": mean(x, 0.1)}}]}
              for name, x in (("one none", 0.75), ("two none", 0.25))]
     one = doses(run(tmp_path / "run", "axis evaluate", dose={"curves": [*curves, *bases]}))
@@ -474,7 +475,7 @@ def test_bounds_are_a_dose_and_many_curves_are_counted(tmp_path: Path) -> None:
     assert harm.frame.words == ("7 of 9 curves; the table below has all. Dashed: each model left as it is. Whiskers: "
                                 "95% intervals over prompts.")
     assert [line.y1 for line in harm.lines if line.kind == "guide"] == [25.0, 75.0]
-    assert len(harm.legend) == 7 and len(one.settings.rows) == 20 and len(numbers(harm.link)) == 15
+    assert len(harm.legend) == 7 and len(one.settings.rows) == 21 and len(numbers(harm.link)) == 15
 
 
 @pytest.mark.parametrize("broken", [
@@ -495,7 +496,10 @@ def test_floors_are_drawn_with_their_errors_and_what_they_touch(tmp_path: Path) 
                                                    "p0.75 (on the axis 0.25)"]
     assert numbers(floors.link)[1] == ["p0.25 (on the axis 0.75)", "3", "3", "0.05"]
     low, high = floors.points[0].low, floors.points[0].high
+    span = float(floors.ticks_y[-1][1]) - float(floors.ticks_y[0][1])
+    # Two standard errors of 0.05 to either side.
     assert low is not None and high is not None and high < floors.points[0].y < low
+    assert round((low - high) * span / 100, 2) == 0.2
     assert (responses.frame.title, prompts.frame.title) == ("Response tokens below the floor",
                                                             "Prompt tokens below the floor")
     assert numbers(prompts.link)[1] == ["p0.25 (on the axis 0.75)", "3", "0.775"]

@@ -41,12 +41,19 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Setting:
-    """One setting with what was measured of it. `dose`: strength, percentile or bound, by its name."""
+    """One setting with what was measured of it. `dose`: strength, percentile or bound, by its name; `acts`: on a layer.
+    """
 
     curve: str
     setting: str
     dose: Mapping[str, float]
     metrics: Mapping[str, Row]
+    acts: bool
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it leaves the model as it is."""
+        return not self.acts and not self.dose
 
 
 def doses(run: RunFolder) -> Doses | None:
@@ -96,7 +103,7 @@ def _settings(told: Row) -> list[_Setting]:
             metrics = {str(key): fit for key, value in part(point, "metrics").items()
                        if isinstance(value, dict) and (fit := _known(value))}
             dose = {key: x for key in DOSES if (x := finite(point.get(key))) is not None}
-            found.append(_Setting(name, str(point.get("setting", "")), dose, metrics))
+            found.append(_Setting(name, str(point.get("setting", "")), dose, metrics, bool(at)))
     return found
 
 
@@ -116,7 +123,7 @@ def _worded(metric: str) -> str:
 
 
 def _says(settings: Sequence[_Setting], metrics: Mapping[str, bool]) -> list[str]:
-    base = next((one for one in settings if not one.dose), None)
+    base = next((one for one in settings if one.is_base), None)
     base = base or next((one for one in settings if one.dose.get("strength") == 0), None)
     told = [f"{_worded(name)} {_measure(base.metrics[name], shares)}" for name, shares in metrics.items()
             if name in base.metrics] if base else []
@@ -132,7 +139,7 @@ def _response(settings: Sequence[_Setting], metric: str, key: str, unit: str, sh
         return None
     curves = [Curve(name, f"run-{i % N_COLORS}", [_spot(one, metric, key, shares) for one in sorted(
         (one for one in mine if one.curve == name), key=lambda one: one.dose[key])]) for i, name in enumerate(names)]
-    bases = [one for one in settings if not one.dose and metric in one.metrics and one.curve not in names]
+    bases = [one for one in settings if one.is_base and metric in one.metrics]
     levels = list(dict.fromkeys(one.metrics[metric]["mean"] for one in bases))[:MOST_CURVES]
     bands = [Band(level, level, "the model left as it is") for level in levels]
     lines = [(one.curve, one.setting, one.dose[key], *(finite(one.metrics[metric].get(end)) for end in (*ENDS, "n")))
