@@ -307,6 +307,15 @@ def test_listening_everywhere_needs_names(folder):
     assert settings(folder, more={"host": "::", "hosts": ("Model.lan",)}).known_hosts[-1] == "model.lan"
 
 
+def test_who_opens_it_to_other_machines_is_told_what_that_means(folder, capsys):
+    command._announce(settings(folder, more={"host": "0.0.0.0", "hosts": ("model.lan",)}), 80, None)
+    told = capsys.readouterr().err
+    assert "http://model.lan:80/v1" in told and "travel readable; put TLS in front" in told
+    command._announce(settings(folder, more={"host": "::1"}), 80, None)
+    told = capsys.readouterr().err
+    assert "http://[::1]:80/" in told and "TLS" not in told
+
+
 def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch):
     real = builtins.__import__
 

@@ -23,7 +23,7 @@ TEXTS = ["the cat sat . why ?", "na\u00efve \u2014 \U0001f9ed\u20ac!", "", " a  
 
 
 def told(words, ids, stops=()):
-    speech = Speech(words, stops)
+    speech = Speech(words, stops, words.lead)
     pieces = []
     for token in ids:
         pieces.append(speech.add(token))
@@ -65,3 +65,4 @@ def test_the_lead_of_a_template_is_no_part_of_the_text():
     object.__setattr__(words, "lead", " ")
     ids = words.tokenizer(" yes  no", add_special_tokens=False).input_ids
     assert "".join(told(words, ids)) == "yes  no" == words.decode(ids)
+    assert Speech(words).add(ids[0]) == " "  # plain text goes on as it is

@@ -184,4 +184,7 @@ def _announce(cfg: ServeConfig, port: int, token: str | None) -> None:
               f"            open {address}/#token={token}", file=sys.stderr)
     else:
         print(f"keel serve: clients send the token of {cfg.token_env}", file=sys.stderr)
+    if cfg.host not in LOOPBACK:
+        print("keel serve: other machines can reach this, and token and text travel readable; put TLS in front of it",
+              file=sys.stderr)
     sys.stderr.flush()

@@ -108,7 +108,8 @@ class Engine:
 
     @property
     def closing(self) -> bool:
-        return self._closes is not None
+        """True where nothing new is taken: it is to end, or its thread has ended."""
+        return self._closes is not None or not self.alive
 
     @property
     def alive(self) -> bool:
@@ -159,11 +160,11 @@ class Engine:
     def _turn(self) -> bool:
         """Read new prompts where there are any, and write one token of everything that runs."""
         with self._changed:
-            while not self._waiting and not self._jobs and not self.closing:
+            while not self._waiting and not self._jobs and self._closes is None:
                 self._changed.wait()
             self._sweep()
             new = self._admitted()
-            if self.closing and not self._jobs and not new:
+            if self._closes is not None and not self._jobs and not new:
                 return False
         try:
             if new:

@@ -100,8 +100,8 @@ class Service:
             names = (self.cfg.seed, "serve", "request", plan.number) if asked.seed is None else (asked.seed, "serve")
             uniforms = torch.rand(plan.limit, generator=stream(*names, choice)).tolist()
             draft = Draft(plan.prompts[choice // (asked.n or 1)], draws, plan.limit, uniforms, number=0)
-            jobs.append(Job(choice, draft, Speech(self.words, asked.stops), plan.settings, tell,
-                            self.cfg.limits.timeout_s))
+            speech = Speech(self.words, asked.stops, self.words.lead if plan.chat else "")
+            jobs.append(Job(choice, draft, speech, plan.settings, tell, self.cfg.limits.timeout_s))
         return jobs
 
     def trace(self, plan: Plan) -> Trace | None:

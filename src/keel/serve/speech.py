@@ -14,15 +14,16 @@ class Speech:
     Args:
         template: of the tokenizer.
         stops: texts that end the response; neither they nor what follows is given out.
+        lead: what the template writes before a response, which is no part of it.
     """
 
-    def __init__(self, template: Template, stops: tuple[str, ...] = ()) -> None:
+    def __init__(self, template: Template, stops: tuple[str, ...] = (), lead: str = "") -> None:
         self.stopped = False
         self._template, self._stops = template, stops
         self._ids: list[int] = []
         self._start = self._told = 0  # a window: decoded again with each token, and how much of it has been given out
         self._held = ""
-        self._lead = template.lead
+        self._lead = lead
 
     def add(self, token: int) -> str:
         """The text that is certain once this token is there; often none."""
