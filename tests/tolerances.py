@@ -96,8 +96,5 @@ HEARD = {"rtol": 1e-5, "atol": 1e-5}
 PLANTED = {"rtol": 0.0, "atol": 1e-4}
 """A direction that a hook adds, found again as a difference of means of float32 states."""
 
-NOISE = 0.1
-"""Relative, of a variance over 500 responses of 32 coordinates within the sums of their roles."""
-
 INTERFACE32 = {"rtol": 1e-5, "atol": 1e-4}
 """Logits and projections of order 10 from a padded, cached batch against the same row by itself, in float32."""

@@ -26,6 +26,7 @@ from keel.functional.spaces import (
     quantile_with_error,
     split_half_cosine,
     sum_rows,
+    whole_cosine,
 )
 
 
@@ -175,3 +176,9 @@ def test_quantiles_that_mean_nothing_are_refused() -> None:
     for values in ([1.0], [1.0, math.nan], [1.0, math.inf, 2.0]):
         with pytest.raises(ValueError, match=f"{len(values)} values: a quantile with an error needs two or more, all"):
             quantile_with_error(float64(values), 0.5)
+
+
+def test_the_whole_is_more_reliable_than_its_halves() -> None:
+    """r = 1/3: the whole has 2/3 / (4/3) = 1/2 and agrees with the truth by its root. No agreement: 0, not NaN."""
+    r = float64([1.0, 1 / 3, 0.0, -0.4])
+    assert_close(whole_cosine(r), float64([1.0, 0.5**0.5, 0.0, 0.0]), **FLOAT64)

@@ -138,7 +138,7 @@ def _role(stem: str, value: Mapping[str, Any]) -> Role:
     if not systems:
         raise DataError(f"the role {name!r} has no system prompt",
                         remedy="Give `system_prompts`, a list of texts; an empty text asks without a system prompt.")
-    # Of the authors' files exactly this name is the default; a role such as `default_rebel` is not (spec defect 6).
+    # Of the authors' files exactly this name is the default; a role such as `default_rebel` is not.
     default = value.get("is_default", stem == "default")
     if not isinstance(default, bool):
         raise DataError(f"is_default of {name!r} is {default!r:.40}, neither true nor false",
@@ -182,8 +182,8 @@ def _texts(value: Mapping[str, Any], column: str) -> tuple[str, ...]:
 
 def _sides(pairs: Any, side: str) -> tuple[str, ...]:
     listed = pairs if isinstance(pairs, list) else [None]
-    found = [pair.get(side) if isinstance(pair, dict) else None for pair in listed]
-    if not all(isinstance(text, str) for text in found):
+    found = [pair[side] for pair in listed if isinstance(pair, dict) and isinstance(pair.get(side), str)]
+    if len(found) < len(listed):
         raise DataError(f"an instruction lacks its text {side!r}",
                         remedy='Instructions are a list of objects like {"pos": "..."}; those of traits have '
                                '"neg" as well.')

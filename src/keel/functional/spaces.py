@@ -12,7 +12,7 @@ from keel.functional.masked import wide
 
 __all__ = [
     "Sums", "axis_cosine_bound", "components_needed", "coordinates_of", "explained_share", "mean_of", "merge_sums",
-    "no_sums", "noise_of", "quantile_with_error", "split_half_cosine", "sum_rows",
+    "no_sums", "noise_of", "quantile_with_error", "split_half_cosine", "sum_rows", "whole_cosine",
 ]
 
 
@@ -93,6 +93,23 @@ def split_half_cosine(
     """
     first, second = (mean_difference(d, r) for d, r in zip(default_halves, role_halves, strict=True))
     return cosine(first, second)
+
+
+def whole_cosine(split_half: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Cosine that the axis of both halves together is expected to have with that of endlessly many questions.
+
+        sqrt(2 r / (1 + r)),    0 where the halves do not agree at all
+
+    Half the questions give the axis plus noise n, all of them the axis plus noise of half that variance; r is the
+    cosine of two such halves, |a|^2 / (|a|^2 + n^2).
+    Source: Spearman 1910, "Correlation Calculated from Faulty Data"; Brown 1910, "Some Experimental Results in the
+        Correlation of Mental Abilities" (reliability of the whole; its root is the correlation with the truth).
+
+    Args:
+        split_half: r, from `split_half_cosine`.
+    """
+    r = split_half.clamp_min(0.0)
+    return (2 * r / (1 + r)).sqrt()
 
 
 def axis_cosine_bound(

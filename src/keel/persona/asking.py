@@ -80,13 +80,9 @@ def trait_units(traits: Sequence[Trait], questions: Sequence[str], n_prompts: in
 def asked(item: Item, own_turn: bool) -> Prompt:
     """The conversation that asks for it; without a turn of their own instructions open the user's message."""
     meta = {"role": item.role, "kind": item.kind, "system": item.system, "question": item.question}
-    if not item.system:
-        turns = (Message("user", item.question),)
-    elif own_turn:
-        turns = (Message("system", item.system), Message("user", item.question))
-    else:
-        turns = (Message("user", f"{item.system}\n\n{item.question}"),)
-    return Prompt(item.id, turns, meta=meta)
+    instruction = (Message("system", item.system),) if item.system and own_turn else ()
+    opening = f"{item.system}\n\n" if item.system and not own_turn else ""
+    return Prompt(item.id, (*instruction, Message("user", opening + item.question)), meta=meta)
 
 
 def keeps_system(words: Template) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from keel.functional.spaces import axis_cosine_bound
 from keel.persona.axis import AssistantAxis, DefaultStats
 from keel.persona.files import HOOK_POINT, SIGN
 from keel.persona.space import SHOWN, Found, Space
@@ -58,24 +57,12 @@ def summary_of(found: Found, space: Space) -> dict[str, Any]:
     halves = table["split_half"]
     return {
         "layer": layer, "reliability": halves[layer], "reliability_lowest": min(halves, key=lambda x: (x is None, x)),
-        "expected_cosine": _expected(found, layer), "cosine_pc1": table["cosine_pc1"][layer],
+        "whole_cosine": table["whole_cosine"][layer], "cosine_pc1": table["cosine_pc1"][layer],
         "pc1_share": table["variance"][0] if table["variance"] else None, "components_for": table["components_for"],
         "axis_norm": table["axis_norm"][layer], "token_norm": table["token_norm"][layer],
         "default_range": table["default_range"], "n_fully": len(found.chosen("fully")),
         "n_somewhat": len(found.chosen("somewhat")), "n_all": len(found.chosen("all")), "n_traits": len(found.traits),
         "too_few": found.few}
-
-
-def _expected(found: Found, layer: int) -> float | None:
-    """Cosine to expect with the axis that endlessly many responses of the same roles would give."""
-    step = float(found.axis[layer].norm())
-    if found.noise is None or step == 0:
-        return None
-    axis_roles = found.chosen("fully", "all")
-    # Roles weigh the same, so their mean is as noisy as R^2 / sum(1/n) responses taken together.
-    n_role = round(len(axis_roles) ** 2 / sum(1 / one.n for one in axis_roles))
-    return axis_cosine_bound(width=found.axis.shape[1], n_role=n_role, n_default=found.n_default,
-                             n_roles=len(axis_roles), noise=float(found.noise[layer]) ** 0.5, spread=0.0, step=step)
 
 
 def _default_stats(found: Found, space: Space) -> DefaultStats | None:
@@ -90,7 +77,7 @@ def _default_stats(found: Found, space: Space) -> DefaultStats | None:
 
 def _tables(space: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     layers = [dict(zip(("layer", *names), (i, *row), strict=True)) for names in [
-        ("cosine_pc1", "axis_norm", "split_half", "token_norm")]
+        ("cosine_pc1", "axis_norm", "split_half", "whole_cosine", "token_norm")]
         for i, row in enumerate(zip(*(space[name] for name in names), strict=True))]
     cumulative, variance = 0.0, []
     for number, share in enumerate(space["variance"], start=1):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keel.errors import DataError
 from keel.functional.directions import Components, cosine, mean_difference, principal_components, project, unit
-from keel.functional.spaces import Sums, components_needed, coordinates_of, mean_of, noise_of, split_half_cosine
+from keel.functional.spaces import Sums, components_needed, coordinates_of, mean_of, split_half_cosine, whole_cosine
 from keel.persona.extract import RoleSums, kept_alike
 
 __all__ = ["SHARES", "SHOWN", "Found", "Rows", "Scale", "Space", "gathered", "space_of"]
@@ -49,8 +49,6 @@ class Found:
         n_default: how many they are.
         halves: default mean and role vectors of the even and of the odd questions, where both are there.
         token_norm: mean length of a content token's state. [L]
-        noise: mean variance of a coordinate within roles at each block, n as weight; none where every role has one
-            response. [L]
         kept: means of some of the default's responses at the chosen block. [N D]
         traits: vector of each trait, and how many pairs it rests on.
         counts: role -> score -> responses.
@@ -63,7 +61,6 @@ class Found:
     kept: Float[Tensor, "N D"]
     vectors: list[Vector] = field(default_factory=list)
     halves: tuple[Float[Tensor, "2 L D"], Float[Tensor, "2 R L D"]] | None = None
-    noise: Float[Tensor, " L"] | None = None
     traits: dict[str, tuple[Float[Tensor, "L D"], int]] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     few: list[str] = field(default_factory=list)
@@ -112,7 +109,6 @@ def gathered(sums: Sequence[RoleSums], *, min_count: int) -> Found:
                         where="min_count", remedy="Ask more questions, lower min_count, or look at the scores in "
                                                   "responses.jsonl: the model or the judge may not follow.")
     found.halves = _halves(sums, defaults, {one.name for one in found.chosen("fully", "all")})
-    found.noise = _noise(sums)
     return found
 
 
@@ -155,15 +151,6 @@ def _halves(sums: Sequence[RoleSums], defaults: Sequence[RoleSums], used: set[st
             torch.stack([torch.stack([mean_of(half) for half in pair if half is not None]) for pair in both], 1))
 
 
-def _noise(sums: Sequence[RoleSums]) -> Float[Tensor, " L"] | None:
-    told = [bucket for one in sums if one.kind != "trait"
-            for bucket in (_fully(one) if one.kind == "role" else [_together([one], None)])
-            if bucket is not None and int(bucket.count) > 1]
-    free = sum(int(bucket.count) - 1 for bucket in told)
-    total = sum((noise_of(bucket) * (int(bucket.count) - 1) for bucket in told), torch.zeros(()))
-    return total / free if free else None
-
-
 @dataclass(frozen=True)
 class Space:
     """The space of personas at one block, and how every block compares.
@@ -199,12 +186,14 @@ def space_of(found: Found, layer: int, *, rows: Rows, scale: Scale) -> Space:
     means = torch.stack([one.mean[layer] for one in found.vectors] + [found.default[layer]])
     placed = _placed(means, at)
     projections = (project(means, along) - zero).tolist()
+    halves = split_half_cosine(*found.halves).tolist() if found.halves is not None else None
     table = {
         "layer": layer, "n_layers": len(axis),
         "cosine_pc1": [None if one is None else float(cosine(axis[i], one.directions[0]))
                        for i, one in enumerate(per_layer)],
         "axis_norm": axis.norm(dim=-1).tolist(),
-        "split_half": split_half_cosine(*found.halves).tolist() if found.halves is not None else [None] * len(axis),
+        "split_half": halves if halves is not None else [None] * len(axis),
+        "whole_cosine": whole_cosine(torch.tensor(halves)).tolist() if halves is not None else [None] * len(axis),
         "token_norm": found.token_norm.tolist(), "variance": variance,
         "components_for": {f"{share:g}": components_needed(at.variance_share, share) for share in SHARES}
         if at is not None else {},
