@@ -539,11 +539,15 @@ def test_titles_say_what_was_found(tmp_path: Path) -> None:
 def test_everything_of_a_run_has_its_picture_and_its_file(tmp_path: Path) -> None:
     folder = saved(tmp_path / "run", space=space(), drift=drift(), trajectories=trajectories(), heat=heat(),
                    dose=dose(), calibration=calibration())
+    (folder / "tables").mkdir()
+    for name in ("variance.csv", "layers.csv", "other.txt"):
+        (folder / "tables" / name).touch()
     (one,) = panels([read(folder)])
-    assert isinstance(one, Panel) and one.name == ""
+    assert isinstance(one, Panel) and one.name == "" and one.tables == ("tables/layers.csv", "tables/variance.csv")
     page = made(tmp_path, folder)
     assert page.count('<figure class="still">') == 3 + 3 + 2 + 3 + 4 + 7 + 3
     assert page.count('class="csv"') == page.count('<figure class="still">') + 3  # space, slopes, tokens
+    assert "in the folder of the run: tables/layers.csv, tables/variance.csv." in page
     assert '<a href="#axis-1">Axis</a>' in page and data_of(page)["spaces"][0]["at"] == "space-0"
     beside = made(tmp_path, folder, saved(tmp_path / "other", dose=dose()))
     assert '<a href="#axis-2">Axis of other</a>' in beside

@@ -14,20 +14,22 @@ __all__ = ["Panel", "axis_evidence", "axis_title", "cubes", "panels"]
 
 @dataclass(frozen=True)
 class Panel:
-    """Of one run; what it does not hold is none."""
+    """Of one run; what it does not hold is none. `tables`: files in its folder with all numbers."""
 
     name: str
     space: Space | None
     turns: Turns | None
     doses: Doses | None
     calibration: Calibration | None
+    tables: tuple[str, ...]
 
 
 def panels(runs: list[RunFolder]) -> list[Panel]:
     """The runs that measured on an axis."""
     found = []
     for at, run in enumerate(runs):
-        one = Panel(run.name if len(runs) > 1 else "", space(run, at), turns(run), doses(run), calibration(run))
+        one = Panel(run.name if len(runs) > 1 else "", space(run, at), turns(run), doses(run), calibration(run),
+                    tuple(sorted(f"tables/{file.name}" for file in (run.path / "tables").glob("*.csv"))))
         if one.space or one.turns or one.doses or one.calibration:
             found.append(one)
     return found
