@@ -48,7 +48,7 @@ def made(tmp_path_factory):
 def read(made, *, layers=(1,), micro_tokens=64, **settings):
     folder, model, words = made
     cfg = TalksConfig(path=str(folder / "talks.jsonl"), **settings)
-    found, _ = talks(cfg, words, context(model, cfg.max_length))
+    found = talks(cfg, words, context(model, cfg.max_length))
     axis = AssistantAxis.load(folder / "axis.safetensors")
     return found, axis, read_along(model, words, axis, found, layers=layers, cfg=cfg, micro_tokens=micro_tokens)
 
@@ -69,8 +69,8 @@ def test_every_token_of_every_conversation(made, micro_tokens):
     for one, projections in zip(found.rendered, values, strict=True):
         for row, layer in enumerate((0, 1)):
             torch.testing.assert_close(projections[row], alone(made, one.ids, layer), **tolerances.FLOAT32)
-    assert found.skipped == {"records": 0, "in_windows": 0, "cut": 0, "dropped": 0, "not_rendered": 0,
-                             "system_joined": 0}
+    assert found.skipped == {"records": 0, "too_long": 0, "not_rendered": 0}
+    assert found.handled == {"in_windows": 0, "cut": 0, "system_joined": 0}
 
 
 def test_the_mean_of_a_turn_is_over_its_content_alone(made):
@@ -96,7 +96,7 @@ def test_windows_are_read_as_rows_of_their_own(made):
     """Width 8, of which the begin-of-sequence token takes one: windows of 7 tokens, 3 further each time."""
     found, _, values = read(made, max_length=8)
     ids = found.rendered[0].ids
-    assert found.skipped["in_windows"] == 2 and not bool(values[0].isnan().any())
+    assert found.handled["in_windows"] == 2 and not bool(values[0].isnan().any())
     torch.testing.assert_close(values[0][0, :7], alone(made, ids[:7], 1), **tolerances.FLOAT32)
     second = alone(made, [ids[0], *ids[3:10]], 1)
     torch.testing.assert_close(values[0][0, 7:10], second[5:], **tolerances.FLOAT32)
@@ -104,7 +104,7 @@ def test_windows_are_read_as_rows_of_their_own(made):
 
 def test_a_conversation_that_is_cut_is_read_up_to_there(made):
     found, axis, values = read(made, max_length=13, too_long="cut")
-    assert found.skipped["cut"] == 1  # the other one has 13 tokens
+    assert found.handled["cut"] == 1  # the other one has 13 tokens
     assert values[0][0].isnan().tolist() == [place >= 13 for place in range(len(found.rendered[0].ids))]
     assert not bool(values[1].isnan().any())
     rows = turn_rows(Reading(found.dialogues[0], found.rendered[0], "", (1,), values[0]), axis, 1)
@@ -113,7 +113,7 @@ def test_a_conversation_that_is_cut_is_read_up_to_there(made):
 
 def test_a_conversation_that_is_too_long_is_left_out(made):
     found, _, values = read(made, max_length=13, too_long="drop")
-    assert [one.id for one in found.dialogues] == ["b"] and found.skipped["dropped"] == 1 and len(values) == 1
+    assert [one.id for one in found.dialogues] == ["b"] and found.skipped["too_long"] == 1 and len(values) == 1
     with pytest.raises(DataError, match="none of 2 conversations fits into 8 tokens"):
         read(made, max_length=8, too_long="drop")
 
@@ -125,7 +125,7 @@ def test_a_conversation_that_the_template_refuses_stops_or_is_counted(made):
     cfg = TalksConfig(path=str(made[0] / "talks.jsonl"))
     with pytest.raises(DataError, match="never twice"):
         talks(cfg, words, 128)
-    found, _ = talks(cfg.model_copy(update={"on_bad_record": "skip"}), words, 128)
+    found = talks(cfg.model_copy(update={"on_bad_record": "skip"}), words, 128)
     assert [one.id for one in found.dialogues] == ["b"] and found.skipped["not_rendered"] == 1
 
 
@@ -138,7 +138,7 @@ def test_more_than_the_model_can_read_is_refused(made):
 def acting(made, **axis):
     folder, model, words = made
     cfg = TalksConfig(path=str(folder / "talks.jsonl"))
-    found, _ = talks(cfg, words, 128)
+    found = talks(cfg, words, 128)
     counted = []
     settings = AxisConfig(path=folder / "axis.safetensors", **axis)
     return both_ways(model, words, found, layers=[1], acting=settings, cfg=cfg, micro_tokens=1000,

@@ -66,7 +66,7 @@ def test_trajectories_tokens_and_tables_say_the_same(asked):
                      "prediction": {}}
     said = {(row["role"], row["label"]): row for row in result.values["projection"]}
     assert said["assistant", "plain"]["mean"] == pytest.approx((turns[1]["raw"] + turns[3]["raw"]) / 2)
-    assert result.values["n"] == 2 and result.values["skipped"]["in_windows"] == 0 and result.values["caps"] == {}
+    assert result.values["n"] == 2 and result.values["handled"]["in_windows"] == 0 and result.values["caps"] == {}
 
 
 def test_centred_moves_everything_by_the_mean_of_the_roles(asked):

@@ -21,7 +21,6 @@ from keel.data.chat import Template
 from keel.data.collate import budget_batches, collate
 from keel.data.dialogues import Dialogue
 from keel.data.load import read_dialogues
-from keel.data.problems import ReadReport
 from keel.data.records import Message
 from keel.data.render import Row
 from keel.data.spans import Conversation, Reasoning, TurnSpan, Window, render_conversation, windows
@@ -61,12 +60,15 @@ class Talks:
     Attributes:
         dialogues: as they were read.
         rendered: tokens and spans of each.
-        skipped: what was left out or shortened, by kind.
+        skipped: what was left out, by kind.
+        handled: what was read otherwise than it stands there, by kind: in windows, cut, with a joined system turn, and
+            without tagged parts.
     """
 
     dialogues: tuple[Dialogue, ...]
     rendered: tuple[Conversation, ...]
     skipped: Mapping[str, int]
+    handled: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ class Reading:
         return (float(found.double().mean()) if len(found) else None), len(found)
 
 
-def talks(cfg: TalksConfig, words: Template, width: int) -> tuple[Talks, ReadReport]:
+def talks(cfg: TalksConfig, words: Template, width: int) -> Talks:
     """Read and render the conversations of a file.
 
     Args:
@@ -106,8 +108,8 @@ def talks(cfg: TalksConfig, words: Template, width: int) -> tuple[Talks, ReadRep
     """
     found, report = read_dialogues(cfg.path, on_bad_record=cfg.on_bad_record, domain=cfg.domain, label=cfg.label,
                                    strip=cfg.strip)
-    counts = Counter({"records": report.n_dropped, "in_windows": 0, "cut": 0, "dropped": 0, "not_rendered": 0,
-                      "system_joined": 0})
+    left_out = Counter({"records": report.n_dropped, "too_long": 0, "not_rendered": 0})
+    handled = Counter({"in_windows": 0, "cut": 0, "system_joined": 0, **report.left_out})
     kept, rendered = [], []
     for dialogue in found[: cfg.limit]:
         try:
@@ -115,20 +117,20 @@ def talks(cfg: TalksConfig, words: Template, width: int) -> tuple[Talks, ReadRep
         except DataError:
             if cfg.on_bad_record == "stop":
                 raise
-            counts["not_rendered"] += 1
+            left_out["not_rendered"] += 1
             continue
-        counts["system_joined"] += one.joined
-        if len(one.ids) > width:
-            counts[{"windows": "in_windows", "cut": "cut", "drop": "dropped"}[cfg.too_long]] += 1
-            if cfg.too_long == "drop":
-                continue
+        if len(one.ids) > width and cfg.too_long == "drop":
+            left_out["too_long"] += 1
+            continue
+        handled["system_joined"] += one.joined
+        handled["in_windows" if cfg.too_long == "windows" else "cut"] += len(one.ids) > width
         kept.append(dialogue)
         rendered.append(one)
     if not kept:
         raise DataError(f"none of {len(found)} conversations fits into {width} tokens and the chat template",
                         where=cfg.path, remedy="Set data.too_long to windows or cut, or raise data.max_length; with "
                                                "data.on_bad_record = stop the template says what it refuses.")
-    return Talks(tuple(kept), tuple(rendered), dict(counts)), report
+    return Talks(tuple(kept), tuple(rendered), dict(left_out), dict(handled))
 
 
 def context(model: nn.Module, asked: int | None, longest: int = 1 << 20) -> int:

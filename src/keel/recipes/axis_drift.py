@@ -51,7 +51,7 @@ def run(cfg: AxisDriftConfig) -> runs.RunResult:
         layer = axis.middle if cfg.axis.monitor is None else cfg.axis.monitor
         axis.fitting(model, [layer])
         width = context(model, cfg.data.max_length)
-        found, report = talks(cfg.data, words, width)
+        found = talks(cfg.data, words, width)
         progress = log.bar(len(found.rendered) * (1 + cfg.axis.acts), 0)
 
         def on_done(n: int) -> None:
@@ -88,7 +88,7 @@ def run(cfg: AxisDriftConfig) -> runs.RunResult:
         return log.finish({"n": len(found.dialogues), "layer": layer, "domains": [
             {key: value for key, value in row.items() if key != "positions"} for row in domains],
             "prediction": prediction, "differences": gaps, "caps": read.caps,
-            "skipped": dict(found.skipped) | dict(report.left_out)})
+            "skipped": found.skipped, "handled": found.handled})
 
 
 def write_tables(folder: Path, domains: list[dict[str, Any]], prediction: dict[str, dict[str, Any]],

@@ -45,7 +45,7 @@ def run(cfg: AxisProjectConfig) -> runs.RunResult:
         words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
         drawn = axis.middle if cfg.axis.monitor is None else cfg.axis.monitor
         layers = list(dict.fromkeys(axis.fitting(model, [drawn, *cfg.layers])))
-        found, report = talks(cfg.data, words, context(model, cfg.data.max_length))
+        found = talks(cfg.data, words, context(model, cfg.data.max_length))
         progress = log.bar(len(found.rendered) * (1 + cfg.axis.acts), 0)
 
         def on_done(n: int) -> None:
@@ -65,4 +65,4 @@ def run(cfg: AxisProjectConfig) -> runs.RunResult:
             print(f"{who}: {line['mean']:.4g} over {line['n']} turns")
         return log.finish({"n": len(found.dialogues), "n_tokens": sum(len(one.ids) for one in found.rendered),
                            "layer": drawn, "projection": means, "caps": read.caps,
-                           "skipped": dict(found.skipped) | dict(report.left_out)})
+                           "skipped": found.skipped, "handled": found.handled})
