@@ -257,6 +257,19 @@ def test_a_second_generation_begins_anew(model):
     assert longer[:, -2:].tolist() == [greedy(model, row, 2, 1, stepping(VECTOR), "generation")[0] for row in whole]
 
 
+def test_what_is_attached_again_has_forgotten_what_it_saw(model):
+    """Uncached, one more token than before is the same generation going on; behind a new attaching it is a prompt."""
+    seen: list[Columns] = []
+    one, prompt = Attachment(model, {0: lambda layer, hidden, known: seen.append(known)}), PROMPTS[0]
+    with one:
+        logits(model, torch.tensor([prompt]))
+        logits(model, torch.tensor([[*prompt, 9]]))
+    with one:
+        logits(model, torch.tensor([[*prompt, 9, 9]]))
+    assert [known.generated[0].tolist() for known in seen] == [
+        [False, False, True], [False, False, True, True], [False, False, False, False, True]]
+
+
 @pytest.mark.parametrize("where", ["prompt", "generation"])
 def test_a_prompt_that_was_fed_before_is_known_by_its_mask(model, where):
     """Prefilled by hand, continued token by token, as people write their own loops; and once without a cache."""
