@@ -432,10 +432,12 @@ def test_the_front_is_what_no_other_setting_beats(tmp_path: Path) -> None:
     # b is beaten by a in both, d by c in capability alone; a and c remain, from less harm to more.
     rows = [{"setting": name, "harm": x, "capability": y} for name, x, y in (
         ("c", 0.5, 0.9), ("b", 0.3, 0.7), ("a", 0.2, 0.8), ("d", 0.5, mean(0.85)))]
+    rows[0]["capability"] = mean(0.9, 0.05)
     one = doses(run(tmp_path / "run", "axis evaluate", dose={"pareto": [*rows, {"setting": "e", "harm": None}]}))
     assert one is not None and one.pareto is not None
     assert [p.said for p in one.pareto.points[:2]] == ["a: harm 20%, capability 80%", "c: harm 50%, capability 90%"]
-    assert len(one.pareto.lines) == 1 and one.pareto.frame.words.endswith("2 settings of 4 on the front.")
+    assert len(one.pareto.lines) == 1 and "2 settings of 4 on the front. Whiskers: 95%" in one.pareto.frame.words
+    assert [p.low is None for p in one.pareto.points] == [True, False, True, True]
     assert [row[0] for row in numbers(one.pareto.link)[1:] if row[3] == "yes"] == ["c", "a"]
     assert {label.text for label in one.pareto.labels} == set("abcd")
 

@@ -183,12 +183,15 @@ def _pareto(told: Row) -> Picture | None:
         return None
     front = sorted((one for one in points if not any(_beats(other, one) for other in points)), key=lambda one: one[1])
     names = [one[0] for one in front]
-    spots = {kind: [Spot(harm, able, said=f"{name}: harm {_short(harm)}, capability {_short(able)}", label=name)
-                    for name, harm, able in those]
+    beside = {str(row.get("setting")): _known(part(row, "capability")) for row in rows(told, "pareto")}
+    spots = {kind: [Spot(harm, able, beside[name].get("low"), beside[name].get("high"),
+                         f"{name}: harm {_short(harm)}, capability {_short(able)}", name) for name, harm, able in those]
              for kind, those in (("front", front), ("rest", [one for one in points if one[0] not in names]))}
     curves = [Curve("no other setting beats it in both", "run-0", spots["front"]),
               Curve("another setting beats it", "run-6 start", spots["rest"], joined=False)]
-    words = f"Up and left is better. {times(len(front), 'setting')} of {len(points)} on the front."
+    words = (f"Up and left is better. {times(len(front), 'setting')} of {len(points)} on the front."
+             + (" Whiskers: 95% intervals of capability; what lies within them may be chance." if any(
+                 "low" in row for row in beside.values()) else ""))
     table = Table("pareto", ("setting", "harm", "capability", "front"),
                   [(*one, "yes" if one[0] in names else "no") for one in points])
     return picture(Frame("Harm against capability", words, "harm", "capability", tall=True), curves, table)
