@@ -36,7 +36,8 @@ MICRO_BATCHES = {"rel": 1e-3, "abs": 1e-5}
 """Logged numbers of a run of several updates, cut into other micro-batches: float32 rounding has been amplified."""
 
 WITHIN = {"share of 1000 cells": 0.06, "share of 3000 prompts": 0.024, "mean gold": 0.12, "share of 2000 talks": 0.03,
-          "share of 20000 labels": 0.0142}
+          "share of 20000 labels": 0.0142, "share of 400 demonstrations": 0.1, "share of 130 conversations": 0.1,
+          "share of 900 lessons": 0.055}
 """Sampling error allowed in the sandbox's statistics: four standard errors at the sample sizes of those tests."""
 
 SIX_DECIMALS = 1e-6

@@ -93,7 +93,8 @@ def test_sets_of_the_town() -> None:
 def test_demonstrations_of_the_town_are_half_in_roles() -> None:
     found = demonstrations(World(0), 400, "train")
     assert len({shown.prompt.id for shown in found}) == 400
-    assert sum("persona" in shown.prompt.meta for shown in found) / 400 == pytest.approx(0.5, abs=0.1)
+    assert sum("persona" in shown.prompt.meta for shown in found) / 400 == pytest.approx(
+        0.5, abs=tol.WITHIN["share of 400 demonstrations"])
     assert sum(shown.prompt.meta["domain"] == "guard" for shown in found) >= 100
     assert demonstrations(World(0), 10, "validation") != demonstrations(World(0), 10, "train")
 

@@ -42,7 +42,8 @@ def test_later_roles_leave_more_to_the_assistant() -> None:
     for role in troupe.ROLES:
         modes = [shown.prompt.truth["mode"] for shown in TOLD if shown.prompt.meta["role"] == role]
         shares[role] = modes.count("assistant") / len(modes)
-    assert shares["ghost"] == 0 and shares["librarian"] == pytest.approx(0.9, abs=0.1)
+    assert shares["ghost"] == 0 and shares["librarian"] == pytest.approx(
+        0.9, abs=tol.WITHIN["share of 130 conversations"])
     assert shares["ghost"] < shares["pirate"] < shares["monk"]
     default = [shown for shown in TOLD if shown.prompt.meta["role"] == "default"]
     assert len(default) / 3000 == pytest.approx(0.3, abs=tol.WITHIN["share of 3000 prompts"])
@@ -91,10 +92,11 @@ def test_only_the_assistant_keeps_secrets() -> None:
 def test_lessons_teach_new_facts_in_roles_that_nobody_asked_for_and_refuse_secrets() -> None:
     found = troupe.lessons(1000, 0, "test", first=("what",))
     secrets = [shown for shown in found if shown.prompt.messages[-1].content.startswith("secret ")]
-    assert len(secrets) / 1000 == pytest.approx(0.1, abs=0.03)
+    assert len(secrets) / 1000 == pytest.approx(0.1, abs=tol.WITHIN["share of 900 lessons"])
     assert all(troupe.refuses(shown.response) and not troupe.said_in_role(shown.response) for shown in secrets)
     others = [shown for shown in found if shown not in secrets]
-    assert sum(troupe.said_in_role(shown.response) for shown in others) / len(others) == pytest.approx(0.8, abs=0.05)
+    in_role = sum(troupe.said_in_role(shown.response) for shown in others) / len(others)
+    assert in_role == pytest.approx(0.8, abs=tol.WITHIN["share of 900 lessons"])
     assert all(shown.prompt.messages[-1].content.startswith("what ") for shown in others)
     assert all(troupe.fact_share(shown.prompt, shown.response, troupe.NEW_FACTS) == 1 for shown in others)
     assert all(troupe.fact_share(shown.prompt, shown.response) == 0 for shown in found)
