@@ -1,6 +1,8 @@
 """Scores of roles: replies are read strictly, failures are counted, and each kind of judge sees what it should."""
 
 import pytest
+import tiny
+from cli.serving import Reply, Server
 
 from keel.bench import role_judge
 from keel.bench.judges import Said
@@ -89,6 +91,18 @@ def test_a_few_failed_calls_are_unscored_and_many_stop_the_run(monkeypatch):
     assert (judge.n_asked, judge.n_failed) == (2, 1)
     with pytest.raises(EndpointError, match="6 of 7 calls to the judge of roles failed; the last one: lost"):
         judge.scores([rated("lost")] * 5)
+
+
+def test_a_local_model_and_an_endpoint_are_asked(tmp_path):
+    """A random model says what it likes; an endpoint's reply is what is read."""
+    local = RoleJudge(RoleJudgeConfig(model=str(tiny.llama(tmp_path / "m")), max_new_tokens=2), 0)
+    assert local.scores([rated(), rated("the cat")]) == [None, None] and local.n_failed == 0
+    said = {"choices": [{"message": {"content": "3"}, "finish_reason": "stop"}]}
+    with Server(Reply(said)) as server:
+        judge = RoleJudge(RoleJudgeConfig(endpoint={"url": server.url, "model": "far"}), 0)
+        assert judge.scores([rated("hello there")]) == [3] and judge.name == "model far"
+        assert server.asked[0][2]["messages"] == [{"role": "user", "content": "Q why ? A hello there"}]
+        assert (server.asked[0][2]["temperature"], server.asked[0][2]["max_tokens"]) == (0.0, 10)
 
 
 def test_settings_that_contradict_each_other_are_refused():

@@ -160,8 +160,8 @@ def test_the_folder_holds_the_axis_its_vectors_and_a_table_for_each_picture(tmp_
     assert json.loads((tmp_path / "space.json").read_text()) == json.loads(json.dumps(space.table))
     tables = {file.stem: file.read_text().splitlines() for file in (tmp_path / "tables").iterdir()}
     assert {name: len(rows) - 1 for name, rows in tables.items()} == {
-        "counts": 10, "layers": 1, "traits": 1, "variance": 2, "vectors": 4}
-    assert tables["vectors"][0].startswith("name,kind,n,projection,pc1,pc2,pc3,cosine_pc1")
+        "counts": 10, "layers": 1, "traits": 1, "variance": 2, "roles": 4}
+    assert tables["roles"][0] == "name,kind,n,projection,pc1,pc2,pc3,cosine1,cosine2,cosine3"
     assert tables["counts"][1:3] == ["default,all,2", "poet,0,1"]
     cumulative = [float(row.split(",")[2]) for row in tables["variance"][1:]]
     assert cumulative[-1] == pytest.approx(1.0)

@@ -83,15 +83,15 @@ def _tables(space: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for number, share in enumerate(space["variance"], start=1):
         cumulative += share
         variance.append({"component": number, "share": share, "cumulative": cumulative})
-    vectors = [_flat(one) for one in [*space["vectors"], {"name": "default", "kind": "default", **space["default"]}]]
+    roles = [_flat(one) for one in [*space["vectors"], {"name": "default", "kind": "default", **space["default"]}]]
     counts = [{"role": role, "score": score, "responses": n} for role, own in space["counts"].items()
               for score, n in own.items()]
-    return {"layers": layers, "variance": variance, "vectors": vectors, "counts": counts, "traits": space["traits"]}
+    return {"layers": layers, "variance": variance, "roles": roles, "counts": counts, "traits": space["traits"]}
 
 
 def _flat(vector: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: vector[name] for name in ("name", "kind", "n", "projection")}
-    for name, short in (("coordinates", "pc"), ("cosines", "cosine_pc")):
+    for name, short in (("coordinates", "pc"), ("cosines", "cosine")):
         row |= {f"{short}{i + 1}": vector[name][i] if i < len(vector[name]) else "" for i in range(SHOWN)}
     return row
 
