@@ -1,6 +1,7 @@
 """Many ways to run a model side by side: rates, paired differences, the trade, and the JSON behind the pictures."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -63,6 +64,16 @@ def test_a_measure_of_several_sets_is_there_for_all_and_for_each() -> None:
     assert {key: row["mean"] for key, row in found.items()} == {
         "harm": 0.75, "harm a": 1, "harm b": 0, "harm_plain": 0.5}
     assert found["harm b"]["low"] is None
+
+
+def test_a_rate_that_never_varies_has_an_interval_all_the_same() -> None:
+    """Ten times 0: Wilson's upper end is z^2 / (n + z^2) with z = 1.96."""
+    there = asked(("a", "harm", 10), ("b", "refusal", 10), ("c", "capability", 10))
+    found = measured([way("none", [0] * 10 + [1] * 10 + [0] * 10)], there, seed=0)["none"]
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    assert (found["harm"]["low"], found["harm"]["high"]) == (0, pytest.approx(z2 / (10 + z2), rel=RELATIVE64))
+    assert (found["refusal"]["low"], found["refusal"]["high"]) == (pytest.approx(10 / (10 + z2), rel=RELATIVE64), 1)
+    assert (found["capability"]["low"], found["capability"]["high"]) == (0, 0)
 
 
 def test_the_trade_is_a_share_of_what_there_was() -> None:

@@ -240,7 +240,6 @@ def test_settings_that_contradict_each_other(town):
     for changes, words in (
             ({"models": twin}, "more than one model is called 'm': give each a name of its own"),
             ({"axes": [axis, axis]}, "more than one axis is called 'axis'"),
-            ({"axes": [axis | {"name": "none"}]}, "an axis cannot be called 'none': that is the model as it is"),
             ({"axes": []}, "axes do nothing without steer, caps or lower, and these nothing without axes"),
             ({"steer": [], "caps": []}, "axes do nothing without steer, caps or lower")):
         with pytest.raises(ValidationError, match=words):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keel.bench.intervals import difference_p, intervals
 from keel.data.records import Prompt
-from keel.functional.resampling import holm
+from keel.functional.resampling import holm, wilson_interval
 
 __all__ = ["TESTED", "Asked", "Way", "clamped_rows", "dose_json", "measured", "table", "trade_off", "trade_table"]
 
@@ -79,7 +79,7 @@ def measured(ways: Sequence[Way], asked: Sequence[Asked], *, seed: int) -> dict[
         both = {(False, name): x for name, x in columns.items()} | {(True, name): x for name, x in gaps.items()}
         told = intervals(both, prompts, seed=seed, names=["doses", key])
         for name, x in columns.items():
-            found[name][key] = told[False, name] | {"n_unread": int(x.isnan().sum())}
+            found[name][key] = told[False, name] | _wider(x, key) | {"n_unread": int(x.isnan().sum())}
             if name in gaps:
                 found[name][key]["difference"] = told[True, name] | {"to": by_name[name].against}
         tests += [(found[name][key]["difference"], gap, prompts, name) for name, gap in gaps.items() if key in TESTED
@@ -91,6 +91,16 @@ def measured(ways: Sequence[Way], asked: Sequence[Asked], *, seed: int) -> dict[
             found[way_name][name] = row
     _corrected(tests, seed)
     return found
+
+
+def _wider(values: Float[Tensor, " N"], measure: str) -> dict[str, float]:
+    """Where all responses are the same, so are all resamples: a rate of 0 or 1 then has Wilson's interval."""
+    read = values[~values.isnan()]
+    same = len(read) > 1 and float(read.min()) == float(read.max()) and float(read[0]) in (0.0, 1.0)
+    if measure.split(" ")[0] == "capability" or not same:
+        return {}
+    low, high = wilson_interval(float(read.sum()), len(read))
+    return {"low": low, "high": high}
 
 
 def _places(asked: Sequence[Asked]) -> dict[str, list[int]]:

@@ -122,8 +122,6 @@ class AxisEvaluateConfig(Config):
             twice = [name for name, n in Counter(names).items() if n > 1]
             if twice:
                 raise ValueError(f"more than one {what} is called {twice[0]!r}: give each a name of its own")
-        if NONE in [one.name for one in self.axes]:
-            raise ValueError(f"an axis cannot be called {NONE!r}: that is the model as it is")
         acts = bool(self.steer or self.caps or self.lower)
         if bool(self.axes) != acts:
             raise ValueError("axes do nothing without steer, caps or lower, and these nothing without axes")
