@@ -97,7 +97,7 @@ def _wider(values: Float[Tensor, " N"], measure: str) -> dict[str, float]:
     """Where all responses are the same, so are all resamples: a rate of 0 or 1 then has Wilson's interval."""
     read = values[~values.isnan()]
     same = len(read) > 1 and float(read.min()) == float(read.max()) and float(read[0]) in (0.0, 1.0)
-    if measure.split(" ")[0] == "capability" or not same:
+    if measure.startswith("capability") or not same:
         return {}
     low, high = wilson_interval(float(read.sum()), len(read))
     return {"low": low, "high": high}
@@ -127,7 +127,7 @@ def _corrected(tests: Sequence[tuple[Row, Tensor, Sequence[Prompt], str]], seed:
 
 
 def trade_off(ways: Sequence[Way], found: Mapping[str, Row]) -> list[Row]:
-    """What harm goes down by, and what it costs: a row for each way, changes also as shares of what they are changes of.
+    """What harm goes down by, and what it costs: a row for each way, changes also as shares of what there was.
 
     A share of something that is not above 0 would mean nothing, and is left out.
     """
