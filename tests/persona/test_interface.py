@@ -26,9 +26,14 @@ def model(request):
     return built(*request.param)
 
 
-@pytest.fixture(scope="module")
-def floor(model):
-    """The middle of this model's projections: some tokens are lifted, some are not."""
+@pytest.fixture(scope="module", params=architectures.NAMES)
+def eager(request):
+    """For what has nothing to do with attention."""
+    return built(request.param, "eager")
+
+
+def middle(model) -> float:
+    """A floor in the middle of this model's projections: some tokens are lifted, some are not."""
     found = torch.cat([written(model, LAYER, torch.tensor([row]))[0] for row in PROMPTS])
     # Not at a token's own projection: a gradient has two values there.
     return float((found @ UNIT).median()) + 0.01
@@ -48,8 +53,9 @@ def same_as_single_rows(found, expected) -> None:
 
 
 @pytest.mark.parametrize("where", ["all", "prompt", "generation"])
-def test_rows_of_a_padded_batch_follow_their_own_settings_as_if_alone(model, floor, where):
+def test_rows_of_a_padded_batch_follow_their_own_settings_as_if_alone(model, where):
     """Steered, left alone and steered away in one batch, with a cache and without one; and capped."""
+    floor = middle(model)
     strengths, floors = torch.tensor([SIZE, 0.0, -SIZE]), torch.tensor([floor, -torch.inf, floor + 1])
     steered = [greedy(model, row, NEW, LAYER, stepping(size * UNIT), where)
                for row, size in zip(PROMPTS, strengths.tolist(), strict=True)]
@@ -66,12 +72,13 @@ def test_rows_of_a_padded_batch_follow_their_own_settings_as_if_alone(model, flo
     assert told["generation"]["n_tokens"] == (0 if where == "prompt" else len(PROMPTS) * NEW)
 
 
-def test_a_row_without_a_setting_keeps_its_bits_beside_others(model, floor):
-    bare = generated(model).logits
-    with AXIS.steer(model, torch.tensor([SIZE, 0.0, -SIZE]), unit="unit", layers=[LAYER]):
-        steered = generated(model).logits
-    with AXIS.cap(model, lower=torch.tensor([floor, -torch.inf, floor]), layers=[LAYER]):
-        capped = generated(model).logits
+def test_a_row_without_a_setting_keeps_its_bits_beside_others(eager):
+    floor = middle(eager)
+    bare = generated(eager).logits
+    with AXIS.steer(eager, torch.tensor([SIZE, 0.0, -SIZE]), unit="unit", layers=[LAYER]):
+        steered = generated(eager).logits
+    with AXIS.cap(eager, lower=torch.tensor([floor, -torch.inf, floor]), layers=[LAYER]):
+        capped = generated(eager).logits
     for found in (steered, capped):
         assert all(torch.equal(one[1], other[1]) for one, other in zip(found, bare, strict=True))
         assert not torch.equal(found[0][0], bare[0][0])
@@ -91,8 +98,9 @@ def test_beams_and_several_samples_follow_their_prompts_setting(model):
     assert found.tolist() == torch.cat([first, second]).tolist()
 
 
-def test_a_monitor_reads_the_same_of_left_padded_right_padded_and_single_rows(model, floor):
+def test_a_monitor_reads_the_same_of_left_padded_right_padded_and_single_rows(model):
     """Behind a cap: what it reads has to be what the cap leaves."""
+    floor = middle(model)
     expected = {}
     for i, row in enumerate(PROMPTS):
         hook = edited(model, LAYER, lifting(UNIT, floor), columns("all", len(row)))
@@ -114,49 +122,51 @@ def test_a_monitor_reads_the_same_of_left_padded_right_padded_and_single_rows(mo
         assert begins == {(i, len(row) - 1) for i, row in enumerate(PROMPTS)}, "from the last prompt token on"
 
 
-def test_callbacks_and_turns_follow_a_generation(model):
+def test_callbacks_and_turns_follow_a_generation(eager):
     heard = []
-    with AXIS.monitor(model, layers=[LAYER]) as monitor:
+    with AXIS.monitor(eager, layers=[LAYER]) as monitor:
         monitor.on_token(heard.append)
-        found = generated(model)
+        found = generated(eager)
     whole = [row + new for row, new in zip(PROMPTS, found.sequences[:, max(map(len, PROMPTS)):].tolist(), strict=True)]
     assert heard == monitor.per_token and len(heard) == sum(len(row) - 1 for row in whole), "the last one is never fed"
     turns = monitor.per_turn([[(0, len(row)), (len(row), len(row) + NEW)] for row in PROMPTS])
     for i, (row, own) in enumerate(zip(PROMPTS, turns, strict=True)):
-        alone = written(model, LAYER, torch.tensor([whole[i]]))[0] @ UNIT
+        alone = written(eager, LAYER, torch.tensor([whole[i]]))[0] @ UNIT
         expected = torch.stack([alone[: len(row)].mean(), alone[len(row) : -1].mean()])
         torch.testing.assert_close(torch.tensor(own), expected, **INTERFACE32)
 
 
-def test_gradients_pass_through_as_through_a_plain_hook(model, floor):
+def test_gradients_pass_through_as_through_a_plain_hook(eager):
+    floor = middle(eager)
     ids, strength = torch.tensor(PROMPTS[1:2]), torch.tensor([SIZE], requires_grad=True)
 
     def gradients(loss):
-        weights = [model.get_input_embeddings().weight, next(architectures.blocks_of(model)[0].parameters())]
+        weights = [eager.get_input_embeddings().weight, next(architectures.blocks_of(eager)[0].parameters())]
         return torch.autograd.grad(loss, [*weights, strength], allow_unused=True)
 
-    with AXIS.steer(model, strength, unit="unit", layers=[LAYER]):
-        found = gradients(model(ids, labels=ids).loss)
-    hook = edited(model, LAYER, lambda hidden: hidden + strength * UNIT, slice(None))
-    expected = gradients(model(ids, labels=ids).loss)
+    with AXIS.steer(eager, strength, unit="unit", layers=[LAYER]):
+        found = gradients(eager(ids, labels=ids).loss)
+    hook = edited(eager, LAYER, lambda hidden: hidden + strength * UNIT, slice(None))
+    expected = gradients(eager(ids, labels=ids).loss)
     hook.remove()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **GRADIENT32)
-    with AXIS.floor(model, floor, layers=[LAYER]):
-        found = gradients(model(ids, labels=ids).loss)[:2]
-    hook = edited(model, LAYER, lifting(UNIT, floor), slice(None))
-    expected = gradients(model(ids, labels=ids).loss)[:2]
+    with AXIS.floor(eager, floor, layers=[LAYER]):
+        found = gradients(eager(ids, labels=ids).loss)[:2]
+    hook = edited(eager, LAYER, lifting(UNIT, floor), slice(None))
+    expected = gradients(eager(ids, labels=ids).loss)[:2]
     hook.remove()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **GRADIENT32)
 
 
-def test_what_was_there_comes_back_bit_for_bit(model, floor):
+def test_what_was_there_comes_back_bit_for_bit(eager):
+    floor = middle(eager)
     ids, mask = padded(PROMPTS)
     with torch.no_grad():
-        before = model(ids, attention_mask=mask).logits
-        with AXIS.steer(model, SIZE, layers=[0, 2]), AXIS.floor(model, floor), AXIS.monitor(model):
-            assert not torch.equal(model(ids, attention_mask=mask).logits, before)
-        after = model(ids, attention_mask=mask).logits
+        before = eager(ids, attention_mask=mask).logits
+        with AXIS.steer(eager, SIZE, layers=[0, 2]), AXIS.floor(eager, floor), AXIS.monitor(eager):
+            assert not torch.equal(eager(ids, attention_mask=mask).logits, before)
+        after = eager(ids, attention_mask=mask).logits
     torch.testing.assert_close(after, before, **EXACT)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in eager.modules())
