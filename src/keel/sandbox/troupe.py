@@ -261,5 +261,5 @@ def words() -> Sequence[str]:
     """Every word of the toy, once."""
     roles = [word for role, own in ROLES.items() for word in (*systems_of(role), *own)]
     facts = [word for topic, told in FACTS.items() for word in (topic, *told)]
-    style = (*ASSISTANT_WORDS, *SHARED_WORDS, *roles)
-    return style + (*NEUTRAL, *QUESTIONS, *facts) + (SECRET, REFUSAL, *FEELINGS)
+    found = [*ASSISTANT_WORDS, *SHARED_WORDS, *roles, *NEUTRAL, *QUESTIONS, *facts, SECRET, REFUSAL, *FEELINGS]
+    return found
