@@ -125,16 +125,20 @@ def test_in_a_mixed_batch_every_row_says_what_it_says_alone(model, axis):
 
 
 def test_a_forgotten_row_leaves_nothing_for_the_next_one(model, axis):
-    control = RowControl(axis, model, n_rows=len(PROMPTS))
-    with control:
+    """Rows 4 and 5 keep every block and every direction busy, so that a number that is left over would act."""
+    plain = logits(model)
+    with RowControl(axis, model, n_rows=6) as control:
         for row, one in MIXED.items():
             control.set(row, one)
-        for row in MIXED:
+        for row in range(4):
             control.forget(row)
-        for row in range(len(PROMPTS)):
-            control.set(row, RowSettings(monitor=True))  # a new one in an old one's place, and nothing is to act
-        found = said(model)
-    assert torch.equal(found.logprobs, said(model).logprobs)
+            control.set(row, RowSettings(monitor=True))
+        for row, name in ((4, "plain"), (5, "own")):
+            control.set(row, RowSettings(Steering(1.0, layers=(0, 1, 2)), name))
+        found = logits(model)
+    assert torch.equal(found[:4], plain[:4])
+    assert not torch.equal(found[4], plain[4]) and not torch.equal(found[5], plain[5])
+    assert torch.equal(logits(model), plain)  # and nothing of it stays behind
 
 
 def test_what_is_read_is_what_the_monitor_of_the_axis_reads(model, axis):
