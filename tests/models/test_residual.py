@@ -144,8 +144,15 @@ def test_a_block_that_is_not_there_is_refused_and_nothing_stays(model):
         with pytest.raises(ModelError, match=f"there is no block {layer}: the model has blocks 0 to 2"):
             attach(model, {0: adding(), layer: adding()})
     assert hooks(model) == 0
-    with attach(model, {-1: adding()}):
+    numbers = []
+
+    def numbered(layer, hidden, known):
+        numbers.append(layer)
+        return adding()(layer, hidden, known)
+
+    with attach(model, {-1: numbered}):
         changed = written(model, 2, torch.tensor(PROMPTS[:1]))
+    assert numbers == [2]
     torch.testing.assert_close(changed, written(model, 2, torch.tensor(PROMPTS[:1])) + VECTOR, **FLOAT32)
 
 
@@ -354,15 +361,16 @@ def same_gradients(found, expected) -> None:
 
 
 def test_two_batches_between_backward_passes_cannot_be_told_apart_under_checkpointing():
-    """Their columns differ, and which of them a block is computed again for is not known; equal ones do no harm."""
+    """Their columns differ, and which of them a block is computed again for is not known. Equal ones do no harm, and
+    passes without gradients neither."""
     odd, ids = Odd(2, reentrant=False).train(), torch.tensor([[1, 2, 3]])
     place = torch.arange(3)[None]
-    for second, certain in ((2, True), (1, False)):
+    for second, graded, certain in ((2, True, True), (1, False, True), (1, True, False)):
         losses = []
         with attach(odd, {1: adding(torch.ones(4), where="generation")}):
-            for last in (2, second):
+            for last, wanted in ((2, True), (second, graded)):
                 known = Columns(place >= 0, place >= last, torch.arange(1), place)
-                with declared(odd, lambda known=known: known):
+                with declared(odd, lambda known=known: known), torch.set_grad_enabled(wanted):
                     losses.append(odd(ids).square().sum())
             if certain:
                 sum(losses).backward()
