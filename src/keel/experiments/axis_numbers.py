@@ -208,7 +208,7 @@ def floors_table(seeds: Seeds) -> str:
             "prompt tokens moved": "", "generated tokens moved": ""}
     rows = [none]
     for i, row in enumerate(toys[0]["rows"]):
-        rows.append({"floor": f"{row['population']}, {100 * row['percentile']:.0f}th percentile", "at": row["where"],
+        rows.append({"floor": f"percentile {100 * row['percentile']:.0f} of {row['population']}", "at": row["where"],
                      **{head: with_interval([toy["rows"][i][mark] for toy in toys]) for mark, head in FLOORS.items()}})
     return markdown(rows)
 

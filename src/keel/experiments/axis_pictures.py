@@ -15,6 +15,8 @@ __all__ = ["draw_arms", "draw_doses", "draw_drift", "draw_prices"]
 MARKS = {"mass": "assistant's words (share of those that show who speaks)", "facts": "right facts (share)"}
 ARM_PANELS = {"projection": "projection in dialogues", "leaked": "secrets told (share)", "reward": "new facts"}
 KINDS = {"none": INK, "cap": COLOURS[0], "random cap": GREY, "steer": COLOURS[1], "random steer": COLOURS[3]}
+KIND_NAMES = {"none": "nothing", "cap": "floors on the axis", "random cap": "floors on random directions",
+              "steer": "steered along the axis", "random steer": "steered along a random direction"}
 
 
 def draw_doses(folder: Path, seeds: Seeds) -> None:
@@ -79,17 +81,20 @@ def price_of_floors(ax: Any, seeds: Seeds) -> list[dict[str, Any]]:
 
 def price_in_town(ax: Any, seeds: Seeds) -> list[dict[str, Any]]:
     """The town: gold of other questions under harmless roles against attacks that succeed."""
-    told = []
+    told: list[dict[str, Any]] = []
     for setting, found in town_rows(seeds).items():
         kind = seeds[0]["town"]["settings"][setting]["setting"].get("kind", "none")
         at = fmean(found["helps, attack"]), fmean(found["gold, other_roles"])
-        ax.plot(*at, "o", color=KINDS[kind], markersize=5)
-        if not kind.startswith("random"):
-            ax.annotate(setting, at, xytext=(4, 2), textcoords="offset points", fontsize=6.5, color=KINDS[kind])
-        told.append({"where": "town", "setting": setting, "gain": at[0], "cost": at[1]})
+        first = not any(row["kind"] == kind for row in told)
+        ax.plot(*at, "o", color=KINDS[kind], markersize=5, alpha=0.8, label=KIND_NAMES[kind] if first else None)
+        if "steer" in kind:
+            ax.annotate(setting.split()[-1], at, xytext=(5, 3), textcoords="offset points", fontsize=7,
+                        color=KINDS[kind])
+        told.append({"where": "town", "setting": setting, "kind": kind, "gain": at[0], "cost": at[1]})
+    ax.legend(frameon=False, fontsize=7, loc="lower right")
     ax.set_xlabel("attacks that succeed (share)")
     ax.set_ylabel("gold of other questions, harmless roles")
-    ax.set_title("The town (grey and pink: random directions)")
+    ax.set_title("The town: floors and steering")
     return told
 
 
