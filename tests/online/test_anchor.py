@@ -67,7 +67,7 @@ def states(model, ids: list[int]) -> list[torch.Tensor]:
 
 def start(home, model, words, log=None, **changes) -> Start:
     if log is None:
-        log = SimpleNamespace(folder=home / "none", notes=[])
+        log = SimpleNamespace(folder=home / "none", notes=[], resumed=False)
         log.note = log.notes.append
     log.folder.mkdir(exist_ok=True)
     for file in log.folder.glob("*.json"):
@@ -274,11 +274,14 @@ def test_a_resumed_run_reads_what_the_run_began_with(home, model, words):
     begun = start(home, model, words)
     first = anchored(cfg, begun, asked(words))
     assert json.loads((begun.log.folder / "anchor.json").read_text()) == first.row()
+    begun.log.resumed = True
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1.0)
     again = anchored(cfg, begun, asked(words))
     assert (again.floor, again.spread, again.rows) == (first.floor, first.spread, first.rows)
+    begun.log.resumed = False  # one that failed before its first step is begun anew
+    assert anchored(AnchorConfig(path=cfg.path, prompts="all"), begun, asked(words)).floor != first.floor
 
 
 # --- acting on training passes ---------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def persona(home, **changes) -> PersonaConfig:
 @pytest.fixture
 def start(home, tmp_path):
     """The model of the start, in a run that keeps what it is told."""
-    log = SimpleNamespace(folder=tmp_path, notes=[], rows=[], alarms=[])
+    log = SimpleNamespace(folder=tmp_path, notes=[], rows=[], alarms=[], resumed=False)
     log.note, log.alarm = log.notes.append, log.alarms.append
     log.log = lambda step, values, phase: log.rows.append((step, values, phase))
     model = causal_lm(ModelConfig(path=str(home / "base")))
@@ -119,9 +119,12 @@ def test_a_resumed_run_reads_what_the_start_showed(home, start):
     with torch.no_grad():
         for p in start.model.parameters():
             p.mul_(1.5)
+    start.log.resumed = True
     again = watch(persona(home), start)
     assert json.dumps(again.row()) == json.dumps(first.row())
     assert again.probe(start.model) == first.probe(start.model)
+    start.log.resumed = False  # one that failed before its first step is begun anew
+    assert not torch.equal(watch(persona(home), start).mean, first.mean)
 
 
 def test_visits_are_logged_when_they_are_due_and_ring(home, start):
@@ -216,7 +219,8 @@ def test_a_model_that_plays_no_role_any_more_gives_no_fresh_axis(home, start, ro
 
 def test_a_fresh_axis_comes_at_the_end_and_when_it_is_asked_for(home, start, roles):
     for every, expected in ((None, [5]), (2, [4, 5])):
-        watched = watch(persona(home, every=2, fresh=roles.model_copy(update={"every": every})), start)
+        some = roles.model_copy(update={"every": every, "n_questions": 2, "n_roles": 1})
+        watched = watch(persona(home, every=2, n_probes=3, fresh=some), start)
         told = {step: watched.visit(start.model, step, last=step == 5) for step in range(6)}
         assert [step for step, found in told.items() if "persona/fresh" in found] == expected
 

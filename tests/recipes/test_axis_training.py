@@ -96,8 +96,8 @@ def test_the_anchor_adds_its_price_whatever_the_micro_batches_are(home, tmp_path
         asked.append((float(weights.sum()), float(total)))
         return real(own, batch, weights, total, tally)
 
-    for label, changes in {"plain": {}, "one": {"anchor": anchor(home)}, "small": {"anchor": anchor(home)} | {
-            "micro_tokens": 30}, "half": {"anchor": anchor(home, coef=1.0)}}.items():
+    runs = {"plain": {}, "one": {"anchor": anchor(home)}, "small": {"anchor": anchor(home), "micro_tokens": 30}}
+    for label, changes in (runs | ({"half": {"anchor": anchor(home, coef=1.0)}} if name == "sft" else {})).items():
         seen, asked[:] = steps_of(monkeypatch), []
         monkeypatch.setattr(Anchor, "cost", cost)
         result = run(name, home, tmp_path / label, steps=1, **changes).values
@@ -109,15 +109,16 @@ def test_the_anchor_adds_its_price_whatever_the_micro_batches_are(home, tmp_path
     rise = found["one"] - found["plain"]
     assert rise.abs().max() > tol.CREDIT32["rtol"]
     torch.testing.assert_close(found["small"], found["one"], **tol.GRADIENT32)
-    torch.testing.assert_close(found["half"] - found["plain"], rise / 2, **tol.GRADIENT32)
+    if name == "sft":
+        torch.testing.assert_close(found["half"] - found["plain"], rise / 2, **tol.GRADIENT32)
     row = logged(tmp_path / "one")[0]
     assert row["anchor/loss"] > 0 and 0 < row["anchor/below"] <= 1
     assert "anchor/loss" not in logged(tmp_path / "plain")[0]
     assert result["anchor"]["rows"] is None and len(result["anchor"]["floor"]) == 1
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "offline-pg"])
-def test_every_recipe_is_watched_and_stays_what_it_is(home, tmp_path, name):
+@pytest.mark.parametrize("name", ["sft", "offline-pg"])
+def test_a_recipe_is_watched_and_stays_what_it_is(home, tmp_path, name):
     plain, seen = (run(name, home, tmp_path / label, **changes).values
                    for label, changes in (("plain", {}), ("seen", {"persona": persona(home)})))
     told = [row for row in logged(tmp_path / "seen", phase="eval") if "persona/neutral/z" in row]
@@ -136,15 +137,18 @@ def test_steering_is_there_in_training_and_gone_in_evaluation_and_in_what_is_sav
     """The first step has the loss and the gradient of a model that is steered all the time; evaluations before it are
     those of the bare model."""
     how = {"path": home / "axis.safetensors", "steer": -2.0, "unit": "unit"}
-    plain = run(name, home, tmp_path / "plain", eval_every=1)
+    bare_gradients = steps_of(monkeypatch)
+    plain = run(name, home, tmp_path / "plain", steps=1)
+    monkeypatch.undo()
     gradients = steps_of(monkeypatch)
-    found = run(name, home, tmp_path / "steered", eval_every=1, steered=how).values
+    found = run(name, home, tmp_path / "steered", steps=1, steered=how).values
     monkeypatch.undo()
     before = [logged(tmp_path / label, phase="eval")[0] for label in ("plain", "steered")]
     assert before[0] == before[1] and found["steered"]["saved"].startswith("the bare model")
-    assert logged(tmp_path / "steered")[0]["grad_norm"] != logged(tmp_path / "plain")[0]["grad_norm"]
     assert "steered" not in plain.values
-    module = RECIPES[name][0]
+    assert not torch.equal(gradients[0], bare_gradients[0])
+    if name != "sft":  # here the first step is compared with what a reference says, which is bare
+        return
     real = causal_lm
 
     def always(*args, **named):
@@ -152,14 +156,10 @@ def test_steering_is_there_in_training_and_gone_in_evaluation_and_in_what_is_sav
         AssistantAxis.load(how["path"]).steer(model, -2.0, unit="unit")
         return model
 
-    monkeypatch.setattr(module, "causal_lm", always)
+    monkeypatch.setattr(sft, "causal_lm", always)
     seen = steps_of(monkeypatch)
-    if name == "sft":  # the others hold the policy against what a reference says, which is bare in the real run
-        run(name, home, tmp_path / "always")
-        torch.testing.assert_close(gradients[0], seen[0], **tol.FLOAT32)
-    else:
-        run(name, home, tmp_path / "always", reference={"path": str(home / "base")})
-        assert not torch.allclose(gradients[0], seen[0])
+    run(name, home, tmp_path / "always")
+    torch.testing.assert_close(gradients[0], seen[0], **tol.FLOAT32)
 
 
 def test_a_cap_in_training_says_what_it_did(home, tmp_path):
@@ -198,6 +198,8 @@ def test_a_run_that_was_killed_goes_on_with_the_same_anchor_and_watch(home, tmp_
     sft.run(sft_config(home, out=tmp_path / "whole", **changes))
     killed_here(sft_config(home, out=tmp_path / "killed", **changes), [("log", 5)], sft.run)
     same_results(tmp_path / "whole", tmp_path / "killed")
+    told = json.loads((tmp_path / "whole/environment.json").read_text())["data"]
+    assert {str(home / "axis.safetensors"), str(home / "probes.jsonl")} <= told.keys()
 
 
 # --- PPO: the cap of the policy --------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ class Start:
     seed: int
     log: Run
 
+    def known(self, name: str) -> bool:
+        """Whether a run that goes on has this file from when it began."""
+        return self.log.resumed and (self.log.folder / name).exists()
+
     def means(self, gauge: Gauge, asked: Sequence[PromptRow], *names: str) -> list[Float[Tensor, "S N"]]:
         """Projections of the tokens of its own answers."""
         said = respond(self.model, self.words, asked, self.sampling, seed=self.seed, names=names)
@@ -163,7 +167,7 @@ def anchored(cfg: AnchorConfig | None, start: Start, prompts: Sequence[PromptRow
         return None
     gauge = Gauge(opened(cfg.path, start.model, cfg.layers, cfg.control))
     file = start.log.folder / FILE
-    if file.exists():
+    if start.known(FILE):
         held = json.loads(file.read_text(encoding="utf-8"))
         rows = None if held["rows"] is None else frozenset(held["rows"])
         return Anchor(gauge, tuple(held["floor"]), tuple(held["spread"]), cfg.coef, rows, start.words.stop_ids)

@@ -86,7 +86,7 @@ def fresh(cfg: FreshConfig | None, start: Start, path: Path) -> Fresh | None:
     if cfg is None:
         return None
     kept = start.log.folder / FILE
-    if not kept.exists():
+    if not start.known(FILE):
         AssistantAxis(extracted(cfg, start, start.model)).save(kept)
     return Fresh(cfg, start, AssistantAxis.load(kept).vectors, AssistantAxis.load(path).vectors)
 

@@ -11,7 +11,7 @@ from keel.models.actors import CriticConfig
 from keel.models.load import ModelConfig
 from keel.online.anchor import AnchorConfig
 from keel.online.held import PolicyAxisConfig
-from keel.online.watch import PersonaConfig
+from keel.online.watch import PersonaConfig, files_of
 from keel.rollout.credit import AdvantageConfig, KLConfig, TruncationConfig
 from keel.rollout.reward_settings import RewardConfig, ScoreConfig
 from keel.rollout.sample import SamplingConfig
@@ -85,7 +85,8 @@ class OnlineConfig(Config):
         """Every data file that a run reads."""
         named = [self.prompts.path, self.prompts.validation, None if self.ptx is None else self.ptx.path,
                  *(source.calibration.path for source in self.sources if source.calibration)]
-        return [Path(name) for name in named if name is not None]
+        return [Path(name) for name in named if name is not None] + files_of(self.anchor, self.persona,
+                                                                               self.policy_axis)
 
     @property
     def samples_otherwise(self) -> bool:

@@ -25,16 +25,18 @@ from keel.functional.directions import project
 from keel.functional.resampling import association_draws, cluster_draws, percentile_interval
 from keel.functional.statistics import correlation
 from keel.models.residual import Columns, attach
-from keel.online.anchor import Start
+from keel.online.anchor import AnchorConfig, Start
 from keel.online.fresh import Fresh, FreshConfig, fresh
 from keel.online.gauge import Gauge, SampledMeans, answer_rows, opened, readings, response_means
+from keel.persona.settings import AxisConfig
 from keel.rng import shuffled, stream
 from keel.rollout.measure import parts_of
 from keel.rollout.respond import respond
 from keel.runs import write_json
 from keel.train import alarms
 
-__all__ = ["KINDS", "PersonaConfig", "Watch", "correlate", "hearing", "reading", "result_of", "visited", "watch"]
+__all__ = ["KINDS", "PersonaConfig", "Watch", "correlate", "files_of", "hearing", "reading", "result_of", "visited",
+           "watch"]
 
 FILE = "persona.json"
 KINDS = ("neutral", "role", "drift")
@@ -200,7 +202,7 @@ def watch(cfg: PersonaConfig | None, start: Start) -> Watch | None:
     found = Watch(cfg, gauge, start, probes_of(cfg, start), nothing, nothing, nothing, {}, {},
                   fresh(cfg.fresh, start, cfg.path))
     file = start.log.folder / FILE
-    if not file.exists():
+    if not start.known(FILE):
         found.begin()
         write_json(file, found.row())
         return found
@@ -238,6 +240,16 @@ def visited(watched: Watch | None, model: nn.Module, step: int, *, last: bool) -
         watched.start.log.log(step, found, "eval")
         for alarm in alarms.persona_drift(found.get("persona/neutral/z", 0.0)):
             watched.start.log.alarm(alarm.row(step))
+
+
+def files_of(anchor: AnchorConfig | None, persona: PersonaConfig | None, *axes: AxisConfig | None) -> list[Path]:
+    """Every file that the settings of axes name, so that a resumed run can see whether one has changed."""
+    named = [cfg.path for cfg in (anchor, persona, *axes) if cfg is not None]
+    if anchor is not None and anchor.defaults is not None:
+        named.append(Path(anchor.defaults))
+    if persona is not None:
+        named += [Path(persona.probes), *((persona.fresh.roles, persona.fresh.questions) if persona.fresh else ())]
+    return list(dict.fromkeys(named))
 
 
 def correlate(watched: Watch | None, rows: Sequence[Tokens], values: Sequence[float]) -> None:

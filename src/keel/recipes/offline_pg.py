@@ -40,7 +40,7 @@ from keel.models.load import (
 )
 from keel.online.anchor import AnchorConfig, Start
 from keel.online.held import Held, held
-from keel.online.watch import PersonaConfig, correlate, result_of, visited, watch
+from keel.online.watch import PersonaConfig, correlate, files_of, result_of, visited, watch
 from keel.rng import shuffled
 from keel.rollout.evaluate import Found, headline, keep_best, without_each
 from keel.rollout.measure import same_tokens
@@ -142,7 +142,7 @@ class OfflinePGConfig(Config):
 
 def run(cfg: OfflinePGConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model`, the best of the examinations in `out/best`."""
-    files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
+    files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p] + files_of(cfg.anchor, cfg.persona)
     with runs.start("offline_pg", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)

@@ -39,7 +39,7 @@ from keel.models.load import (
 from keel.models.pairs import joining, pair_logprobs
 from keel.online.anchor import AnchorConfig, Start
 from keel.online.held import Held, held, refuse_both
-from keel.online.watch import PersonaConfig, result_of, visited, watch
+from keel.online.watch import PersonaConfig, files_of, result_of, visited, watch
 from keel.persona.settings import AxisConfig
 from keel.rng import stream
 from keel.rollout.measure import same_tokens
@@ -168,6 +168,7 @@ def contradictions(cfg: PreferenceConfig) -> list[tuple[bool, str]]:
 def run(cfg: PreferenceConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the policy in `out/model`."""
     files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
+    files += files_of(cfg.anchor, cfg.persona, cfg.steered)
     with runs.start("preference", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.policy.path, trust_remote_code=cfg.policy.trust_remote_code)
         words = template(tokenizer)

@@ -22,7 +22,7 @@ from keel.models.forward import token_logprobs
 from keel.models.load import ModelConfig, causal_lm, check_context, device_of, load_tokenizer, save_model
 from keel.online.anchor import AnchorConfig, Start
 from keel.online.held import held, refuse_both, teacher
-from keel.online.watch import PersonaConfig, result_of, visited, watch
+from keel.online.watch import PersonaConfig, files_of, result_of, visited, watch
 from keel.persona.settings import AxisConfig
 from keel.rollout.respond import respond, sample_rows
 from keel.rollout.sample import SamplingConfig
@@ -69,6 +69,7 @@ class SFTConfig(Config):
 def run(cfg: SFTConfig, *, resume: bool = False) -> runs.RunResult:
     """Train, and leave the model in `out/model`."""
     files = [Path(p) for p in (cfg.data.path, cfg.data.validation) if p]
+    files += files_of(cfg.anchor, cfg.persona, cfg.steered, cfg.distil)
     with runs.start("sft", cfg, cfg.out, seed=cfg.seed, data=files, resume=resume) as log:
         tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
         words = template(tokenizer)
