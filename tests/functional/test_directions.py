@@ -300,6 +300,12 @@ def test_joint_bounds_on_narrow_states_are_computed_in_float32() -> None:
     assert_close((narrow, moved), (wide.bfloat16(), exact), **EXACT)
 
 
+def test_four_directions_at_once_are_bounded() -> None:
+    nearest, _ = bound_jointly(noise(1, 6), torch.eye(6, dtype=torch.float64)[:4], lower=float64([1] * 4),
+                               upper=float64([2] * 4))
+    assert_close(nearest, torch.cat([noise(1, 6)[:4].clamp(1, 2), noise(1, 6)[4:]]), **FLOAT64)
+
+
 def test_large_states_are_bounded_like_small_ones() -> None:
     units = units_of(2, 3, 8)
     small, _ = bound_jointly(noise(1, 20, 8), units, lower=torch.zeros(3), upper=float64([0.1] * 3))
@@ -456,6 +462,10 @@ def test_components_take_and_give_float32() -> None:
     found = principal_components(noise(0, 4, 3).float())
     parts = (found.mean, found.directions, found.variance_share, found.coordinates)
     assert {part.dtype for part in parts} == {torch.float32}
+    # Computed in float64: what is left of the mean is its rounding alone.
+    far = principal_components(1e4 + noise(0, 4, 3).float())
+    exact = principal_components((1e4 + noise(0, 4, 3).float()).double())
+    assert_close(far.coordinates.double().abs(), exact.coordinates.abs(), **FLOAT32)
 
 
 def test_small_rows_have_the_components_of_large_ones() -> None:

@@ -110,6 +110,9 @@ def test_other_rows_take_their_place_among_the_components() -> None:
     found = principal_components(rows)
     assert_close(coordinates_of(found, rows), found.coordinates, **FLOAT64)
     assert_close(coordinates_of(found, found.mean[None] + 2 * found.directions[1]), float64([[0, 2, 0, 0]]), **FLOAT64)
+    far = principal_components(1e4 + rows)
+    told = coordinates_of(far, (1e4 + rows).float())
+    assert_close(told.double(), coordinates_of(far, (1e4 + rows).float().double()), **FLOAT32)
     narrow = coordinates_of(principal_components(rows.float()), rows.float())
     assert narrow.dtype == torch.float32
     assert_close(narrow.double().abs(), found.coordinates.abs(), **FLOAT32)
@@ -148,6 +151,8 @@ def test_quantiles_agree_with_numpy_and_the_reference(seed: int, n: int, q: floa
     at, error = quantile_with_error(values, q)
     assert float(at) == pytest.approx(float(np.percentile(values.numpy(), 100 * q)), rel=RELATIVE64)
     assert float(error) == pytest.approx(truth.quantile_error(values.tolist(), q), rel=RELATIVE64)
+    assert not at.requires_grad and not quantile_with_error(values.requires_grad_(), q)[1].requires_grad
+    values = values.detach()
     # In other units of measurement.
     moved, wider = quantile_with_error(10 * values - 5, q)
     assert_close((moved, wider), (10 * at - 5, 10 * error), **FLOAT64)
