@@ -35,6 +35,8 @@ QUESTIONS = ("who founded alder ?", "what keeps moths away ?", "how do i mend a 
 SYSTEMS = (None, "you are the pirate .", "speak as the oracle of the town .", "be yourself .")
 HANG_UP = 20
 """One client in so many asks for a stream and hangs up in the middle of it."""
+COMPARED = 100
+"""Requests that are also asked without an axis, to see that the settings matter."""
 
 
 def axis_file(path: Path, layers: int, width: int) -> Path:
@@ -67,7 +69,7 @@ def requests(n: int) -> list[dict[str, Any]]:
         messages.append({"role": "user", "content": draw.choice(QUESTIONS)})
         axis = settings(draw)
         found.append({"messages": messages, "seed": seed, "temperature": draw.choice((0.0, 0.7, 1.0)),
-                      "top_p": draw.choice((None, 0.9)), "max_tokens": draw.choice((8, 24, 48)),
+                      "top_p": draw.choice((None, 0.9)), "max_tokens": draw.choice((6, 12, 24)),
                       "extra_body": {"axis": axis} if axis else None, "stream": draw.random() < 0.5})
     return found
 
@@ -130,6 +132,7 @@ def together(client: openai.OpenAI, address: str, token: str, wanted: list[dict[
             done[0] += 1
             if done[0] % 100 == 0:
                 memory.append((done[0], resident(pid)))
+                print(f"{done[0]} answered, {memory[-1][1]:.0f} MB", file=sys.stderr, flush=True)
         return said
 
     began = time.monotonic()
@@ -156,9 +159,10 @@ def main() -> None:
             began = time.monotonic()
             alone = [answer(client, one) for one in wanted]
             alone_s = time.monotonic() - began
-            # The same questions without any axis: how many answers the settings change at all.
+            print(f"{len(alone)} asked alone in {alone_s:.0f} s", file=sys.stderr, flush=True)
             acting = [i for i, one in enumerate(wanted)
                       if one["extra_body"] is not None and one["extra_body"]["axis"].keys() & {"cap", "steer"}]
+            acting = acting[:COMPARED]
             changed = sum(answer(client, wanted[i] | {"extra_body": None}) != alone[i] for i in acting)
             said, memory, seconds = together(client, address, token, wanted, options.clients, server.pid)
             time.sleep(0.5)
@@ -168,7 +172,7 @@ def main() -> None:
             code = server.wait(60)
     result = {
         "requests": len(wanted), "clients": options.clients, "hung_up": len(range(0, len(wanted), HANG_UP)),
-        "acting": len(acting), "changed_by_axis": changed,
+        "compared": len(acting), "changed_by_axis": changed,
         "wrong": sum(a != b for a, b in zip(alone, said, strict=True)),
         "left_running": health["running"] + health["waiting"], "exit_code": code, "seconds_alone": round(alone_s, 1),
         "seconds_together": round(seconds, 1), "memory_mb": [[n, round(mb, 1)] for n, mb in memory]}

@@ -171,8 +171,8 @@ def server_of(uvicorn: Any, app: Any, cfg: ServeConfig, engine: Engine) -> Any:
 
     return Server(uvicorn.Config(
         app, host=cfg.host, port=cfg.port, log_level="warning", access_log=False, server_header=False, lifespan="off",
-        limit_concurrency=cfg.limits.connections, timeout_keep_alive=10, h11_max_incomplete_event_size=16384,
-        timeout_graceful_shutdown=int(cfg.limits.grace_s) + 5))
+        ws="none", proxy_headers=False, limit_concurrency=cfg.limits.connections, timeout_keep_alive=10,
+        h11_max_incomplete_event_size=16384, timeout_graceful_shutdown=int(cfg.limits.grace_s) + 5))
 
 
 def _announce(cfg: ServeConfig, port: int, token: str | None) -> None:
