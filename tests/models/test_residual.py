@@ -17,7 +17,7 @@ from keel.errors import ModelError
 from keel.models.attention import use_quick_attention
 from keel.models.forward import hidden_states, token_logprobs
 from keel.models.lora import LoraSettings, adapted
-from keel.models.residual import Attachment, Columns, attach, declared, decoder_blocks, n_blocks
+from keel.models.residual import Attachment, Columns, attach, columns_of, decoder_blocks, declared, n_blocks
 from keel.rng import stream
 from keel.rollout.sample import SamplingConfig, sample
 
@@ -463,6 +463,13 @@ def test_joined_rows_are_tapped_like_rows_by_themselves(model):
         with attach(own, {1: adding(where=where)}), torch.no_grad():
             found, expected = (hidden_states(own, each)[batch.attention_mask] for each in (joined, batch))
         torch.testing.assert_close(found, expected, **INTERFACE32)
+    known = known_columns(own, lambda: hidden_states(own, joined))[0]
+    rows_of = known.rows[0][joined.joined.places]
+    prompt = 7
+    assert rows_of[1][:prompt].tolist() == [0] * prompt, "computed once, with the first of the two"
+    assert rows_of[1, prompt] == 1 and set(rows_of[2][batch.attention_mask[2]].tolist()) == {2}
+    assert known.generated[0][joined.joined.places][batch.attention_mask].tolist() == (
+        columns_of(batch).generated[batch.attention_mask].tolist())
 
 
 def test_whoever_runs_a_pass_may_say_what_its_columns_are(model):

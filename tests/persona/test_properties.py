@@ -10,6 +10,7 @@ from persona.architectures import LAYERS, WIDTH, built, edited, greedy, padded, 
 from tolerances import CAP32, CAP_BFLOAT16, CAP_TWICE, EXACT, FLOAT32, INTERFACE32, PLANTED, PLANTED_COSINE, STREAMED
 
 from keel.data.chat import template
+from keel.errors import ModelError
 from keel.models.load import ModelConfig, causal_lm
 from keel.models.residual import attach
 from keel.persona.axis import AssistantAxis
@@ -277,3 +278,13 @@ def test_a_mask_of_columns_and_a_prompt_fed_in_pieces(model, where):
     with AXIS.steer(model, 3.0, unit="unit", layers=[LAYER], where=last if where == "prompt" else ~last):
         found = model.generate(ids, attention_mask=mask, max_new_tokens=n_new, do_sample=False)
     assert found[:, ids.shape[1]:].tolist() == expected
+
+
+def test_bounds_by_block_count_from_either_end(model):
+    """Below block 0 nothing moved, so both floors are seen where they stand; a block that is not there is refused."""
+    with AXIS.cap(model, lower={0: 1.0, -1: 2.0}) as handle:
+        found = [along(written(model, layer, IDS)[0], layer) for layer in range(LAYERS)]
+    assert float(found[0].min()) >= 1 - CAP32 and float(found[2].min()) >= 2 - CAP32 * 2
+    assert sorted(handle.stats()) == [0, 2]
+    with pytest.raises(ModelError, match="no block 3"):
+        AXIS.cap(model, lower={3: 1.0}, layers=[0])

@@ -193,6 +193,7 @@ class AssistantAxis:
         if preset is not None:
             taps = self._of_preset(preset)
         else:
+            lower, upper = self._by_block(model, lower), self._by_block(model, upper)
             named = [part for part in (lower, upper) if isinstance(part, Mapping)]
             own = layers if layers is not None or not named else sorted({layer for part in named for layer in part})
             taps = {layer: [Bounded(self.unit(layer), _at(lower, layer), _at(upper, layer))]
@@ -245,6 +246,12 @@ class AssistantAxis:
             along = self.unit(layer) if cap.vectors is None else directions.unit(cap.vectors[i])
             taps.setdefault(layer, []).append(Bounded(along, cap.lower[i], cap.upper[i]))
         return taps
+
+    def _by_block(self, model: nn.Module, bound: PerLayer | None) -> PerLayer | None:
+        """Bounds by block under the blocks' own numbers; -1 is the last block."""
+        if not isinstance(bound, Mapping):
+            return bound
+        return dict(zip(self.fitting(model, list(bound)), bound.values(), strict=True))
 
     def fitting(self, model: nn.Module, layers: Sequence[int] | None) -> list[int]:
         """These blocks, or the middle one, counted from 0.
