@@ -216,6 +216,7 @@ def test_all_confirmed_and_too_few_seeds() -> None:
     ("dialogues/drift/slopes/feelings", 0.1, [0]),
     ("dialogues/drift/slopes/tasks", -0.9, [0]),
     ("dialogues/drift/permuted", 0.9, [1]),
+    ("dialogues/drift/permuted", -0.9, [1]),
     ("dialogues/drift/prediction/projection/shuffled messages/high", 0.6, [2]),
     ("dialogues/arms/anchor/projection", 0.5, [3, 7]),
     ("dialogues/arms/anchor/in_role", 0.6, [4]),
@@ -245,6 +246,7 @@ def test_each_claim_looks_at_its_own_numbers(path: str, worse: float, refuted: l
 @pytest.mark.parametrize("path, worse, missed", [
     ("toy/read/mode/2", 0.97, 0), ("toy/read/default/2", 0.94, 1), ("toy/axis/split_half/1", 0.89, 2),
     ("toy/axis/cosine_both/2", 0.94, 3), ("toy/dose/axis/1/mass", 0.0, 4), ("toy/dose/random/3/mass", 0.5, 5),
+    ("toy/dose/random/3/mass", 0.2, 5),
     ("toy/dose/default/0/mass", 0.97, 6), ("toy/caps/untouched", False, 7), ("toy/caps/rows/2/generation", 0.1, 8)])
 def test_each_bar_looks_at_its_own_number(path: str, worse: Any, missed: int) -> None:
     found = bars([measured(), changed(path, worse)])
