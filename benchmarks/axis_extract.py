@@ -1,6 +1,7 @@
 """Extraction of an axis: `keel axis extract` against the published procedure written down plainly, on the same model.
 
     python benchmarks/axis_extract.py [--model FOLDER] [--n-questions 16] [--rounds 3]
+    python benchmarks/axis_extract.py --memory
 
 The plain side is what the paper's pipeline does, step by step and without keel: write all responses with transformers'
 generate() in left-padded batches; run the padded conversations again, batch by batch, with a hook on every block that
@@ -10,6 +11,9 @@ judge on either side: all responses count.
 
 Every measurement is a process of its own; both sides take turns within each round, at two numbers of questions, N and
 2 N. CPU seconds of one thread, from before the model is loaded to after the axis is there; imports are outside.
+
+`--memory` asks a random model of 32 blocks, whose states are large for the little it computes, for few tokens each, and
+shows by how much the peak of the resident set grows with the number of responses.
 """
 
 import argparse
@@ -28,6 +32,9 @@ from common import ROOT, cpu_seconds, peak_mb
 
 LONGEST = 64
 """Tokens of a response at most."""
+DEEP = {"num_hidden_layers": 32, "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "max_position_embeddings": 512}
+MEMORY = {"longest": 4, "sizes": (4, 16), "batch": 64}
 GENERATE_BATCHES, READ_BATCH = (16, 64, 128), 16
 """Rows that the plain side writes at once, each tried in every round, and rows that it reads at once, as published."""
 
@@ -46,7 +53,7 @@ def keel(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = recipe.run(recipe.AxisExtractConfig.resolve(overrides={
             "out": f"{folder}/run", "model": args.model, "roles": args.roles, "questions": args.questions,
-            "n_questions": str(args.n_questions), "sampling.max_new_tokens": str(LONGEST)}))
+            "n_questions": str(args.n_questions), "sampling.max_new_tokens": str(args.longest)}))
     return {"seconds": cpu_seconds() - begun, "responses": result.values["n_responses"],
             "tokens": result.values["n_tokens"], "norm": result.values["axis_norm"]}
 
@@ -63,7 +70,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     asked = [(role["name"], role["is_default"], [{"role": "system", "content": system}] * bool(system)
               + [{"role": "user", "content": question}])
              for role in roles for system in role["system_prompts"] for question in questions[: args.n_questions]]
-    written = write(torch, model, tokenizer, [talk for _, _, talk in asked], args.batch)
+    written = write(torch, model, tokenizer, [talk for _, _, talk in asked], args)
     stored, n_tokens = read(torch, model, tokenizer, written)
     by_role: dict[str, list[Any]] = {}
     for (name, _, _), means in zip(asked, stored, strict=True):
@@ -76,16 +83,17 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
             "norm": float(axis[len(axis) // 2].norm())}
 
 
-def write(torch: Any, model: Any, tokenizer: Any, talks: list[Any], batch: int) -> list[tuple[list[int], list[int]]]:
+def write(torch: Any, model: Any, tokenizer: Any, talks: list[Any], args: argparse.Namespace,
+          ) -> list[tuple[list[int], list[int]]]:
     """Prompt and response of each talk, as token ids; the end of the turn is left out."""
     found = []
-    for at in range(0, len(talks), batch):
+    for at in range(0, len(talks), args.batch):
         texts = [tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-                 for talk in talks[at : at + batch]]
+                 for talk in talks[at : at + args.batch]]
         rows = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.no_grad():
             out = model.generate(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], do_sample=True,
-                                 temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=LONGEST,
+                                 temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=args.longest,
                                  pad_token_id=tokenizer.pad_token_id)
         width = rows["input_ids"].shape[1]
         for ids, mask, new in zip(rows["input_ids"], rows["attention_mask"].bool(), out[:, width:].tolist(),
@@ -124,7 +132,7 @@ def read(torch: Any, model: Any, tokenizer: Any, written: list[tuple[list[int], 
 
 def measured(args: argparse.Namespace, side: str, n_questions: int, batch: int) -> dict[str, Any]:
     words = [sys.executable, __file__, "--side", side, "--model", args.model, "--roles", args.roles, "--questions",
-             args.questions, "--n-questions", str(n_questions), "--batch", str(batch)]
+             args.questions, "--n-questions", str(n_questions), "--batch", str(batch), "--longest", str(args.longest)]
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ | {
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     return {"side": f"plain, {batch} at once" if side == "plain" else side, "n_questions": n_questions,
@@ -144,6 +152,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def memory(args: argparse.Namespace) -> None:
+    """Peak memory of both sides at two numbers of responses."""
+    torch, transformers = import_module("torch"), imported()
+    args.longest = MEMORY["longest"]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            **DEEP, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        args.model = folder
+        for side in ("keel", "plain"):
+            few, many = (measured(args, side, n, MEMORY["batch"]) for n in MEMORY["sizes"])
+            print(f"{side}: {few['peak_mb']} MB for {few['responses']} responses, {many['peak_mb']} MB for "
+                  f"{many['responses']}")
+
+
 def spread(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
@@ -156,8 +182,13 @@ def main() -> None:
     parser.add_argument("--n-questions", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--longest", type=int, default=LONGEST)
     parser.add_argument("--side", choices=("keel", "plain"))
+    parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
+    if args.memory:
+        memory(args)
+        return
     if args.side:
         found = {"keel": keel, "plain": plain}[args.side](args)
         print(json.dumps({**found, "peak_mb": round(peak_mb())}))
