@@ -339,7 +339,8 @@ def test_anchor_and_steering_together_are_refused(config):
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
-    ({"distil": "a"}, "distil names an axis under which nothing is another"),
+    ({"distil": "a"}, "distil names an axis and nothing to do with it"),
+    ({"steered": {"path": "a", "steer": 1.0, "monitor": 2}}, "steered.monitor shows nothing while a model learns"),
     ({"distil": {"path": "a", "lower": 1.0}, "steered": {"path": "a", "steer": 1.0}},
      "distil and steered exclude each other")])
 def test_distillation_from_nothing_or_under_steering_is_refused(changes, complaint):

@@ -18,7 +18,7 @@ from keel.persona.handles import Handle
 from keel.persona.settings import AxisConfig, acting
 from keel.train.tally import Tally
 
-__all__ = ["NOTHING", "Held", "PolicyAxis", "PolicyAxisConfig", "Teacher", "held", "policy_axis", "refuse_both",
+__all__ = ["NOTHING", "Held", "PolicyAxis", "PolicyAxisConfig", "Teacher", "held", "idle", "policy_axis", "refuse_both",
            "teacher"]
 
 
@@ -88,14 +88,21 @@ def refuse_both(anchor: AnchorConfig | None, steered: AxisConfig | None, distil:
     Raises:
         ValueError: there are such.
     """
-    if distil is not None and not distil.acts:
-        raise ValueError("distil names an axis under which nothing is another: give distil.steer, .cap or .lower")
+    for found, complaint in (*idle("steered", steered), *idle("distil", distil)):
+        if found:
+            raise ValueError(complaint)
     if distil is not None and steered is not None:
         raise ValueError("distil and steered exclude each other: what is learned without the axis is learned under it")
     if anchor is not None and steered is not None:
         raise ValueError("anchor and steered exclude each other: one prices the states that the other moves")
-    if steered is not None and not steered.acts:
-        raise ValueError("steered names an axis and nothing to do with it: give steered.steer, .cap or .lower")
+
+
+def idle(name: str, cfg: AxisConfig | None) -> Iterator[tuple[bool, str]]:
+    """What would do nothing in an axis that acts while a model learns: whether it is there, and what to say."""
+    yield cfg is not None and not cfg.acts, (
+        f"{name} names an axis and nothing to do with it: give {name}.steer, {name}.cap or {name}.lower")
+    yield cfg is not None and cfg.monitor is not None, (
+        f"{name}.monitor shows nothing while a model learns: what watches it is persona")
 
 
 def resting(cfg: AxisConfig, model: nn.Module) -> tuple[Handle, ...]:

@@ -10,7 +10,7 @@ from keel.config import Config
 from keel.models.actors import CriticConfig
 from keel.models.load import ModelConfig
 from keel.online.anchor import AnchorConfig
-from keel.online.held import PolicyAxisConfig
+from keel.online.held import PolicyAxisConfig, idle
 from keel.online.watch import PersonaConfig, files_of
 from keel.rollout.credit import AdvantageConfig, KLConfig, TruncationConfig
 from keel.rollout.reward_settings import RewardConfig, ScoreConfig
@@ -177,8 +177,7 @@ def of_axis(cfg: OnlineConfig) -> Iterator[tuple[bool, str]]:
     own = cfg.policy_axis
     yield own is not None and cfg.topology == "shared", (
         "policy_axis and topology='shared' exclude each other: policy, critic and reference are one stream there")
-    yield own is not None and not own.acts, (
-        "policy_axis names an axis and nothing to do with it: give policy_axis.steer, .cap or .lower")
+    yield from idle("policy_axis", own)
     yield own is not None and own.mode == "in_policy" and cfg.anchor is not None, (
         "anchor and policy_axis.mode='in_policy' exclude each other: one prices the states that the other moves")
     yield cfg.samples_otherwise and cfg.loss.old_policy == "reference", (
