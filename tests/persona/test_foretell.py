@@ -1,5 +1,8 @@
 """What user messages foretell, on conversations where that is planted."""
 
+from dataclasses import replace
+from itertools import accumulate
+
 import pytest
 import tiny
 import torch
@@ -63,6 +66,14 @@ def test_what_is_planted_is_found_and_controls_find_nothing():
     assert level["training rows"]["mean"] >= level["out of fold"]["mean"]
 
 
+def test_a_message_that_moves_the_assistant_from_where_it_was():
+    """Each word adds what it says to the response before: the change is foretold, the place hardly."""
+    courses = [replace(one, turns=tuple(accumulate(one.turns))) for one in planted(12)]
+    found = scores(courses, CFG.model_copy(update={"n_shuffles": 1}))
+    assert found["change"]["out of fold"]["mean"] > 0.9
+    assert found["projection"]["out of fold"]["mean"] < 0.7
+
+
 def test_nothing_is_found_where_messages_and_responses_do_not_belong_together():
     """The training score shows something all the same: it is not to be believed."""
     found = scores(planted(permuted=True), CFG.model_copy(update={"alphas": (0.01,)}))["projection"]
@@ -92,6 +103,18 @@ def test_themes_from_the_highest_to_the_lowest():
     assert all(row["examples"] == [f"please the {row['name']}"] for row in found)
     assert sum(row["n"] for row in found) == len(told.texts)
     assert found[0]["projection"]["low"] == found[0]["projection"]["high"] == 2.0
+
+
+def test_a_theme_without_words_is_called_that():
+    told = told_rows([Course("a", "x", "", ("hi",), (1.0, 2.0), ("hi", "so"))])
+    found = themes(CFG, told, features(told), seed=0, n_draws=100)
+    assert [(row["name"], row["examples"]) for row in found] == [("(no words)", ["so"]), ("(no words)", ["hi"])]
+
+
+def test_a_response_before_that_is_followed_by_one_and_the_same():
+    """Nothing is left to be told of the second responses; the score of all of them stands."""
+    courses = [Course(f"c{i}", "x", "", (f"w{i}",), (float(i), 1.0), ("cat", "dog")) for i in range(6)]
+    assert "response before" not in scores(courses)["projection"] and "change" in scores(courses)
 
 
 def test_one_message_has_no_themes():

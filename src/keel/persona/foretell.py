@@ -199,7 +199,7 @@ def _scores(cfg: ForetellConfig, told: Told, features: Tensor, target: Tensor, *
     if len(names) > 1:
         found["domain alone"] = score(domains, every)
     known = ~previous.isnan()
-    if len(clusters[known].unique()) >= FEWEST_CLUSTERS and len(folds[known].unique()) >= FEWEST_CLUSTERS:
+    if len(folds[known].unique()) >= FEWEST_CLUSTERS and len(y[known].unique()) > 1:
         found["response before"] = score(previous[:, None], known)
     found["training rows"] = {"mean": _training(x, y, folds, cfg.alphas), "low": None, "high": None}
     return found
@@ -260,7 +260,8 @@ def themes(cfg: ForetellConfig, told: Told, features: Float[Tensor, "N D"], *, s
         for i, words in enumerate(counts):
             (here if inside[i] else elsewhere).update(words)
         telling = [word for word, z in word_contrast(here, elsewhere)[:N_WORDS] if z > 0]
-        found.append({"name": " ".join(telling), "n": len(order), "projection": _theme_mean(told, inside, draws),
+        found.append({"name": " ".join(telling) or "(no words)", "n": len(order),
+                      "projection": _theme_mean(told, inside, draws),
                       "examples": [text[:SHOWN] for text in texts[: cfg.n_examples]]})
     return sorted(found, key=lambda row: -row["projection"]["mean"])
 
