@@ -17,7 +17,7 @@ from keel.errors import ModelError
 from keel.models.attention import use_quick_attention
 from keel.models.forward import hidden_states, token_logprobs
 from keel.models.lora import LoraSettings, adapted
-from keel.models.residual import Attachment, Columns, attach, columns_of, decoder_blocks, declared, n_blocks
+from keel.models.residual import Attachment, Columns, attach, columns_of, declared, decoder_blocks, n_blocks
 from keel.rng import stream
 from keel.rollout.sample import SamplingConfig, sample
 
@@ -251,6 +251,26 @@ def test_what_follows_the_end_of_a_row_is_not_real(model):
     for step, known in enumerate(seen[1:]):
         for i in range(len(PROMPTS)):
             assert bool(known.real[i, 0]) == (first not in new[i, : step + 1].tolist()), (i, step)
+
+
+def test_a_prompt_may_end_with_the_token_that_ends_rows():
+    ending = built("llama")
+    ending.generation_config.eos_token_id = PROMPTS[0][-1]
+    known = known_columns(ending, lambda: logits(ending, torch.tensor(PROMPTS[:1])))[0]
+    assert bool(known.real.all()) and known.generated[0].tolist() == [False, False, True]
+
+
+def test_a_second_turn_behind_a_kept_cache_is_a_prompt_again(model):
+    def turns():
+        out = model(torch.tensor(PROMPTS[:1]), use_cache=True)
+        for fed in ([9], [10, 11, 12], [13]):
+            model(torch.tensor([fed]), past_key_values=out.past_key_values, use_cache=True)
+
+    with torch.no_grad():
+        seen = known_columns(model, turns)
+    assert [known.generated[0].tolist() for known in seen] == [
+        [False, False, True], [True], [False, False, True], [True]]
+    assert [known.positions[0].tolist() for known in seen] == [[0, 1, 2], [3], [4, 5, 6], [7]]
 
 
 def test_a_second_generation_begins_anew(model):
