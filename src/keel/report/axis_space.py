@@ -63,7 +63,7 @@ class _Vector:
 
     @property
     def said(self) -> str:
-        kind = f" ({KINDS.get(self.kind, self.kind)})" if self.kind not in ("fully", "default") else ""
+        kind = f" ({KINDS[self.kind]})" if self.kind in OPEN else ""
         return f"{self.name}{kind}"
 
 
@@ -270,7 +270,7 @@ def _table(vectors: Sequence[_Vector]) -> Chart | None:
     for v in sorted(vectors, key=lambda v: -v.projection):
         color = 1 if v.kind == "default" else 0
         cosines = [number(x, 2) for x in v.cosines] + [number(None)] * (N_COMPONENTS - len(v.cosines))
-        strips.append(Strip(v.name, KINDS.get(v.kind, v.kind) if v.kind not in ("fully", "default") else "",
+        strips.append(Strip(v.name, KINDS[v.kind] if v.kind in OPEN else "",
                             "whole" if v.kind == "default" else "",
                             (dot({"mean": v.projection}, color, place, 0.0, few=v.kind in OPEN),),
                             (number(v.projection), *cosines, number(v.n))))
