@@ -297,6 +297,26 @@ def test_what_is_attached_again_has_forgotten_what_it_saw(model):
         [False, False, True], [False, False, True, True], [False, False, False, False, True]]
 
 
+def test_rows_that_do_not_go_on_from_those_before_are_prompts(model):
+    """One token more, but another row; the same row, but two tokens more; and a cache that was filled elsewhere."""
+    first = PROMPTS[0]
+
+    def passes():
+        for row in (first, [*PROMPTS[1][:3], 9], first, [*first, 9, 9]):
+            logits(model, torch.tensor([row]))
+
+    assert [known.generated[0].tolist() for known in known_columns(model, passes)] == [
+        [False, False, True], [False, False, False, True], [False, False, True], [False] * 4 + [True]]
+    with torch.no_grad():
+        out = model(torch.tensor([first, first]), use_cache=True)
+
+        def decoding():
+            logits(model, torch.tensor([PROMPTS[1]]))
+            model(torch.tensor([[9], [10]]), past_key_values=out.past_key_values)
+
+        assert known_columns(model, decoding)[1].generated.tolist() == [[True], [True]]
+
+
 @pytest.mark.parametrize("where", ["prompt", "generation"])
 def test_a_prompt_that_was_fed_before_is_known_by_its_mask(model, where):
     """Prefilled by hand, continued token by token, as people write their own loops; and once without a cache."""
@@ -321,7 +341,10 @@ def test_a_mask_of_other_rows_is_refused(model):
     with attach(model, {1: adding()}, mask=torch.ones(2, 3)):
         with pytest.raises(ModelError, match="a mask of 2 rows does not fit a batch of 3 rows"):
             logits(model, padded(PROMPTS)[0])
-    known = known_columns(model, lambda: logits(model, padded(PROMPTS)[0]))[0]
+    ids, mask = padded(PROMPTS)
+    known = known_columns(model, lambda: logits(model, ids), mask=mask)[0]
+    assert known.real.tolist() == mask.bool().tolist(), "also where the model itself was not given it"
+    known = known_columns(model, lambda: logits(model, ids))[0]
     with pytest.raises(ModelError, match="settings for 2 rows do not fit a batch of 3 rows"):
         known.row_of(2)
     assert known.row_of(3).tolist() == [0, 1, 2] and known.row_of(1).tolist() == [0, 0, 0]

@@ -85,17 +85,18 @@ def test_a_row_without_a_setting_keeps_its_bits_beside_others(eager):
 
 
 def test_beams_and_several_samples_follow_their_prompts_setting(model):
-    """Two prompts, one of them steered, against each by itself."""
+    """Two prompts of unequal length, steered each its way, against each by itself."""
     ids, mask = padded(PROMPTS[:2])
     fused = model.config._attn_implementation == "sdpa"
     how = {"do_sample": True, "top_k": 1} if fused else {"do_sample": False, "num_beams": 3}
     options = {"max_new_tokens": NEW + 1, "num_return_sequences": 2} | how
-    with AXIS.steer(model, torch.tensor([SIZE, 0.0]), unit="unit", layers=[LAYER], where="generation"):
+    with AXIS.steer(model, torch.tensor([SIZE, -SIZE]), unit="unit", layers=[LAYER], mask=mask):
         found = model.generate(ids, attention_mask=mask, **options)[:, -NEW - 1 :]
-    with AXIS.steer(model, SIZE, unit="unit", layers=[LAYER], where="generation"):
-        first = model.generate(torch.tensor(PROMPTS[:1]), **options)[:, -NEW - 1 :]
-    second = model.generate(torch.tensor(PROMPTS[1:2]), **options)[:, -NEW - 1 :]
-    assert found.tolist() == torch.cat([first, second]).tolist()
+    alone = []
+    for row, size in zip(PROMPTS, (SIZE, -SIZE), strict=False):
+        with AXIS.steer(model, size, unit="unit", layers=[LAYER]):
+            alone.append(model.generate(torch.tensor([row]), **options)[:, -NEW - 1 :])
+    assert found.tolist() == torch.cat(alone).tolist()
 
 
 def test_a_monitor_reads_the_same_of_left_padded_right_padded_and_single_rows(model):
