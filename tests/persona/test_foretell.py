@@ -74,6 +74,14 @@ def test_a_message_that_moves_the_assistant_from_where_it_was():
     assert found["projection"]["out of fold"]["mean"] < 0.7
 
 
+def test_the_seed_decides_who_is_left_out_with_whom():
+    told = told_rows(planted(9, noise=1.0))
+    cfg = CFG.model_copy(update={"n_shuffles": 1, "alphas": (1.0,)})
+    one, other, again = (foretold(cfg, told, features(told), seed=seed, n_draws=100)["projection"]["out of fold"]
+                         for seed in (0, 1, 0))
+    assert one["mean"] != other["mean"] and one == again
+
+
 def test_nothing_is_found_where_messages_and_responses_do_not_belong_together():
     """The training score shows something all the same: it is not to be believed."""
     found = scores(planted(permuted=True), CFG.model_copy(update={"alphas": (0.01,)}))["projection"]
