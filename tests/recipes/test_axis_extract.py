@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from running import killed_here
+from recipes.running import killed_here
 from tolerances import EXACT, FLOAT32, HEARD
 
 from keel.bench.role_judge import RoleJudgeConfig

@@ -229,7 +229,7 @@ class RoleSums:
         lengths = [x for x in (self.lengths, other.lengths) if x is not None]
         return RoleSums(self.name, self.kind, buckets, self.counts + other.counts, self.n_tokens + other.n_tokens,
                         sum(lengths[1:], lengths[0]) if lengths else None,
-                        {number: kept[number] for number in sorted(kept)[:N_KEPT]}, max(self.through, other.through))
+                        {number: kept[number] for number in sorted(kept)[:N_KEPT]})
 
     def save(self, folder: Path) -> None:
         """Write it beside and rename.
