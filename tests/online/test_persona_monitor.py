@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from keel.data.render import Row, template
 from keel.errors import DataError
 from keel.models.load import ModelConfig, causal_lm
 from keel.online.anchor import Start
-from keel.online.fresh import FreshConfig, extracted, fresh
+from keel.online.fresh import Fresh, FreshConfig, extracted, fresh
 from keel.online.watch import PersonaConfig, Watch, correlate, visited, watch
 from keel.persona.axis import AssistantAxis
 from keel.recipes import ppo
@@ -217,12 +218,14 @@ def test_a_model_that_plays_no_role_any_more_gives_no_fresh_axis(home, start, ro
     assert later.compared(start.model, 1) == {} and "no fresh axis could be extracted" in start.log.notes[0]
 
 
-def test_a_fresh_axis_comes_at_the_end_and_when_it_is_asked_for(home, start, roles):
+def test_a_fresh_axis_comes_at_the_end_and_when_it_is_asked_for(home, start, roles, monkeypatch):
+    watched = watch(persona(home, every=2, n_probes=3, fresh=roles.model_copy(update={"n_questions": 2})), start)
+    monkeypatch.setattr(Watch, "probe", lambda own, model: {})
+    monkeypatch.setattr(Fresh, "compared", lambda own, model, layer: {"persona/fresh": float(layer)})
     for every, expected in ((None, [5]), (2, [4, 5])):
-        some = roles.model_copy(update={"every": every, "n_questions": 2, "n_roles": 1})
-        watched = watch(persona(home, every=2, n_probes=3, fresh=some), start)
+        watched.fresh = replace(watched.fresh, cfg=watched.fresh.cfg.model_copy(update={"every": every}))
         told = {step: watched.visit(start.model, step, last=step == 5) for step in range(6)}
-        assert [step for step, found in told.items() if "persona/fresh" in found] == expected
+        assert [step for step, found in told.items() if found == {"persona/fresh": 1.0}] == expected
 
 
 # --- in PPO ----------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ def test_a_fresh_axis_comes_at_the_end_and_when_it_is_asked_for(home, start, rol
 def test_ppo_reads_policy_and_reference_on_the_same_tokens_and_changes_nothing(home, tmp_path, monkeypatch):
     """Watched or not, metrics, samples and weights are the same; what is read is what a pass over the responses shows,
     without the last token of each, which the sampler never feeds."""
-    settings = {"steps": 2, "critic": {"pretrain": 0}, "micro_tokens": 60, "save_every": 1000}
+    settings = {"steps": 2, "critic": {"pretrain": 0}, "micro_tokens": 60, "save_every": 1000, "eval_prompts": 2}
     plain = ppo_config(home, out=tmp_path / "plain", **settings)
     ppo.run(plain)
     seen, real = [], ppo.monitors
