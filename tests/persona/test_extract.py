@@ -117,6 +117,14 @@ def test_only_content_counts_and_what_lies_elsewhere_is_invisible():
     torch.testing.assert_close(heard.lengths[:, 0], torch.tensor([5.0 + 61**0.5, 5**0.5, 0.0]), **FLOAT32)
 
 
+def test_a_prompt_of_one_token_is_no_content():
+    listener, one = Listener(2, 1), torch.ones(1, 1, dtype=torch.bool)
+    columns = Columns(one, one, torch.tensor([1]), torch.zeros(1, 1, dtype=torch.long))
+    for state in (7.0, 1.0, 3.0):
+        listener.taps[0](0, torch.full((1, 1, 1), state), columns)
+    assert listener.heard().means.flatten().tolist() == [0.0, 2.0] and listener.n_tokens.tolist() == [0, 2]
+
+
 def test_a_whole_conversation_in_one_pass_counts_behind_its_last_prompt_token():
     listener = Listener(1, 1)
     generated = torch.tensor([[False, True, True, True]])

@@ -114,10 +114,6 @@ class Listener:
     def _behind_prompts(self, columns: Columns, owners: Tensor) -> Tensor:
         """Generated columns without the first of each response, which is the last token of its prompt."""
         generated = (columns.generated & columns.real).cpu()
-        if generated.shape[1] == 1:
-            picked = generated & self._begun[owners]
-            self._begun[owners[generated]] = True
-            return picked
         picked = torch.zeros_like(generated)
         for at in generated.any(0).nonzero()[:, 0].tolist():
             here, who = generated[:, at], owners[:, at]
