@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from keel import cli
 from keel.data.render import Row, template
 from keel.errors import ConfigError, DataError
+from keel.functional.spaces import quantile_with_error
 from keel.persona.axis import AssistantAxis
 from keel.persona.cap import Cap
 from keel.persona.thresholds import Projected, floors, presets, windows_of
@@ -149,6 +150,8 @@ def test_the_responses_of_an_extract_run_are_a_population(town, capsys):
     run(config(town, "of-default", responses=str(folder), percentiles=(0.5,), which="default"))
     result = json.loads((town.folder / "of-default/result.json").read_text())
     assert result["composition"] == {"default": 5} and result["n_responses"] == 4
+    run(config(town, "of-file", responses=str(folder / "responses.jsonl"), percentiles=(0.5,), which="default"))
+    assert json.loads((town.folder / "of-file/result.json").read_text())["thresholds"] == result["thresholds"]
 
 
 def test_the_text_says_both_directions_and_what_the_population_is_not(town, capsys):
@@ -195,6 +198,9 @@ def test_thresholds_by_hand():
     (two,) = floors(projected, [0.25], "token", "generation")
     assert two.floor == pytest.approx(2.5) and two.population == pytest.approx(5 / 7)
     assert floors(projected, [0.5], "token", "all")[0].floor == 2.0
+    # Seven tokens of five responses: the error counts five observations.
+    _, alone = quantile_with_error(projected.population("token", "generation")[:, 0], 0.75)
+    assert two.error == pytest.approx(float(alone) * (7 / 5) ** 0.5)
     made = presets([one], [(7, 8)], fit="response", where="all", population="x", source="y")
     assert list(made) == ["layers_7:8-p0.25"] and made["layers_7:8-p0.25"].lower == (4.0,)
 
