@@ -156,7 +156,7 @@ class Desk:
         for place, draft in enumerate(drafts):
             alike.setdefault(draft.draws, []).append(place)
         tokens = torch.empty(len(drafts), dtype=torch.long, device=self.device)
-        for draws, found in alike.items():
+        for found in alike.values():
             places = torch.tensor(found, device=self.device)
             seen = None if self._seen is None else self._seen[first + places]
             tokens[places] = _pick(logits[places], [drafts[i] for i in found], seen)
