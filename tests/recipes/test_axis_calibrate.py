@@ -151,7 +151,8 @@ def test_the_responses_of_an_extract_run_are_a_population(town, capsys):
     result = json.loads((town.folder / "of-default/result.json").read_text())
     assert result["composition"] == {"default": 5} and result["n_responses"] == 4
     run(config(town, "of-file", responses=str(folder / "responses.jsonl"), percentiles=(0.5,), which="default"))
-    assert json.loads((town.folder / "of-file/result.json").read_text())["thresholds"] == result["thresholds"]
+    found = [json.loads((town.folder / name / "calibration.json").read_text()) for name in ("of-file", "of-default")]
+    assert found[0]["thresholds"] == found[1]["thresholds"]
 
 
 def test_the_text_says_both_directions_and_what_the_population_is_not(town, capsys):

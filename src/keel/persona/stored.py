@@ -13,7 +13,7 @@ from keel.data.rows import Row
 from keel.errors import DataError
 from keel.persona.asking import Item, Kind, asked
 
-__all__ = ["Stored", "row_of", "stored_units"]
+__all__ = ["Stored", "is_stored", "row_of", "stored_units"]
 
 KINDS: tuple[Kind, ...] = ("role", "default", "trait")
 
@@ -45,6 +45,12 @@ def row_of(item: Item, text: str, ended: bool, score: int | None, judged: bool) 
            "question_index": item.question_index, "system": item.system, "question": item.question, "response": text,
            "ended": ended}
     return row | ({"against": item.against} if item.kind == "trait" else {}) | ({"score": score} if judged else {})
+
+
+def is_stored(file: Path) -> bool:
+    """True for the responses of an extract run, by what its first row has. Raises: see `read_rows`."""
+    first = next(iter(read_rows(file)), None)
+    return first is not None and {"role", "prompt_index", "question_index", "response"} <= first.value.keys()
 
 
 def stored_units(path: Path, roles: Mapping[str, Role], own_turn: bool) -> Iterator[tuple[Stored, ...]]:

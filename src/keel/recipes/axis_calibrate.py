@@ -23,7 +23,7 @@ from keel.models.residual import n_blocks
 from keel.persona.asking import keeps_system
 from keel.persona.axis import AssistantAxis
 from keel.persona.cap import axis_percentile, meaning, preset_lines
-from keel.persona.stored import stored_units
+from keel.persona.stored import is_stored, stored_units
 from keel.persona.tables import write_table
 from keel.persona.thresholds import Fit, Floor, Where, floors, in_force, presets, project_rows, windows_of
 from keel.rng import shuffled
@@ -128,9 +128,12 @@ def run(cfg: AxisCalibrateConfig) -> runs.RunResult:
 
 
 def _extracted(cfg: AxisCalibrateConfig) -> Path | None:
-    """The responses in the folder of an extract run, ours or the authors'; none where a file of records was given."""
-    folder = Path(cfg.responses.path)
-    return next((folder / name for name in RESPONSES if (folder / name).exists()), None)
+    """The responses of an extract run, ours or the authors', by its folder or by themselves; none where a file of
+    records was given."""
+    given = Path(cfg.responses.path)
+    if given.is_file() and is_stored(given):
+        return given
+    return next((given / name for name in RESPONSES if (given / name).exists()), None)
 
 
 def _population(cfg: AxisCalibrateConfig, words: Template) -> list[Demonstration]:
