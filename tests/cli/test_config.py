@@ -132,7 +132,7 @@ def test_help_explains_every_field(command, capsys):
     assert ("--resume RUN" in text) == (
         command in {"sft", "reward-model", "ranking-rm", "attribute-rm", "strength", "meta-rm", "meta-rm loop", "ppo",
                     "group-ppo", "preference", "offline-pg", "generate", "evaluate", "bench-rm", "bench-rm select",
-                    "process-rm", "process-rm label", "process-rm search"}
+                    "process-rm", "process-rm label", "process-rm search", "axis extract", "axis evaluate"}
         or command.startswith("experiment "))
 
 
@@ -156,7 +156,11 @@ def test_printed_settings_read_back_the_same(command, capsys, tmp_path):
                 "process_model": "pm"}
     given = {name: value for name, value in required.items() if name.split(".")[0] in config.model_fields}
     own = {"evaluate": {"models": '["m"]'}, "offline-pg": {"rewards": '[{name = "r", stored = "s"}]'},
-           "axis convert": {"source": "s"}, "axis calibrate": {"axis": "a.safetensors", "responses": "r"}}
+           "axis convert": {"source": "s"}, "axis calibrate": {"axis": "a.safetensors", "responses": "r"},
+           "axis extract": {"roles": "r.jsonl", "questions": "q.jsonl"}, "axis project": {"axis": "a.safetensors"},
+           "axis drift": {"axis": "a.safetensors"},
+           "axis evaluate": {"models": '["m"]', "sets":
+                             '[{name = "s", kind = "plain", prompts = "p.jsonl", judge = {rule = "complies"}}]'}}
     given |= own.get(command, {})
     arguments = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main([*command.split(), *arguments, "--print-config"]) == 0

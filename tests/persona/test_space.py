@@ -55,7 +55,7 @@ def test_axis_and_vectors_by_hand():
     assert found.counts["poet"] == {"0": 1, "2": 1, "3": 2} and found.counts["mute"] == {"1": 1, "unscored": 1}
     trait, n = found.traits["calm"]
     assert (trait.tolist(), n) == ([[1.0, 0.0]], 1)
-    table = space_of(found, 0, rows="fully", scale="none").table
+    table = space_of(found, 0, rows="fully", scale="as_is").table
     # Even: (4, 0) - ((1, 1) + (-1, 0)) / 2 = (4, -0.5). Odd: (6, 2) - ((1, 3) + (-1, 0)) / 2 = (6, 0.5).
     even, odd = torch.tensor([4.0, -0.5]), torch.tensor([6.0, 0.5])
     assert table["split_half"] == [pytest.approx(float(even @ odd / even.norm() / odd.norm()))]
@@ -77,7 +77,7 @@ def test_axis_and_vectors_by_hand():
 
 def test_somewhat_vectors_span_the_space_but_do_not_move_the_axis():
     found = gathered(BY_HAND, min_count=1)
-    both, fully = (space_of(found, 0, rows=rows, scale="none") for rows in ("fully_and_somewhat", "fully"))
+    both, fully = (space_of(found, 0, rows=rows, scale="as_is") for rows in ("fully_and_somewhat", "fully"))
     assert (len(both.table["variance"]), len(fully.table["variance"])) == (2, 1)
     assert both.table["axis_norm"] == fully.table["axis_norm"]
     flat = space_of(found, 0, rows="fully_and_somewhat", scale="unit_rows")
@@ -90,7 +90,7 @@ def test_components_are_those_of_a_plain_decomposition():
     sums = [role("default", "default", ["all/even"] * 4, torch.randn(4, 2, 5, generator=generator))]
     sums += [role(f"r{i}", "role", ["3/even", "3/odd"] * 5, rows[i]) for i in range(6)]
     found = gathered(sums, min_count=10)
-    table = space_of(found, 1, rows="fully", scale="none").table
+    table = space_of(found, 1, rows="fully", scale="as_is").table
     x = rows.mean(1)[:, 1].double()
     x = x - x.mean(0)
     values, vectors = torch.linalg.eigh(x.T @ x)
@@ -127,7 +127,7 @@ def test_the_estimator_recovers_a_planted_direction(seed):
 def test_halves_are_left_open_where_they_cannot_be_told():
     found = gathered([role("default", "default", ["all/even"], one_block([[4.0, 0.0]])),
                       role("poet", "role", ["3/even"], one_block([[1.0, 1.0]]))], min_count=1)
-    space = space_of(found, 0, rows="fully", scale="none")
+    space = space_of(found, 0, rows="fully", scale="as_is")
     assert space.table["split_half"] == [None] and space.table["variance"] == [] and space.table["cosine_pc1"] == [None]
     told = summary_of(found, space)
     assert told["reliability"] is None and told["whole_cosine"] is None and told["pc1_share"] is None
@@ -149,7 +149,7 @@ def test_too_little_to_conclude_is_refused():
 
 def test_the_folder_holds_the_axis_its_vectors_and_a_table_for_each_picture(tmp_path):
     found = gathered(BY_HAND, min_count=1)
-    space = space_of(found, 0, rows="fully_and_somewhat", scale="none")
+    space = space_of(found, 0, rows="fully_and_somewhat", scale="as_is")
     write_outcome(tmp_path, found, space, axis_of(found, space, {"model": "m"}))
     axis = AssistantAxis.load(tmp_path / "axis.safetensors")
     assert axis.middle == 0 and axis.meta["model"] == "m" and json.loads(axis.meta["counts"])["mute"]["1"] == 1

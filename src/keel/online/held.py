@@ -29,7 +29,7 @@ class PolicyAxisConfig(AxisConfig):
     """An axis under which responses are sampled; the model that is saved is the bare one either way."""
 
     mode: Literal["in_policy", "rollout_only"] = Field("in_policy", description="in_policy: part of policy and "
-        "reference wherever they run; rollout_only: while sampling, and the bare policy learns by explicit ratios")
+        "reference wherever they run; rollout_only: while sampling, the bare policy learns by ratios")
 
 
 @dataclass(frozen=True)

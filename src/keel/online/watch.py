@@ -51,8 +51,8 @@ class PersonaConfig(Config):
 
     path: Path = Field(description="axis.safetensors of the model that learns")
     layers: tuple[int, ...] = Field((), description="blocks to read at; none: the axis's own")
-    probes: str = Field(description="file of prompts that are answered again and again: neutral ones, on whose first "
-                        "answers everything is scaled, ones that ask for a role, ones that invite drift")
+    probes: str = Field(description="prompts that are answered again and again, of three kinds: neutral, role, drift; "
+                        "neutral ones set the scale")
     column: str = Field("probe", min_length=1, description="where a probe says what it is: neutral, role or drift")
     n_probes: int = Field(64, ge=2, description="of each kind at most, drawn by the seed")
     every: int = Field(100, ge=1, description="steps, or phases, between two visits to the probes")

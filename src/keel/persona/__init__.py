@@ -1,1 +1,1 @@
-"""The Assistant Axis: a direction in the residual stream, found, watched, steered by and capped."""
+"""The persona of a model as a direction in its states: find it, read it, hold it."""

@@ -20,7 +20,7 @@ from keel.persona.extract import RoleSums, kept_alike
 __all__ = ["SHARES", "SHOWN", "Found", "Rows", "Scale", "Space", "gathered", "space_of"]
 
 Rows = Literal["fully_and_somewhat", "fully"]
-Scale = Literal["none", "unit_rows"]
+Scale = Literal["as_is", "unit_rows"]
 SHARES = (0.7, 0.8, 0.9, 0.95)
 SHOWN = 3
 """Components that every vector is placed on."""
@@ -211,7 +211,7 @@ def _components(rows: Float[Tensor, "N D"], axis: Float[Tensor, " D"], scale: Sc
     """Components that point to the Assistant; none of a single vector, or of vectors that are all the same."""
     if len(rows) < 2 or bool((rows == rows[0]).all()):
         return None
-    found = principal_components(rows, scale=scale, towards=axis)
+    found = principal_components(rows, scale="none" if scale == "as_is" else scale, towards=axis)
     # As many as there are differences between rows; the last one of N centred rows has no variance.
     n = min(len(rows) - 1, rows.shape[1])
     return Components(found.mean, found.directions[:n], found.variance_share[:n], found.coordinates[:, :n])

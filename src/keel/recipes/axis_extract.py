@@ -68,7 +68,7 @@ class AxisExtractConfig(Config):
     min_count: int = Field(10, ge=1, description="responses that a role vector needs; 10 in the paper, 50 in its code")
     layer: int | None = Field(None, ge=0, description="block of the persona space, from 0; none: blocks // 2")
     rows: Rows = Field("fully_and_somewhat", description="role vectors that span the persona space")
-    scale: Scale = Field("none", description="whether centred role vectors count at their length or at length 1")
+    scale: Scale = Field("as_is", description="whether centred role vectors count at their length or at length 1")
     shard: str | None = Field(None, pattern=r"^[1-9][0-9]*/[1-9][0-9]*$", description="part of the work, such as 2/8; "
                               "leaves sums that merge takes")
     merge: tuple[Path, ...] = Field((), description="run folders of all shards, to be made one axis; or one run, to "
