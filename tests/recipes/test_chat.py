@@ -51,7 +51,7 @@ def test_the_projection_of_each_answer_is_told_with_its_usual_range_and_the_cour
     plain = chat.run(config(tmp_path), lines=["hello cat", "why ?"])
     capsys.readouterr()
     axis = {"path": axis_file(tmp_path)}
-    assert chat.run(config(tmp_path, axis=axis), lines=["hello cat", "why ?"]) == plain  # who only looks changes nothing
+    assert chat.run(config(tmp_path, axis=axis), lines=["hello cat", "why ?"]) == plain  # looking changes nothing
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("(projection")]
     assert len(told) == 2 and all("within the usual -50.000 to +50.000" in line for line in told)
     assert told[0].endswith("▄)") and {*told[1][-3:-1]} == {"▁", "█"}
