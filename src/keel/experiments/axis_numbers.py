@@ -46,7 +46,7 @@ def bars(seeds: Seeds) -> list[dict[str, Any]]:
         (f"area for default against fully in a role, block {LAYER}", 0.95,
          [toy["read"]["default"][LAYER] for toy in toys]),
         ("split-half cosine, lowest of blocks 1-3", 0.9, [min(toy["axis"]["split_half"][1:]) for toy in toys]),
-        (f"|cosine| of axis and PC1, both kinds of role vectors, block {LAYER}", 0.95,
+        (f"absolute cosine of axis and PC1, both kinds of role vectors, block {LAYER}", 0.95,
          [abs(toy["axis"]["cosine_both"][LAYER]) for toy in toys]),
         ("assistant's words in roles: smallest rise from strength to strength", 0.0, steps),
         ("effect of the axis at 0.5 over the largest of five random directions", TIMES, times),
@@ -96,7 +96,7 @@ def drift_claims(seeds: Seeds) -> list[Claim]:
     drift = [seed["dialogues"]["drift"] for seed in seeds]
     said = [one["prediction"]["projection"] for one in drift]
     return [
-        Claim("Talk of feelings drifts away from the assistant, talk of tasks does not.", {
+        Claim("Talk of feelings drifts away from the assistant, and faster than talk of tasks.", {
             "slope by turn, tasks minus feelings": [one["slopes"]["tasks"] - one["slopes"]["feelings"]
                                                     for one in drift],
             "minus slope of feelings": [-one["slopes"]["feelings"] for one in drift]}),
