@@ -339,7 +339,7 @@ def test_a_failed_row_is_reported_with_its_log(tmp_path: Path, monkeypatch, caps
 
 def test_the_whole_experiment_in_miniature(tmp_path: Path, monkeypatch, capsys) -> None:
     few = ("none", "cap 1:4 p0.25", "steer +0.5")
-    arms = ("plain", "anchor")
+    arms = ("plain",)
     of_town, of_arms, read = axis_town.settings_of, axis_dialogues.arms_of, axis.read_measured
     monkeypatch.setattr(axis_town, "settings_of", lambda home: {name: of_town(home)[name] for name in few})
     monkeypatch.setattr(axis_town, "SAMPLING", axis_town.SAMPLING.model_copy(update={"max_new_tokens": 6}))
@@ -349,6 +349,10 @@ def test_the_whole_experiment_in_miniature(tmp_path: Path, monkeypatch, capsys) 
     foretell = axis_dialogues.FORETELL.model_copy(update={"alphas": (1.0,), "n_shuffles": 1, "n_themes": 2})
     for name, value in (("N_TURNS", 2), ("FORETELL", foretell)):
         monkeypatch.setattr(axis_dialogues, name, value)
+    monkeypatch.setattr(axis_toy, "asked_in_roles", lambda n, seed: asked_in_roles(n, seed)[::5])
+    for module in (axis_toy, axis_dialogues, axis_town):
+        monkeypatch.setattr(module, "N_HELD_OUT", 10)
+        monkeypatch.setattr(module, "BATCH", 16)
     for name in ("draw_doses", "draw_prices", "draw_drift"):  # which have a test of their own
         monkeypatch.setattr(axis, name, lambda folder, seeds: None)
     monkeypatch.setattr(axis_dialogues, "arms_of", lambda cfg, home: {name: of_arms(cfg, home)[name] for name in arms})
