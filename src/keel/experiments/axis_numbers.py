@@ -117,7 +117,7 @@ def tuning_claims(seeds: Seeds) -> list[Claim]:
                 for seed in seeds]
 
     def beyond(mark: str, arm: str, sign: float = 1.0) -> list[float]:
-        return [VANISHED * effect - chance for effect, chance in zip(
+        return [VANISHED * effect - abs(chance) for effect, chance in zip(
             gain(mark, arm, sign), gain(mark, f"{arm}_random", sign), strict=True)]
 
     found = []
@@ -131,8 +131,8 @@ def tuning_claims(seeds: Seeds) -> list[Claim]:
             Claim(f"{name}: the task is learned as well, within {MARGIN}.", {
                 f"new facts, minus plain, plus {MARGIN}": [x + MARGIN for x in gain("reward", arm)]}),
             Claim(f"{name}: with a random direction both effects vanish.", {
-                f"projection: {VANISHED} of the effect minus that of the control": beyond("projection", arm),
-                f"secrets: {VANISHED} of the effect minus that of the control": beyond("leaked", arm, -1.0)})]
+                f"projection: {VANISHED} of the effect minus |that of the control|": beyond("projection", arm),
+                f"secrets: {VANISHED} of the effect minus |that of the control|": beyond("leaked", arm, -1.0)})]
     return found
 
 
