@@ -143,6 +143,8 @@ def test_the_space_says_where_the_default_lies(tmp_path: Path) -> None:
         "On the axis the default lies at 2.5 from the mean role; of 3 role vectors 1 lies as far to the Assistant's "
         "end. The roles run from a (\u22121) to b (somewhat in role) (3).",
         "Of 8 responses under a role 25% play it fully (score 3) and 50% somewhat (score 2); 12% could not be scored.")
+    rare = spaced(run(tmp_path / "rare", space=space(counts={"a": {"2": 1, "3": 499}})), 0)
+    assert rare is not None and "99.8% play it fully (score 3) and 0.2% somewhat (score 2)." in rare.says[1]
     assert [words for _, words in one.kinds] == ["fully in role", "somewhat in role", "default"]
     assert one.table is not None and [s.name for s in one.table.strips] == ["b", "default", "c", "a"]
     assert one.table.strips[1].cells == ("2.5", "1.00", "0.00", "0.00", "4") and one.table.strips[0].dots[0].few
@@ -534,6 +536,9 @@ def test_titles_say_what_was_found(tmp_path: Path) -> None:
     assert axis_title(floors) == "Thresholds for 2 presets of the axis."
     lines = run(tmp_path / "project", "axis project", trajectories=trajectories(1, labels=("",)))
     assert axis_title(lines) == "4 conversations on the Assistant axis."
+    twice = [talk("a", 1.0), talk("a", 2.0, label="capped"), talk("a", 1.0, group="h")]
+    both = run(tmp_path / "twice", "axis project", trajectories=twice)
+    assert axis_title(both) == "2 conversations on the Assistant axis."
     assert axis_title(read(ppo(tmp_path / "ppo"))) == axis_evidence(read(ppo(tmp_path / "ppo"))) == ""
     assert panels([read(tmp_path / "ppo")]) == []
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from report_runs import counted, environment, mean, ppo, result, reward_model, win_rate, write
 
+from keel.report import build
 from keel.report.folder import RunFolder, read
 from keel.report.headline import Headline, between, headline, stages
 from keel.report.series import collect
 from keel.report.verdict import divergence, verdict
-from keel.report.words import brief, clean, duration, interval, joined, number
+from keel.report.words import brief, clean, duration, interval, joined, number, shares
 
 
 def told(folder: Path) -> Headline:
@@ -34,6 +35,28 @@ def test_better_names_both_numbers_and_what_was_trained_on_what(tmp_path: Path) 
     assert "0.21 [0.15, 0.27] before, 0.62 [0.57, 0.67] after" in words.evidence
     assert "n = 200" in words.evidence and "do not overlap" in words.evidence
     assert words.subject == "PPO of models/sft on prompts.jsonl; 40 steps, 3 min 5 s, seed 1."
+
+
+@pytest.mark.parametrize("recipe", ["axis calibrate", "axis drift", "ppo", "sft", "bench_rm"])
+def test_what_a_run_noted_is_told_and_never_all_clear(tmp_path: Path, recipe: str) -> None:
+    given = ["a cap never acts", "epochs=3: too many", "axis.json is old.", "<b>x</b> stays", "partial: 2 of 3", 7, " "]
+    made = write(tmp_path / "run", environment=environment(recipe), config="", metrics=[{"step": 1, "loss": 1.0}],
+                 result=result(recipe, notes=given))
+    said = [concern.text for concern in told(made).concerns]
+    own = ["A cap never acts.", "epochs=3: too many.", "axis.json is old.", "<b>x</b> stays."]
+    assert [text for text in said if text in own] == own and not any("2 of 3" in text for text in said)
+    page = build([made], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "A cap never acts." in page and "&lt;b&gt;x&lt;/b&gt; stays." in page and "<b>x</b>" not in page
+    assert "No alarm was raised" not in page
+
+
+def test_damaged_notes_are_no_notes(tmp_path: Path) -> None:
+    assert told(plain(tmp_path, notes={"a": 1})).concerns == told(plain(tmp_path)).concerns
+
+
+def test_shares_of_one_whole_have_the_same_digits() -> None:
+    assert shares([0.998, 0.002]) == ["99.8%", "0.2%"] and shares([0.75, 0.25]) == ["75%", "25%"]
+    assert shares([1.0, 0.0]) == ["100%", "0%"]
 
 
 def test_overlapping_intervals_are_not_called_better(tmp_path: Path) -> None:

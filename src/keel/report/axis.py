@@ -60,7 +60,8 @@ def axis_title(run: RunFolder) -> str:
     if presets := part(part(run.axis, "calibration"), "presets"):
         return f"Thresholds for {times(len(presets), 'preset')} of the axis."
     if paths := run.axis.get("trajectories"):
-        return f"{times(len(paths), 'conversation')} on the Assistant axis."
+        n = len({(str(row.get("group")), str(row.get("id"))) for row in paths if isinstance(row, dict)})
+        return f"{times(n, 'conversation')} on the Assistant axis."
     return ""
 
 

@@ -9,7 +9,7 @@ from keel.report.axis_pictures import Band, Curve, Frame, Picture, Spot, Table, 
 from keel.report.evaluation_charts import number_scale
 from keel.report.folder import Row, RunFolder, column, part, rows
 from keel.report.lines import Chart, Strip, dot
-from keel.report.words import brief, clean, finite, joined, number, share, times
+from keel.report.words import brief, clean, finite, joined, number, share, shares, times
 
 __all__ = ["Ends", "Space", "components", "cube", "space", "tone"]
 
@@ -147,9 +147,10 @@ def _says(told: Row, vectors: Sequence[_Vector]) -> list[str]:
     scores = [row for row in part(told, "counts").values() if isinstance(row, dict)]
     counted = {key: int(sum(finite(row.get(key)) or 0 for row in scores)) for key in ("0", "1", "2", "3", "unscored")}
     if total := sum(counted.values()):
-        lost = f"; {share(counted['unscored'] / total)} could not be scored" if counted["unscored"] else ""
-        said.append(f"Of {times(total, 'response')} under a role {share(counted['3'] / total)} play it fully (score 3) "
-                    f"and {share(counted['2'] / total)} somewhat (score 2){lost}.")
+        fully, somewhat, unscored = shares([counted[key] / total for key in ("3", "2", "unscored")])
+        lost = f"; {unscored} could not be scored" if counted["unscored"] else ""
+        said.append(f"Of {times(total, 'response')} under a role {fully} play it fully (score 3) and {somewhat} "
+                    f"somewhat (score 2){lost}.")
     halves, layer = _per_layer(told, "split_half"), finite(told.get("layer"))
     mine = halves[int(layer)] if layer is not None and 0 <= layer < len(halves) else None
     if mine is not None and mine < RELIABLE:

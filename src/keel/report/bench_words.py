@@ -90,12 +90,9 @@ def bench_notes(run: RunFolder) -> list[str]:
     """What a reader should know, without doubting the numbers for it; and what the run should have recorded."""
     if run.recipe != "bench_rm" or not run.result:
         return []
-    given = run.result.get("notes")
-    found = [note[:1].upper() + note[1:] for note in given if isinstance(note, str) and not note.startswith("partial:")
-             ] if isinstance(given, list) else []
     failed = sum(count(part(one.row, "counts"), "failed") or 0 for one in columns(run))
     odd = sum(count(part(one.row, "counts"), "unwinnable") or 0 for one in columns(run))
-    found += [f"{times(failed, 'comparison')} failed and {_counts(failed)} as wrong"] if failed else []
+    found = [f"{times(failed, 'comparison')} failed and {_counts(failed)} as wrong"] if failed else []
     found += [f"{times(odd, 'item has', 'items have')} the same text on both sides; no scorer of texts gets them right"
               ] if odd else []
     missing = [words for words, known in (

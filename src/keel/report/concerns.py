@@ -43,8 +43,23 @@ def concerns(run: RunFolder, series: Collected, shown: Row, judged: str) -> list
         text = f"{share(cut.last)} of the last responses were cut at the length limit."
         found.append(Concern(text, grave=cut.last >= 0.5))
     found += _not_finite(series)
-    found += [Concern(f"{note}.") for note in (*run.notes, *exam_notes(run), *bench_notes(run))]
+    found += [Concern(_sentence(note)) for note in (*run.notes, *_noted(run), *exam_notes(run), *bench_notes(run))]
     return sorted(found, key=lambda concern: not concern.grave)
+
+
+def _noted(run: RunFolder) -> list[str]:
+    """What the run itself told its readers; how much of a benchmark it is stands among the doubts already."""
+    given = run.result.get("notes")
+    return [note for note in given if isinstance(note, str) and note.strip() and not note.startswith("partial:")
+            ] if isinstance(given, list) else []
+
+
+def _sentence(note: str) -> str:
+    """With a capital and a full stop; the names of files and settings stay as they are."""
+    text = note.strip()
+    first = text.split()[0]
+    begun = text if "." in first or "=" in first or "_" in first else text[:1].upper() + text[1:]
+    return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 
 
 def _left_out(skipped: Any) -> list[Concern]:

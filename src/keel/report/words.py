@@ -1,10 +1,11 @@
 """Numbers as a reader wants them: as many digits as the interval supports, durations in words, lists with 'and'."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["DASH", "MINUS", "brief", "clean", "duration", "finite", "interval", "joined", "number", "percent",
-           "share", "times"]
+           "share", "shares", "times"]
 
 
 DASH, MINUS = "\u2013", "\u2212"  # for what is not known; and a minus as wide as a plus
@@ -55,6 +56,12 @@ def interval(value: dict[str, Any] | None) -> str:
 def share(value: float) -> str:
     """A share of one in per cent; small shares keep a digit."""
     return f"{100 * value:.1f}%" if value < 0.1 else f"{100 * value:.0f}%"
+
+
+def shares(values: Sequence[float]) -> list[str]:
+    """Shares of one whole, all with the digits that the smallest of them needs."""
+    digits = int(any(0 < value < 0.1 for value in values))
+    return [f"{100 * value:.{digits}f}%" for value in values]
 
 
 def percent(value: dict[str, Any]) -> str:
