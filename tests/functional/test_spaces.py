@@ -118,6 +118,18 @@ def test_other_rows_take_their_place_among_the_components() -> None:
     assert_close(narrow.double().abs(), found.coordinates.abs(), **FLOAT32)
 
 
+@given(seeds, st.sampled_from(["mean", "none"]))
+def test_in_a_space_of_unit_rows_other_rows_are_scaled_too(seed: int, centre: str) -> None:
+    rows = 1 + noise(seed, 5, 4)
+    found = principal_components(rows, centre=centre, scale="unit_rows")
+    assert_close(coordinates_of(found, rows), found.coordinates, **FLOAT64)
+    # How far a row is from the mean does not count.
+    assert_close(coordinates_of(found, found.mean + 7 * (rows - found.mean)), found.coordinates, **FLOAT64)
+    narrow = principal_components(rows.float(), centre=centre, scale="unit_rows")
+    assert narrow.centre is not None and narrow.centre.dtype == torch.float32
+    assert_close(coordinates_of(narrow, rows.float()), narrow.coordinates, **FLOAT32)
+
+
 def test_components_needed_by_hand() -> None:
     share = float64([0.5, 0.25, 0.125, 0.125])
     assert [components_needed(share, s) for s in (0.1, 0.5, 0.51, 0.75, 0.8, 0.99)] == [1, 1, 2, 2, 3, 4]

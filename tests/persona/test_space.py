@@ -84,6 +84,14 @@ def test_somewhat_vectors_span_the_space_but_do_not_move_the_axis():
     assert flat.table["variance"] != both.table["variance"] and sum(flat.table["variance"]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("scale", ["as_is", "unit_rows"])
+def test_vectors_are_placed_where_the_components_have_them(scale):
+    found = gathered(BY_HAND, min_count=1)
+    space = space_of(found, 0, rows="fully_and_somewhat", scale=scale)
+    placed = torch.tensor([one["coordinates"] for one in space.table["vectors"]])
+    torch.testing.assert_close(placed, space.components.coordinates, **FLOAT32)
+
+
 def test_components_are_those_of_a_plain_decomposition():
     generator = stream(3, "rows")
     rows = torch.randn(6, 10, 2, 5, generator=generator)

@@ -284,12 +284,14 @@ class Components:
         directions: [K D], orthonormal, largest variance first.
         variance_share: [K], of the whole variance.
         coordinates: [N K], of the rows that they were found from.
+        centre: [D], subtracted from rows once they have length 1; None: rows are not scaled.
     """
 
     mean: Tensor
     directions: Tensor
     variance_share: Tensor
     coordinates: Tensor
+    centre: Tensor | None = None
 
 
 def principal_components(
@@ -316,9 +318,11 @@ def principal_components(
     exact = rows.detach().double()
     mean = exact.mean(0) if centre == "mean" else torch.zeros_like(exact[0])
     x = exact - mean
+    again = None
     if scale == "unit_rows":
         x = torch.nn.functional.normalize(x, dim=-1)
-        x = x - x.mean(0) if centre == "mean" else x
+        again = x.mean(0) if centre == "mean" else torch.zeros_like(mean)
+        x = x - again
     _, sizes, directions = torch.linalg.svd(x, full_matrices=False)
     if not bool(sizes[0] > 0):
         raise ValueError("the rows do not vary: all are the same, and have no components")
@@ -326,8 +330,9 @@ def principal_components(
     side = largest if towards is None else (directions * towards.double()).sum(-1)
     directions = torch.where(side < 0, -1.0, 1.0)[:, None] * directions
     share = sizes.square() / sizes.square().sum()
-    found = (mean, directions, share, x @ directions.T)
-    return Components(*(part.to(wide(rows).dtype) for part in found))
+    dtype = wide(rows).dtype
+    return Components(mean.to(dtype), directions.to(dtype), share.to(dtype), (x @ directions.T).to(dtype),
+                      None if again is None else again.to(dtype))
 
 
 def slope(turns: Float[Tensor, " P"], values: Float[Tensor, "*S P"]) -> Float[Tensor, "*S"]:

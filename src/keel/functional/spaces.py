@@ -141,12 +141,14 @@ def axis_cosine_bound(
 
 
 def coordinates_of(components: Components, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
-    """Where other rows lie in a space whose rows were not scaled: their distances from the mean along its components.
+    """Where other rows lie: their distances from the mean along the components, scaled as the rows of the space were.
 
     Source: arXiv:2601.10387, section 4 of our spec (the default vector, centred with the mean of the roles).
     """
-    found = (rows.double() - components.mean.double()) @ components.directions.double().T
-    return found.to(wide(rows).dtype)
+    x = rows.double() - components.mean.double()
+    if components.centre is not None:
+        x = torch.nn.functional.normalize(x, dim=-1) - components.centre.double()
+    return (x @ components.directions.double().T).to(wide(rows).dtype)
 
 
 def components_needed(variance_share: Float[Tensor, " K"], share: float) -> int:

@@ -214,11 +214,15 @@ def _components(rows: Float[Tensor, "N D"], axis: Float[Tensor, " D"], scale: Sc
     found = principal_components(rows, scale="none" if scale == "as_is" else scale, towards=axis)
     # As many as there are differences between rows; the last one of N centred rows has no variance.
     n = min(len(rows) - 1, rows.shape[1])
-    return Components(found.mean, found.directions[:n], found.variance_share[:n], found.coordinates[:, :n])
+    return Components(found.mean, found.directions[:n], found.variance_share[:n], found.coordinates[:, :n],
+                      found.centre)
 
 
 def _placed(means: Float[Tensor, "N D"], at: Components | None) -> list[dict[str, list[float]]]:
-    """Coordinates and cosines on the first components, both from the mean of the vectors that span the space."""
+    """Coordinates and cosines on the first components, from the mean of the vectors that span the space.
+
+    Where those count at length 1, so does every vector that is placed; its cosines are those of the vector itself.
+    """
     if at is None:
         return [{"coordinates": [], "cosines": []} for _ in means]
     shown = at.directions[:SHOWN]
