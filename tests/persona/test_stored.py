@@ -44,6 +44,11 @@ def test_pairs_of_traits_stay_together(tmp_path):
             read(tiny.write_rows(tmp_path / "r.jsonl", rows))
 
 
+def test_traits_are_scored_up_to_100(tmp_path):
+    path = tiny.write_rows(tmp_path / "r.jsonl", [trait(False) | {"score": 100}, trait(True) | {"score": 0}])
+    assert [one.score for one in read(path)[0]] == [100, 0]
+
+
 def authors(folder, name, label, turns):
     (folder / "responses").mkdir(exist_ok=True)
     return tiny.write_rows(folder / "responses" / f"{name}.jsonl", [
@@ -62,6 +67,9 @@ def test_the_authors_folder_is_read_with_its_scores(tmp_path):
         ("default", "default", None, False), ("default", "default", None, False),
         ("default_poet", "role", None, True), ("default_poet", "role", 2, True)]
     assert found[0].prompt.messages == (Message("user", "Rhyme.\n\nWhy?"),) and found[0].text == "Sky."
+    (tmp_path / "scores" / "default_poet.json").write_text(json.dumps({"pos_p0_q1": 57}))
+    with pytest.raises(DataError, match="default_poet.jsonl:2: the score 57 is no whole number from 0 to 3"):
+        read(folder)
     (tmp_path / "scores" / "default_poet.json").write_text("{")
     with pytest.raises(DataError, match=r"default_poet.json: these scores cannot be read"):
         read(folder)
@@ -72,6 +80,10 @@ def test_the_authors_folder_is_read_with_its_scores(tmp_path):
     ({"response": None}, "the response has no text in the column 'response'"),
     ({"question_index": -1}, "the column 'question_index' holds -1, no number from 0 on"),
     ({"score": 2.5}, "the score 2.5 is no whole number from 0 to 3"),
+    ({"score": 57}, "the score 57 is no whole number from 0 to 3"),
+    ({"kind": "default", "score": 4}, "the score 4 is no whole number from 0 to 3"),
+    ({"kind": "trait", "score": 101}, "the score 101 is no whole number from 0 to 100"),
+    ({"kind": "trait", "score": -1}, "the score -1 is no whole number from 0 to 100"),
     ({"conversation": [{"role": "user"}]}, "the conversation is no list of turns that ends with a response"),
 ])
 def test_a_row_that_is_no_response_is_named(tmp_path, change, message):

@@ -103,8 +103,8 @@ def _own(row: Row, roles: Mapping[str, Role], own_turn: bool) -> Stored:
                         remedy="Give a responses.jsonl that `keel axis extract` wrote.")
     item = Item(role, kind, _index(row, "prompt_index"), _index(row, "question_index"), system, question,
                 kind == "trait" and value.get("against") is True, roles[role].eval_prompt if role in roles else None)
-    return Stored(item, asked(item, own_turn), text, value.get("ended") is not False, _score(row, value.get("score")),
-                  "score" in value)
+    return Stored(item, asked(item, own_turn), text, value.get("ended") is not False,
+                  _score(row, value.get("score"), kind), "score" in value)
 
 
 def _authors(row: Row, roles: Mapping[str, Role], scores: dict[Path, Mapping[str, Any]]) -> Stored:
@@ -126,7 +126,7 @@ def _authors(row: Row, roles: Mapping[str, Role], scores: dict[Path, Mapping[str
         scores[file] = _read_scores(file)
     key = f"{value.get('label', 'pos')}_p{item.prompt_index}_q{item.question_index}"
     return Stored(item, Prompt(item.id, said, meta=meta), turns[-1]["content"], True,
-                  _score(row, scores[file].get(key)), bool(scores[file]))
+                  _score(row, scores[file].get(key), item.kind), bool(scores[file]))
 
 
 def _read_scores(file: Path) -> Mapping[str, Any]:
@@ -156,8 +156,9 @@ def _index(row: Row, column: str) -> int:
     return number
 
 
-def _score(row: Row, score: Any) -> int | None:
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int) or not 0 <= score <= 100):
-        raise DataError(f"the score {score!r:.40} is no whole number from 0 to 3", where=row.where,
+def _score(row: Row, score: Any, kind: Kind) -> int | None:
+    highest = 100 if kind == "trait" else 3
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int) or not 0 <= score <= highest):
+        raise DataError(f"the score {score!r:.40} is no whole number from 0 to {highest}", where=row.where,
                         remedy="Leave it null where no score could be read. (Traits have 0 to 100.)")
     return score
