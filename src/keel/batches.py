@@ -125,7 +125,7 @@ class RankingBatch:
 
 
 BY_TOKEN = frozenset({"logprobs", "ref_logprobs", "kl", "values", "rewards", "advantages", "returns", "step_rewards",
-                      "step_ends"})
+                      "step_ends", "own_logprobs"})
 """Fields of a rollout whose columns are tokens."""
 
 
@@ -155,6 +155,7 @@ class Rollout:
         group_returns: the returns whose group means are held together.
         ratio_coef: weight of their variance in the policy's loss, through sequence ratios; 0 where it acts otherwise.
         ratio_pull: gradient of that in each response's log-ratio.
+        own_logprobs: as `logprobs`, under the policy that learns, where another one sampled.
     """
 
     tokens: TokenBatch
@@ -179,6 +180,7 @@ class Rollout:
     group_returns: Float[Tensor, " B"] | None = None
     ratio_coef: float = 0.0
     ratio_pull: Float[Tensor, " B"] | None = None
+    own_logprobs: Float[Tensor, "B T"] | None = None
 
     def rows(self, index: list[int]) -> "Rollout":
         """Those rows, in that order, without the columns that none of them needs."""

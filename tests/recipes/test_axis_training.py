@@ -22,7 +22,7 @@ from recipes.running import (
 )
 
 from keel.data.load import read_demonstrations
-from keel.data.render import render_demonstrations, template
+from keel.data.render import Row, render_demonstrations, template
 from keel.errors import ConfigError
 from keel.models.actors import Actors
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
@@ -259,8 +259,44 @@ def test_rollouts_under_a_cap_alone_have_explicit_ratios(home, tmp_path, monkeyp
     assert row["policy/ratio"] == pytest.approx(float(gap.exp().mean()), rel=tol.LOG_RATIO)
     told = (logprobs - micro.logprobs)[micro.tokens.response_mask]
     assert (told.sort().values - gap.sort().values).abs().max() < tol.LOG_RATIO
-    assert row["kl/charged"] == pytest.approx(0.0, abs=tol.LOG_RATIO) and row["kl/reference_k3"] > tol.LOG_RATIO
+    for name in ("kl/charged", "kl/reference_k1", "kl/reference_k3"):
+        assert row[name] == pytest.approx(0.0, abs=tol.LOG_RATIO)
     assert result["policy_axis"]["mode"] == "rollout_only"
+
+
+@pytest.mark.parametrize("mode", ["in_policy", "rollout_only"])
+def test_a_watch_beside_a_cap_reads_the_bare_model(home, tmp_path, monkeypatch, mode):
+    """Nothing is learned, so nothing has moved: probes stand where they stood, and the responses that the cap wrote are
+    read as the bare start reads them, whichever blocks are capped."""
+    slow = {"lr": 1e-30, "schedule": "constant", "warmup_fraction": 0.0}
+    capped = under(home, mode=mode, layers=(0, 1))
+    rollout, row, result = phase(home, tmp_path / "run", monkeypatch, policy_axis=capped, persona=persona(home),
+                                 policy_optimizer=slow, critic_optimizer=slow, micro_tokens=60)
+    model, axis = causal_lm(ModelConfig(path=str(home / "base"))), AssistantAxis.load(home / "axis.safetensors")
+    begun = json.loads((tmp_path / "run/persona.json").read_text())
+    means = torch.stack([projected(model, Row(**kept), axis, kept["ids"][-1] == 2) for kept in
+                         begun["answers"]["neutral"]])
+    assert begun["mean"][0] == pytest.approx(float(means.mean()), rel=tol.GRADIENT32["rtol"])
+    assert row["persona/neutral/z"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
+    assert row["persona/neutral/delta"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
+    tokens = rollout.tokens
+    rows = [Row(ids[real].tolist(), int(mask.nonzero()[0]), "") for ids, real, mask in zip(
+        tokens.ids, tokens.attention_mask, tokens.response_mask, strict=True)]
+    said = torch.stack([projected(model, one, axis, True) for one in rows if len(one.ids) > one.n_prompt + 1])
+    assert row["persona/projection"] == pytest.approx(float(said.mean()), rel=tol.GRADIENT32["rtol"])
+    assert row["persona/delta"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
+    assert result["persona"]["last"]["persona/neutral/z"] == row["persona/neutral/z"]
+
+
+def projected(model, row: Row, axis: AssistantAxis, without_last: bool) -> torch.Tensor:
+    """Mean projection at block 1 of a response's tokens, from a pass of its own."""
+    seen = []
+    hook = model.model.layers[1].register_forward_hook(
+        lambda _, __, out: seen.append(out if torch.is_tensor(out) else out[0]))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([row.ids]))
+    hook.remove()
+    return (seen[0][0, row.n_prompt : len(row.ids) - without_last] @ axis.unit(1)).mean()
 
 
 def test_the_saved_model_is_the_bare_one(home, tmp_path, monkeypatch):
@@ -323,7 +359,9 @@ def test_an_anchored_phase_of_ppo_logs_its_parts(home, tmp_path, monkeypatch):
     ({"policy_axis": {"path": "a", "lower": 1.0, "mode": "rollout_only"}, "loss": {"old_policy": "reference"}},
      "that mode needs ratios"),
     ({"policy_axis": {"path": "a", "lower": 1.0, "mode": "rollout_only"}, "target_kl": 0.1},
-     "target_kl and policy_axis.mode='rollout_only' exclude each other")])
+     "target_kl and policy_axis.mode='rollout_only' exclude each other"),
+    ({"policy_axis": {"path": "a", "lower": 1.0, "control": 0}},
+     "policy_axis.control and policy_axis.cap or policy_axis.lower exclude each other")])
 def test_settings_that_exclude_each_other_are_refused(home, changes, complaint):
     settings = {"out": "o", "policy": "b", "reward_model": "r", "prompts": "p"} | changes
     with pytest.raises(ConfigError, match=complaint):
@@ -342,7 +380,9 @@ def test_anchor_and_steering_together_are_refused(config):
     ({"distil": "a"}, "distil names an axis and nothing to do with it"),
     ({"steered": {"path": "a", "steer": 1.0, "monitor": 2}}, "steered.monitor shows nothing while a model learns"),
     ({"distil": {"path": "a", "lower": 1.0}, "steered": {"path": "a", "steer": 1.0}},
-     "distil and steered exclude each other")])
+     "distil and steered exclude each other"),
+    ({"distil": {"path": "a", "cap": "p", "control": 0}}, "distil.control and distil.cap or distil.lower exclude"),
+    ({"steered": {"path": "a", "lower": 1.0, "control": 0}}, "bounds are measured on the axis, not on its control")])
 def test_distillation_from_nothing_or_under_steering_is_refused(changes, complaint):
     with pytest.raises(ConfigError, match=complaint):
         SFTConfig.checked({"out": "o", "model": "b", "data": "d"} | changes)

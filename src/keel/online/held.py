@@ -98,9 +98,14 @@ def refuse_both(anchor: AnchorConfig | None, steered: AxisConfig | None, distil:
 
 
 def idle(name: str, cfg: AxisConfig | None) -> Iterator[tuple[bool, str]]:
-    """What would do nothing in an axis that acts while a model learns: whether it is there, and what to say."""
+    """What an axis that acts while a model learns cannot have, or what would do nothing there: whether it is there,
+    and what to say."""
     yield cfg is not None and not cfg.acts, (
         f"{name} names an axis and nothing to do with it: give {name}.steer, {name}.cap or {name}.lower")
+    yield cfg is not None and cfg.control is not None and (cfg.cap is not None or cfg.lower is not None), (
+        f"{name}.control and {name}.cap or {name}.lower exclude each other: bounds are measured on the axis, not on "
+        f"its control; let `keel axis calibrate --control` make a file for the control and name that without control, "
+        f"or use {name}.steer alone")
     yield cfg is not None and cfg.monitor is not None, (
         f"{name}.monitor shows nothing while a model learns: what watches it is persona")
 

@@ -15,7 +15,7 @@ from keel.online.anchor import Start
 from keel.online.held import Held, PolicyAxis, held, policy_axis
 from keel.online.memory import Memory, Phase, beginning
 from keel.online.settings import OnlineConfig, warnings_of
-from keel.online.watch import Watch, hearing, reading, watch
+from keel.online.watch import Watch, hearing, read_bare, reading, watch
 from keel.rollout.evaluate import Exam, Found, keep_best
 from keel.rollout.measure import KL, by_parts, measure, same_vocabulary
 from keel.rollout.respond import Responses, respond
@@ -71,28 +71,37 @@ class Setup:
         """The same with further modules and optimisers in every checkpoint."""
         return replace(self, state={name: part | more[name] for name, part in self.state.items()})
 
+    @property
+    def heard(self) -> Watch | None:
+        """Who reads passes that are made anyway: nobody where an axis acts, for the model that is saved is bare."""
+        return None if self.axis.policy else self.watch
+
     def respond(self, step: int) -> Responses:
         """The responses of a phase: prompts in a seeded order, each answered `advantage.group` times."""
         cfg, group = self.cfg, self.cfg.advantage.group
         picked = next(batch_indices(len(self.prompts), cfg.rollouts // group, cfg.seed, "prompts", first_step=step))
         asked = [self.prompts[i] for i in picked for _ in range(group)]
-        with self.axis.writing(), hearing(self.watch, self.models.policy, len(asked)):
+        with self.axis.writing(), hearing(self.heard, self.models.policy, len(asked)):
             return respond(self.models.policy, self.words, asked, cfg.sampling, seed=cfg.seed, names=["sample", step])
 
     def measure(self, responses: Responses) -> Rollout:
         """The responses with what every model but the rewards says of them."""
         cfg, models = self.cfg, self.models
-        with self.axis.within(), reading(self.watch, models.reference, responses.rollout, cfg.micro_tokens):
+        with self.axis.within(), reading(self.heard, models.reference, responses.rollout, cfg.micro_tokens):
             rollout = measure(responses, policy=models.policy, reference=models.reference, critic=models.critic,
                               micro_tokens=cfg.micro_tokens, temperature=cfg.sampling.logprob_temperature,
                               kl=cfg.kl.estimator, bootstrap=cfg.truncation.how == "bootstrap")
-        if not cfg.samples_otherwise or cfg.kl.estimator == "full" or rollout.ref_logprobs is None:
+        if self.axis.policy:
+            read_bare(self.watch, models.policy, models.reference, rollout, cfg.micro_tokens)
+        if not cfg.samples_otherwise or rollout.ref_logprobs is None:
             return rollout
-        # What is charged is the drift of the policy that learns, not that of the one that sampled.
+        # What is charged and logged is the drift of the policy that learns, not that of the one that sampled.
         with torch.no_grad():
             own = by_parts(rollout, cfg.micro_tokens, lambda part: token_logprobs(
                 models.policy, part, temperature=cfg.sampling.logprob_temperature)[0])
-        return replace(rollout, kl=KL[cfg.kl.estimator](own, rollout.ref_logprobs))
+        full = cfg.kl.estimator == "full"
+        return replace(rollout, own_logprobs=own,
+                       kl=rollout.kl if full else KL[cfg.kl.estimator](own, rollout.ref_logprobs))
 
     def seen(self) -> dict[str, float]:
         """How Assistant-like the responses of the phase are, where somebody watches."""
@@ -104,11 +113,10 @@ class Setup:
             return self.exam.sit(self.models.policy, self.cfg.sampling, step, start, self.cfg.n_samples)
 
     def visited(self, phase: Phase) -> dict[str, float]:
-        """What the probes show where they are due."""
+        """What the probes show where they are due, of the bare policy."""
         if self.watch is None or phase.pretraining:
             return {}
-        with self.axis.within():
-            return self.watch.visit(self.models.policy, phase.shown, last=phase.is_last(self.cfg))
+        return self.watch.visit(self.models.policy, phase.shown, last=phase.is_last(self.cfg))
 
     def keep_best(self, memory: Memory, step: int) -> None:
         """Keep the policy that has just sat the exam if it is the best so far."""
@@ -148,8 +156,7 @@ def prepared(cfg: OnlineConfig, log: Run, look: Callable[[list[PromptRow]], obje
     start = Start(models.reference, words, cfg.sampling, prompt_room(cfg.prompts, cfg.sampling.max_new_tokens),
                   cfg.micro_tokens, cfg.seed, log)
     axis = policy_axis(cfg.policy_axis, models.policy, models.reference)
-    with axis.within():
-        holds, watched = held(cfg.anchor, None, start, prompts), watch(cfg.persona, start)
+    holds, watched = held(cfg.anchor, None, start, prompts), watch(cfg.persona, start)  # of the bare start
     return Setup(cfg, log, words, prompts, held_out, mix, models, rewards, learners, state, exam, skipped, axis, holds,
                  watched)
 

@@ -24,6 +24,7 @@ from keel.errors import DataError
 from keel.functional.directions import project
 from keel.functional.resampling import association_draws, cluster_draws, percentile_interval
 from keel.functional.statistics import correlation
+from keel.models.forward import hidden_states
 from keel.models.residual import Columns, attach
 from keel.online.anchor import AnchorConfig, Start
 from keel.online.fresh import Fresh, FreshConfig, fresh
@@ -35,8 +36,8 @@ from keel.rollout.respond import respond
 from keel.runs import write_json
 from keel.train import alarms
 
-__all__ = ["KINDS", "PersonaConfig", "Watch", "correlate", "files_of", "hearing", "reading", "result_of", "visited",
-           "watch"]
+__all__ = ["KINDS", "PersonaConfig", "Watch", "correlate", "files_of", "hearing", "read_bare", "reading", "result_of",
+           "visited", "watch"]
 
 FILE = "persona.json"
 KINDS = ("neutral", "role", "drift")
@@ -74,7 +75,8 @@ class Watch:
         fresh: extracts the axis again; none: nobody does.
         last: what the last visit to the probes showed.
         advantage: correlation of the data's advantages with where the start stands, where there are such.
-        sampled, held: the phase at hand as the policy wrote it and as the reference reads it. [S B]
+        sampled, held: the phase at hand as the policy wrote it and as the reference reads it; where an axis acts on the
+            policy, as both read it without. [S B]
     """
 
     cfg: PersonaConfig
@@ -280,9 +282,10 @@ def hearing(watched: Watch | None, policy: nn.Module, n_responses: int) -> Itera
 
 
 @contextmanager
-def reading(watched: Watch | None, reference: nn.Module, rollout: Rollout, micro_tokens: int) -> Iterator[None]:
-    """The same responses as the reference reads them, in the passes that `measure` makes of it anyway, which come
-    first and in the order of `parts_of`."""
+def reading(watched: Watch | None, model: nn.Module, rollout: Rollout, micro_tokens: int, *, own: bool = False,
+            ) -> Iterator[None]:
+    """The same responses as the reference (`own`: the policy itself) reads them, in the first passes of this model
+    inside, which are in the order of `parts_of`; those that `measure` makes anyway are."""
     if watched is None:
         yield
         return
@@ -297,7 +300,24 @@ def reading(watched: Watch | None, reference: nn.Module, rollout: Rollout, micro
         means = torch.where(fed, found, 0.0).sum(1) / fed.sum(1)
         passes.setdefault(layer, []).append(means.cpu())
 
-    with attach(reference, dict.fromkeys(gauge.layers, look)):
+    with attach(model, dict.fromkeys(gauge.layers, look)):
         yield
     order = torch.tensor([i for part in parts for i in part]).argsort()
-    watched.held = torch.stack([torch.cat(passes[layer][: len(parts)])[order] for layer in gauge.layers])
+    found = torch.stack([torch.cat(passes[layer][: len(parts)])[order] for layer in gauge.layers])
+    if own:
+        watched.sampled = found
+    else:
+        watched.held = found
+
+
+@torch.no_grad()
+def read_bare(watched: Watch | None, policy: nn.Module, reference: nn.Module, rollout: Rollout, micro_tokens: int,
+              ) -> None:
+    """The responses of the phase at hand as policy and reference read them with nothing acting on either: where an axis
+    does while responses are sampled, the sampler's own states say nothing of the model that is saved."""
+    if watched is None:
+        return
+    for model, own in ((policy, True), (reference, False)):
+        with reading(watched, model, rollout, micro_tokens, own=own):
+            for part in parts_of(rollout, micro_tokens):
+                hidden_states(model, rollout.rows(part).tokens)

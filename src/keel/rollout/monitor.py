@@ -18,6 +18,7 @@ def monitors(rollout: Rollout, scored: Scores, processed: torch.Tensor, moments:
              ) -> dict[str, Any]:
     """The monitors of section 12 of our PPO-max spec; names, units and formulas are on the method's page."""
     mask, scores = rollout.tokens.response_mask, scored.total
+    own = rollout.logprobs if rollout.own_logprobs is None else rollout.own_logprobs
     counted = mask & rollout.counted[:, None]
     lengths = mask.sum(1)
     ids = [row[m].tolist() for row, m in zip(rollout.tokens.ids.cpu(), mask.cpu(), strict=True)]
@@ -28,8 +29,8 @@ def monitors(rollout: Rollout, scored: Scores, processed: torch.Tensor, moments:
         "score/processed": processed.mean(), "score/processed_std": processed.std(correction=0),
         "reward/mean": torch.where(mask, rollout.rewards, 0.0).sum(1).mean(),
         "kl/charged": masked_mean(rollout.kl, mask),
-        "kl/reference_k1": masked_mean(kl_k1(rollout.logprobs, rollout.ref_logprobs), mask),
-        "kl/reference_k3": masked_mean(kl_k3(rollout.logprobs, rollout.ref_logprobs), mask),
+        "kl/reference_k1": masked_mean(kl_k1(own, rollout.ref_logprobs), mask),
+        "kl/reference_k3": masked_mean(kl_k3(own, rollout.ref_logprobs), mask),
         "policy/perplexity": masked_mean(-rollout.logprobs, mask).exp(),
         "response/length": lengths.float().mean(), "response/cut": (~rollout.ended).float().mean(),
         "response/tokens": lengths.sum().float(), "advantage/mean": advantage,
