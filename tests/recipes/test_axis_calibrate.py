@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from keel import cli
 from keel.data.render import Row, template
-from keel.errors import ConfigError, DataError
+from keel.errors import ConfigError, DataError, ModelError
 from keel.functional.spaces import quantile_with_error
+from keel.models.identity import model_identity
+from keel.models.load import ModelConfig, causal_lm
 from keel.persona.axis import AssistantAxis
 from keel.persona.cap import Cap
 from keel.persona.thresholds import Projected, floors, presets, windows_of
@@ -243,3 +246,21 @@ def test_settings_that_contradict_themselves_are_refused(town, change, complaint
 def test_a_choice_of_kinds_needs_an_extract_run(town):
     with pytest.raises(DataError, match="which='role' picks from an extract run, and this is a file of responses"):
         run(config(town, "refused", which="role"))
+
+
+def test_an_axis_of_another_shape_is_refused_before_anything_is_read(town):
+    AssistantAxis(torch.ones(4, 8)).save(town.folder / "narrow.safetensors")
+    with pytest.raises(ModelError, match="the axis is 8 wide, the model's stream 16"):
+        run(config(town, "narrow", axis=town.folder / "narrow.safetensors"))
+
+
+def test_an_axis_of_other_weights_is_noted_and_one_of_a_moved_model_is_not(town, capsys):
+    spec = ModelConfig(path=str(town.model))
+    own, other = ({"model": "elsewhere/other", "model_identity": json.dumps(told)} for told in (
+        model_identity(spec, causal_lm(spec)), {"weights": "other"}))
+    for name, meta in (("own", own), ("other", other)):
+        replace(town.axis, meta=meta).save(town.folder / f"{name}.safetensors")
+        run(config(town, f"of-{name}", axis=town.folder / f"{name}.safetensors", percentiles=(0.5,), check=0))
+        assert ("was extracted from elsewhere/other" in capsys.readouterr().err) == (name == "other")
+    notes = json.loads((town.folder / "of-other/result.json").read_text())["notes"]
+    assert sum("with other weights than this model has" in note for note in notes) == 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -119,3 +120,12 @@ def test_asked_to_stop_it_keeps_nothing(asked, monkeypatch):
     monkeypatch.setattr(Run, "stop_requested", lambda self: True)
     with pytest.raises(Stopped, match=r"stopped after \d+ conversations were read for drift; none is kept"):
         axis_drift.run(asked("out"))
+
+
+def test_an_axis_of_another_model_is_noted(asked):
+    cfg = asked("out", foretell={"embed": "words"})
+    axis = AssistantAxis.load(cfg.axis.path)
+    told = {"model": "other", "template_hash": "x", "model_identity": "{}"}
+    replace(axis, meta={**axis.meta, **told}).save(cfg.axis.path)
+    (note,) = axis_drift.run(cfg).values["notes"]
+    assert note.startswith("the axis was extracted from other with other weights and another chat template than this")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from recipes.running import logged
 from keel import cli
 from keel.data.render import template
 from keel.errors import ConfigError, DataError, RunError
+from keel.models.identity import model_identity
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
 from keel.persona.axis import AssistantAxis
 from keel.persona.cap import Cap
@@ -251,3 +253,16 @@ def test_it_is_a_command(town, tmp_path):
                                             sets=config(town, "x").sets[2:]).to_toml())
     assert cli.main(["axis", "evaluate", str(tmp_path / "e.toml")]) == 0
     assert (tmp_path / "out/dose.json").exists()
+
+
+def test_an_axis_of_another_model_is_noted_once_for_each_model(town, tmp_path):
+    first = ModelConfig(path=str(town / "model"))
+    tiny.llama(tmp_path / "after", seed=3)
+    meta = {"model": "before", "model_identity": json.dumps(model_identity(first, causal_lm(first)))}
+    replace(AssistantAxis.load(town / "axis.safetensors"), meta=meta).save(tmp_path / "axis.safetensors")
+    models = [{"path": first.path, "name": "before"}, {"path": str(tmp_path / "after"), "name": "after"}]
+    axes = [{"path": tmp_path / "axis.safetensors"}, {"path": tmp_path / "axis.safetensors", "name": "r", "control": 1}]
+    notes = run(config(town, tmp_path / "out", models=models, axes=axes, steer=[1.0], caps=[],
+                       sets=config(town, "x").sets[2:])).values["notes"]
+    (note,) = [one for one in notes if "was extracted from" in one]
+    assert note.startswith(f"after, {tmp_path / 'axis.safetensors'}: the axis was extracted from before with other")

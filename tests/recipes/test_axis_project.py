@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -108,3 +109,12 @@ def test_asked_to_stop_it_keeps_nothing(asked, monkeypatch):
     with pytest.raises(Stopped, match=r"stopped after \d+ conversations were read along the axis; none is kept"):
         axis_project.run(cfg)
     assert not (cfg.out / "trajectories.jsonl").exists()
+
+
+def test_an_axis_of_another_model_is_noted(asked):
+    cfg = asked("out")
+    axis = AssistantAxis.load(cfg.axis.path)
+    told = {"model": "other", "template_hash": "x", "model_identity": "{}"}
+    replace(axis, meta={**axis.meta, **told}).save(cfg.axis.path)
+    (note,) = axis_project.run(cfg).values["notes"]
+    assert note.startswith("the axis was extracted from other with other weights and another chat template than this")

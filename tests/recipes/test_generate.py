@@ -48,12 +48,12 @@ def test_asked_to_stop_it_keeps_nothing_and_says_so(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out/result.json").read_text())["status"] == "stopped"
 
 
-def with_axis(tmp_path, **axis):
+def with_axis(tmp_path, *, meta=None, **axis):
     from keel.persona.axis import AssistantAxis
 
     if not (tmp_path / "m").exists():
         tiny.llama(tmp_path / "m")
-    AssistantAxis(torch.linspace(-1, 1, 32).reshape(2, 16), token_norm=torch.full((2,), 4.0)).save(
+    AssistantAxis(torch.linspace(-1, 1, 32).reshape(2, 16), token_norm=torch.full((2,), 4.0), meta=meta or {}).save(
         tmp_path / "axis.safetensors")
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
     generate.run(generate.GenerateConfig(
@@ -86,12 +86,17 @@ def test_projections_of_responses_are_those_of_a_pass_over_the_whole(tmp_path):
     assert compared
 
 
+def test_an_axis_of_another_model_is_noted(tmp_path, capsys):
+    with_axis(tmp_path, meta={"model": "other", "model_identity": '{"weights": "other"}'})
+    assert "note: the axis was extracted from other with other weights than this model has" in capsys.readouterr().err
+
+
 def test_a_floor_holds_every_response_and_a_control_acts_along_another_direction(tmp_path):
     plain, held = with_axis(tmp_path), with_axis(tmp_path, lower=9.0)
     assert all(row["projection"] >= 8.99 for row in held if row["projection"] is not None)
     assert [row["response"] for row in plain] != [row["response"] for row in held]
     control = with_axis(tmp_path, lower=9.0, control=1)
-    assert [row["projection"] for row in control] != [row["projection"] for row in held]
+    assert [row["response"] for row in control] != [row["response"] for row in held]
     steered = with_axis(tmp_path, steer=-1.0, unit="norm_fraction", layers=(0, 1))
     assert sum(row["projection"] or 0 for row in steered) < sum(row["projection"] or 0 for row in plain)
 

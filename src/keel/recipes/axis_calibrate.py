@@ -23,6 +23,7 @@ from keel.models.residual import n_blocks
 from keel.persona.asking import keeps_system
 from keel.persona.axis import AssistantAxis
 from keel.persona.cap import axis_percentile, meaning, preset_lines
+from keel.persona.misfit import misfit_of
 from keel.persona.stored import is_stored, stored_units
 from keel.persona.tables import write_table
 from keel.persona.thresholds import Fit, Floor, Where, floors, in_force, presets, project_rows, windows_of
@@ -84,6 +85,7 @@ def run(cfg: AxisCalibrateConfig) -> runs.RunResult:
             axis = axis.random(cfg.control)
         words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
         model = causal_lm(cfg.model.whole)
+        axis.fitting(model, None)
         windows = windows_of(n_blocks(model), cfg.layers, cfg.widths, cfg.every)
         # The population: what the uncapped model said, read by itself again.
         told = _population(cfg, words)
@@ -110,8 +112,9 @@ def run(cfg: AxisCalibrateConfig) -> runs.RunResult:
             tried += [{"preset": name, "layer": layer, "where": part, **numbers}
                       for layer, parts in acted.items() for part, numbers in parts.items()]
             progress.advance(name)
-        for text in cautions(cfg, found, axis, len(rows), cut):
-            log.note(text)
+        for text in [*cautions(cfg, found, axis, len(rows), cut), misfit_of(axis, cfg.model.whole, model, words)]:
+            if text is not None:
+                log.note(text)
         table = [asdict(one) | {"percentile_on_axis": axis_percentile(one.stated)} for one in found]
         write_table(cfg.out, "thresholds", list(table[0]), table)
         write_table(cfg.out, "clamped", ("preset", "layer", "where", "n_tokens", "clamped", "correction"), tried)
@@ -201,7 +204,8 @@ def cautions(cfg: AxisCalibrateConfig, found: Sequence[Floor], axis: AssistantAx
         told.append(f"{cut.n_dropped} responses were too long and left out, {cut.n_cut} rows were cut at "
                     f"{cut.max_length} tokens: raise responses.max_length where the long ones differ")
     model = axis.meta.get("model")
-    if model is not None and Path(model).name != Path(cfg.model.path).name:
+    by_name = "model_identity" not in axis.meta  # else it is compared by what it is
+    if model is not None and by_name and Path(model).name != Path(cfg.model.path).name:
         told.append(f"the axis was extracted from {model}, and calibrated on {cfg.model.path}")
     return told
 

@@ -16,6 +16,7 @@ from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer
 from keel.persona.axis import AssistantAxis
 from keel.persona.drift import course, differences, domain_rows
 from keel.persona.foretell import ForetellConfig, foretold, message_features, themes, told_rows
+from keel.persona.misfit import misfit_of
 from keel.persona.readings import TalksConfig, both_ways, context, talks
 from keel.persona.settings import AxisConfig
 from keel.persona.tables import write_table
@@ -50,6 +51,8 @@ def run(cfg: AxisDriftConfig) -> runs.RunResult:
         words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
         layer = axis.middle if cfg.axis.monitor is None else cfg.axis.monitor
         axis.fitting(model, [layer])
+        if (odd := misfit_of(axis, cfg.model.whole, model, words)) is not None:
+            log.note(odd)
         width = context(model, cfg.data.max_length)
         found = talks(cfg.data, words, width)
         progress = log.bar(len(found.rendered) * (1 + cfg.axis.acts), 0)

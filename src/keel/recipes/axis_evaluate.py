@@ -37,6 +37,7 @@ from keel.persona.asking import keeps_system
 from keel.persona.attacks import attacks_on_code_words, attacks_with_questions, joined
 from keel.persona.axis import AssistantAxis, Unit
 from keel.persona.interventions import NONE, Intervention, NamedAxis, clamped_of, grid
+from keel.persona.misfit import misfit
 from keel.persona.settings import applied
 from keel.persona.tables import write_table
 from keel.rng import shuffled
@@ -161,6 +162,7 @@ def run(cfg: AxisEvaluateConfig, *, resume: bool = False) -> runs.RunResult:
         for spec in cfg.models:
             model, identity = loaded_entrant(spec)
             speaker = _Speaker(model, identity, words[spec.shown], rows[spec.shown])
+            _note_misfits(log, cfg.axes, spec.shown, speaker)
             for act in acts:
                 done = len(ways) * len(asked)
                 told = _kept(cfg, speaker, act, len(ways), asked)
@@ -361,6 +363,15 @@ def _heed(log: Run, reach: Callable[[int], Any], n: int) -> None:
     if log.stop_requested():
         raise Stopped("stopped between two responses; every setting that is done is kept", where=str(log.folder),
                       remedy="--resume goes on with the setting that was under way.")
+
+
+def _note_misfits(log: Run, axes: Sequence[NamedAxis], shown: str, speaker: _Speaker) -> None:
+    """Of each file once: a control is of the model of its axis."""
+    own = tokenizer_identity(speaker.words.tokenizer)["template"]
+    for path in dict.fromkeys(axis.path for axis in axes):
+        odd = misfit(AssistantAxis.load(path), speaker.identity, own)
+        if odd is not None:
+            log.note(f"{shown}, {path}: {odd}")
 
 
 def _note_unread(log: Run, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

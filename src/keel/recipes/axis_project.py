@@ -13,6 +13,7 @@ from keel.config import Config
 from keel.data.render import template
 from keel.models.load import FrozenModelConfig, causal_lm, load_tokenizer
 from keel.persona.axis import AssistantAxis
+from keel.persona.misfit import misfit_of
 from keel.persona.readings import TalksConfig, both_ways, context, talks
 from keel.persona.settings import AxisConfig
 from keel.persona.written import role_means, write_drift, write_heat, write_trajectories
@@ -45,6 +46,8 @@ def run(cfg: AxisProjectConfig) -> runs.RunResult:
         words = template(load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code))
         drawn = axis.middle if cfg.axis.monitor is None else cfg.axis.monitor
         layers = list(dict.fromkeys(axis.fitting(model, [drawn, *cfg.layers])))
+        if (odd := misfit_of(axis, cfg.model.whole, model, words)) is not None:
+            log.note(odd)
         found = talks(cfg.data, words, context(model, cfg.data.max_length))
         progress = log.bar(len(found.rendered) * (1 + cfg.axis.acts), 0)
 

@@ -14,6 +14,7 @@ from keel.config import Config
 from keel.data.load import read_prompts
 from keel.data.render import render_prompts, template
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer, scalar_model
+from keel.persona.misfit import misfit_of
 from keel.persona.settings import AxisConfig, watched
 from keel.rollout.measure import Scorer
 from keel.rollout.respond import respond, sample_rows, scoring_function, summary
@@ -50,6 +51,9 @@ def run(cfg: GenerateConfig, *, resume: bool = False) -> runs.RunResult:
         room = prompt_room(cfg.prompts, cfg.sampling.max_new_tokens)
         rows, cut = render_prompts(words, records[: cfg.limit], room, cfg.prompts.too_long)
         policy = causal_lm(cfg.model)
+        odd = None if cfg.axis is None else misfit_of(cfg.axis.read(), cfg.model, policy, words)
+        if odd is not None:
+            log.note(odd)
         progress = log.bar(len(rows), 0)
 
         def on_done(n: int) -> None:
