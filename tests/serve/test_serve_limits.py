@@ -330,8 +330,26 @@ def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch):
     assert 'pip install "keel-rlhf[serve]"' in str(error.value)
 
 
-def test_an_axis_of_another_model_is_refused_at_the_start(folder, tmp_path):
-    cfg = settings(folder)
-    other = axis_file(tmp_path / "other.safetensors", layers=3)
-    with pytest.raises(ModelError, match="rows cannot be controlled"):
-        command.opened(cfg.model_copy(update={"axis": cfg.axis.model_copy(update={"path": other})}), TOKEN)
+@pytest.mark.parametrize(("shape", "what"), [({"layers": 3}, "the axis has 3 blocks, the model 2"),
+                                             ({"width": 8}, "the axis is 8 wide, the model's stream 16")])
+def test_an_axis_of_another_model_ends_the_command_at_its_start(folder, tmp_path, capsys, shape, what):
+    port = free_port()
+    cfg = settings(folder, more={"port": port})
+    other = axis_file(tmp_path / "other.safetensors", **shape)
+    with pytest.raises(ModelError, match=what):
+        run_server(cfg.model_copy(update={"axis": cfg.axis.model_copy(update={"path": other})}))
+    assert "keel serve: tiny at" not in capsys.readouterr().err
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_where_nobody_can_listen_port_and_host_are_named(folder):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on port {port} of host '127.0.0.1'") as error:
+            run_server(settings(folder, more={"port": port}))
+    assert "Another program listens there; --port 0 takes a free one." in str(error.value)
+    for host in ("no-such-host.invalid", "a" * 70 + ".invalid", "203.0.113.7"):
+        with pytest.raises(ConfigError, match=f"of host '{host}'") as error:
+            run_server(settings(folder, more={"host": host}))
+        assert "Name this machine by its host name" in str(error.value)

@@ -1,5 +1,6 @@
 """`keel serve --model DIR`: the settings, and the server's life from its first line to its end."""
 
+import errno
 import os
 import secrets
 import signal
@@ -84,9 +85,12 @@ def run(cfg: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C; what runs then may finish."""
     uvicorn = _library()
     token, made = _token(cfg.token_env)
-    family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
-    listener = socket.create_server((cfg.host, cfg.port), family=family, backlog=cfg.limits.connections)
-    app, engine = opened(cfg, token)
+    listener = _listener(cfg)  # before the model is loaded, which may take minutes
+    try:
+        app, engine = opened(cfg, token)
+    except BaseException:
+        listener.close()
+        raise
     # The server hands the signal that stopped it on to whoever listened before; there is nobody who must hear it.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -99,6 +103,24 @@ def run(cfg: ServeConfig) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     print("keel serve: stopped", file=sys.stderr)
+
+
+def _listener(cfg: ServeConfig) -> socket.socket:
+    """The socket.
+
+    Raises:
+        ConfigError: nobody can listen at this address.
+    """
+    family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
+    try:
+        return socket.create_server((cfg.host, cfg.port), family=family, backlog=cfg.limits.connections)
+    except (OSError, UnicodeError) as error:
+        number = (isinstance(error, OSError) and error.errno) or 0
+        remedy = {errno.EADDRINUSE: "Another program listens there; --port 0 takes a free one.",
+                  errno.EACCES: "Ports below 1024 belong to the system; --port 0 takes a free one."}.get(
+                      number, "Name this machine by its host name or one of its addresses; 127.0.0.1 is itself alone.")
+        raise ConfigError(f"cannot listen on port {cfg.port} of host {cfg.host!r} "
+                          f"({getattr(error, 'strerror', None) or error})", remedy=remedy) from error
 
 
 def opened(cfg: ServeConfig, token: str) -> tuple[Any, Engine]:
@@ -151,7 +173,9 @@ def _axis(cfg: ServeConfig, policy: Any) -> tuple[RowControl | None, RowSettings
     """The axis on the model, and what acts on requests that say nothing."""
     if cfg.axis is None:
         return None, RowSettings()
-    control = RowControl(cfg.axis.read(), policy, n_rows=cfg.limits.slots, watch=cfg.axis.monitor)
+    axis = cfg.axis.read()
+    axis.fitting(policy, None)
+    control = RowControl(axis, policy, n_rows=cfg.limits.slots, watch=cfg.axis.monitor)
     steer = None if cfg.axis.steer is None else Steering(cfg.axis.steer, cfg.axis.unit, cfg.axis.layers)
     held = None if cfg.axis.lower is None else Bounds(cfg.axis.lower, None, cfg.axis.layers)
     defaults = RowSettings(steer, cfg.axis.cap or held, cfg.axis.where)
