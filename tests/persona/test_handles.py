@@ -1,6 +1,7 @@
 """Handles on a tiny Llama: bounds that hold jointly, statistics, and the refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -108,6 +109,7 @@ def test_what_does_not_fit_is_refused_and_nothing_stays_attached(model, axis):
             (lambda: axis.steer(model, 1.0, layers=[5]), "the axis has no block 5: it has blocks 0 to 1"),
             (lambda: axis.cap(model, "one"), "the axis has no cap named 'one'"),
             (lambda: axis.cap(model), "a cap without any bound holds nothing"),
+            (lambda: AssistantAxis(torch.zeros(2, 16)).monitor(model), "the axis is zero at block 1, so it has no"),
             (lambda: axis.project(torch.ones(16), 0, centred=True), "without the mean of its roles"),
             (lambda: AssistantAxis(axis.vectors).steer(model, 1.0), "without the mean length of a token's state")):
         with pytest.raises(ModelError, match=complaint):
@@ -116,6 +118,35 @@ def test_what_does_not_fit_is_refused_and_nothing_stays_attached(model, axis):
             axis.steer(model, 1.0, where=torch.ones(3, 4, dtype=torch.bool)):
         model(IDS, attention_mask=MASK)
     assert not model.model._forward_pre_hooks and not any(b._forward_hooks for b in model.model.layers)
+
+
+@pytest.mark.parametrize("beside", [{"lower": 0.0}, {"upper": 0.0}, {"layers": [0]}])
+def test_a_preset_takes_no_bounds_or_blocks_beside_it(model, axis, beside):
+    with pytest.raises(ModelError, match="the preset 'two' has bounds and blocks of its own"):
+        axis.cap(model, "two", **beside)
+
+
+def test_a_random_control_keeps_no_preset_that_acts_along_the_real_axis(axis):
+    plain = Cap((1,), (0.5,), (None,), None, "", "by hand")
+    control = replace(axis, caps=dict(axis.caps) | {"plain": plain}).random(3)
+    assert list(control.caps) == ["plain"] and list(axis.caps) == ["two"]
+    assert "keeps no preset with directions of its own" in control.known_caps()
+    assert axis.known_caps() == "It has: two."
+
+
+def test_projections_are_centred_on_the_mean_of_the_roles():
+    """By hand: the state reaches 3 along the axis, the roles' mean 2; between them is 1."""
+    axis = AssistantAxis(torch.tensor([[2.0, 0.0]]), role_mean=torch.tensor([[2.0, 9.0]]))
+    state = torch.tensor([3.0, 5.0])
+    assert float(axis.project(state, 0)) == 3.0 and float(axis.project(state, 0, centred=True)) == 1.0
+
+
+def test_what_a_ceiling_moves_down_is_counted_too(model, axis):
+    before = axis.project(states(model, 1), 1)
+    with axis.cap(model, upper=float(before.min()) - 1.0) as handle, torch.no_grad():
+        model(IDS, attention_mask=MASK)
+    told = handle.stats()[1]["prompt"]
+    assert told["clamped"] == 1.0 and told["correction"] < 0
 
 
 def test_settings_act_in_order_and_leave_nothing_behind(model, axis, tmp_path):

@@ -11,7 +11,8 @@ from tolerances import FLOAT32
 
 from keel.errors import DataError, RunError
 from keel.functional.directions import bound, unit
-from keel.persona.cap import Cap
+from keel.persona.axis import AssistantAxis
+from keel.persona.cap import Cap, preset_lines
 from keel.persona.files import AxisFile, read_axis, write_axis
 from keel.persona.published import read_published, write_published
 
@@ -109,6 +110,30 @@ def test_one_file_is_an_axis_too(tmp_path):
     assert torch.equal(found.vectors, axis.float()) and found.default_mean is None and not found.caps
     torch.save({"axis": axis.float()}, tmp_path / "mine.pt")
     assert read_published(tmp_path / "mine.pt", quiet).meta["published_dtype"] == "float32"
+
+
+def test_a_ceiling_along_the_axis_keeps_the_stated_percentile(tmp_path):
+    source = published(tmp_path / "theirs")
+    axis, held = load(source / "assistant_axis.pt"), load(source / "capping_config.pt")
+    held["vectors"] |= {"towards": {"vector": axis[1], "layer": 1}}
+    towards, away = {"vector": "towards", "cap": 2.0}, held["experiments"][0]["interventions"][0]
+    held["experiments"] = [{"id": "layers_1:2-p0.2", "interventions": [towards]},
+                           {"id": "layers_0:2-p0.3", "interventions": [away, towards]},
+                           {"id": "layers_0:1-p0.25", "interventions": [away]}]
+    torch.save(held, source / "capping_config.pt")
+    caps = AssistantAxis.from_reference(source, lambda note: None).caps
+    assert [cap.percentile for cap in caps.values()] == [0.2, None, 0.75]
+    assert [line[:6] for line in preset_lines(caps)[3:]] == ["p0.25:"], "what is said of floors is said of them alone"
+
+
+def test_the_axis_of_the_authors_files_is_read_as_a_value(tmp_path):
+    source = published(tmp_path / "theirs")
+    axis, found = AssistantAxis.from_reference(source, quiet), read_published(source, quiet)
+    assert isinstance(axis, AssistantAxis) and torch.equal(axis.vectors, found.vectors)
+    assert torch.equal(axis.role_mean, found.role_mean) and axis.roles.keys() == found.roles.keys()
+    assert axis.caps.keys() == found.caps.keys() and axis.meta == found.meta
+    alone = AssistantAxis.from_reference(source / "assistant_axis.pt")
+    assert torch.equal(alone.vectors, axis.vectors) and not alone.roles
 
 
 def test_vectors_of_their_own_and_both_bounds_survive(tmp_path):

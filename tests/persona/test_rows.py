@@ -177,6 +177,31 @@ def test_settings_that_cannot_be_had_are_refused_and_change_nothing(model, axis,
             refuse()
 
 
+def test_a_block_at_which_the_axis_is_zero_is_refused_only_where_it_is_used(model, axis):
+    vectors = axis.vectors.clone()
+    vectors[1] = 0.0
+    control = RowControl(replace(axis, vectors=vectors), model, n_rows=2, watch=1)
+    control.check(RowSettings(Steering(1.0, "unit", layers=(0,)), Bounds(lower=0.0, layers=(2,))))
+    for settings in (RowSettings(Steering(1.0, "unit", layers=(1,))), RowSettings(cap=Bounds(0.0, layers=(1,))),
+                     RowSettings(monitor=True)):
+        with pytest.raises(ModelError, match="the axis is zero at block 1"):
+            control.check(settings)
+
+
+def test_padding_is_not_acted_on(model, axis):
+    """Rows padded to the left: what is steered on one side of the table reaches real tokens alone."""
+    batch, control = torch.tensor([[1, 4, 8, 9, 10]]), RowControl(axis, model, n_rows=1)
+    known = replace(columns_of(batch), real=torch.tensor([[False, False, True, True, True]]))
+    seen = []
+    with control, torch.no_grad(), declared(model, lambda: known):
+        hook = model.model.layers[1].register_forward_hook(lambda *a: seen.append(a[2].clone()))
+        model(input_ids=batch)
+        control.set(0, RowSettings(Steering(1.0, "unit")))
+        model(input_ids=batch)
+        hook.remove()
+    assert (seen[0] == seen[1]).all(-1)[0].tolist() == [True, True, False, False, False]
+
+
 def test_an_axis_that_does_not_fit_is_refused(model, axis):
     with pytest.raises(ModelError, match="rows cannot be controlled: the axis has 2 blocks and the model 3"):
         RowControl(replace(axis, vectors=axis.vectors[:2], token_norm=None, caps={}), model, n_rows=1)

@@ -57,3 +57,10 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path
         run(AxisConvertConfig(source=theirs, out=tmp_path / "new.safetensors", layer=6))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["axis.safetensors", "theirs"]
     assert read_axis(own).vectors.shape == (LAYERS, 8)
+
+
+@pytest.mark.parametrize(("blocks", "layer", "told"), [(46, None, True), (46, 22, False), (45, None, False)])
+def test_gemmas_own_block_is_noted_where_none_is_named(tmp_path, capsys, blocks, layer, told):
+    torch.save(bfloats(blocks, 4, seed=0), tmp_path / "axis.pt")
+    run(AxisConvertConfig(source=tmp_path / "axis.pt", out=tmp_path / "own.safetensors", layer=layer))
+    assert ("the authors read that one at block 22, and the middle one is 23" in capsys.readouterr().out) == told

@@ -21,6 +21,7 @@ from keel.models.residual import n_blocks
 from keel.persona.cap import Cap
 from keel.persona.files import AxisFile, read_axis, write_axis
 from keel.persona.handles import Bounded, BoundedJointly, Erased, Handle, Monitor, Operator, Steered, Where
+from keel.persona.published import Note, read_published
 from keel.rng import stream
 
 __all__ = ["AssistantAxis", "DefaultStats", "Unit", "cap_together"]
@@ -88,6 +89,20 @@ class AssistantAxis:
         content = read_axis(Path(path))
         return cls(**{part.name: getattr(content, part.name) for part in fields(cls)})
 
+    @classmethod
+    def from_reference(cls, path: str | Path, note: Note = print) -> "AssistantAxis":
+        """Read the authors' files: their folder, or the file of an axis alone.
+
+        Args:
+            path: see `keel.persona.published.read_published`.
+            note: is told what was left out and what looks wrong.
+
+        Raises:
+            DataError: there is no axis, a file is no plain tensors, or they contradict each other.
+        """
+        content = read_published(Path(path), note)
+        return cls(**{part.name: getattr(content, part.name) for part in fields(cls)})
+
     def save(self, path: str | Path) -> None:
         """Write keel's own file: beside it, then in its place."""
         write_axis(Path(path), AxisFile(**{part.name: getattr(self, part.name) for part in fields(self)}))
@@ -116,7 +131,14 @@ class AssistantAxis:
         return float(self.vectors[layer].norm())
 
     def unit(self, layer: int) -> Float[Tensor, " D"]:
-        """The axis at a block, of length 1."""
+        """The axis at a block, of length 1.
+
+        Raises:
+            ModelError: it is zero there.
+        """
+        if not bool(self.vectors[layer].any()):
+            raise ModelError(f"the axis is zero at block {layer}, so it has no direction there",
+                             remedy="Use other blocks, or extract the axis again.")
         return directions.unit(self.vectors[layer])
 
     def project(self, hidden: Float[Tensor, "*A D"], layer: int, *, centred: bool = False) -> Float[Tensor, "*A"]:
@@ -147,11 +169,19 @@ class AssistantAxis:
     def random(self, seed: int) -> "AssistantAxis":
         """The control: at every block another direction, of the same length, drawn by the seed.
 
-        Bounds keep their numbers, which were measured on the axis: measure them again before they are compared.
+        Bounds keep their numbers, which were measured on the axis: measure them again before they are compared. Presets
+        with directions of their own are left out: they would act along what they were made for, not at random.
         """
         vectors = directions.random_directions(self.vectors, stream(seed, "random axis"))
         told = {name: text for name, text in self.meta.items() if name != "default_stats"}
-        return replace(self, vectors=vectors, meta=told | {"control": f"random directions of seed {seed}"})
+        caps = {name: cap for name, cap in self.caps.items() if cap.vectors is None}
+        return replace(self, vectors=vectors, caps=caps, meta=told | {"control": f"random directions of seed {seed}"})
+
+    def known_caps(self) -> str:
+        """The presets as the remedy for an unknown name says them."""
+        known = f"It has: {', '.join(self.caps) or 'none; keel axis calibrate makes some'}."
+        return known if "control" not in self.meta else (
+            f"{known} A random control keeps no preset with directions of its own.")
 
     def steer(self, model: nn.Module, strength: float | Tensor, *, unit: Unit = "norm_fraction",
               layers: Sequence[int] | None = None, where: Where = "all", mask: Tensor | None = None) -> Handle:
@@ -180,7 +210,7 @@ class AssistantAxis:
 
         Args:
             model: the model of this axis.
-            preset: name of bounds in the file; else give `lower`, `upper` or both.
+            preset: name of bounds in the file, which has its own blocks; else give `lower`, `upper` or both.
             lower, upper: bound on the projection: one number, one for each row [B], or one for each block.
             layers: blocks to act behind; none: those of the preset or of the bounds, else the middle one.
             where, mask: as for `steer`.
@@ -188,8 +218,11 @@ class AssistantAxis:
                 may break the first; or all hold at once.
 
         Raises:
-            ModelError: no such preset, no bound at all, or the model has other blocks.
+            ModelError: no such preset, one beside bounds or blocks, no bound at all, or the model has other blocks.
         """
+        if preset is not None and not (lower is None and upper is None and layers is None):
+            raise ModelError(f"the preset {preset!r} has bounds and blocks of its own",
+                             remedy="Name it alone, or give lower, upper and layers without it.")
         if preset is not None:
             taps = self._of_preset(preset)
         else:
@@ -239,7 +272,7 @@ class AssistantAxis:
     def _of_preset(self, name: str) -> dict[int, list[Bounded]]:
         if name not in self.caps:
             raise ModelError(f"the axis has no cap named {name!r}",
-                             remedy=f"It has: {', '.join(self.caps) or 'none; keel axis calibrate makes some'}.")
+                             remedy=self.known_caps())
         cap = self.caps[name]
         taps: dict[int, list[Bounded]] = {}
         for i, layer in enumerate(cap.layers):

@@ -21,7 +21,7 @@ class Cap:
     Attributes:
         layers: decoder blocks, counted from 0; a block may occur several times, with other vectors.
         lower, upper: bounds on the projection onto the unit vector, which points to the Assistant; None: no bound.
-        percentile: place of the bounds in the population, 0 to 1, on the AXIS ITSELF. Names and published files count
+        percentile: place of the bounds in the population, 0 to 1, on the AXIS ITSELF. Names and published floors count
             along the role-playing direction: `p0.25` is 0.75 here.
         population: what the percentile was taken over.
         source: where the preset comes from.
@@ -70,7 +70,7 @@ def axis_percentile(stated: float) -> float:
 
 
 def meaning(stated: float) -> str:
-    """What a stated percentile says, in both directions."""
+    """What the stated percentile of a floor says, in both directions."""
     return (f"p{stated:g}: percentile {100 * stated:g} of the role-playing direction, which is percentile "
             f"{100 * axis_percentile(stated):g} of the axis itself. The floor leaves {100 * stated:g}% of the "
             f"population as it is and lifts {100 * axis_percentile(stated):g}%.")
@@ -90,10 +90,11 @@ def stated_percentile(name: str) -> float | None:
 
 
 def preset_lines(caps: Mapping[str, Cap], limit: int = 12) -> list[str]:
-    """Presets as people read them: bounds block by block, and what each percentile in the names means."""
+    """Presets as people read them: bounds block by block, and what each percentile in the names of floors means."""
     lines = [f"{name}: {_bounds_line(cap)}" for name, cap in list(caps.items())[:limit]]
     lines += [f"and {len(caps) - limit} more presets"] if len(caps) > limit else []
-    stated = [found for name in caps if (found := stated_percentile(name)) is not None]
+    floors = [name for name, cap in caps.items() if all(bound is not None for bound in cap.lower)]
+    stated = [found for name in floors if (found := stated_percentile(name)) is not None]
     return lines + [meaning(one) for one in sorted(dict.fromkeys(stated))]
 
 

@@ -220,10 +220,17 @@ def _cap_of(name: str, entries: list[Mapping[str, Any]], vectors: Mapping[Any, A
         upper.append(None if against else bound)
         directions.append(-vector if against else vector)
     along_axis = all(torch.equal(one, found.vectors[layer]) for one, layer in zip(directions, layers, strict=True))
-    stated = stated_percentile(name)
-    return Cap(tuple(layers), tuple(lower), tuple(upper), None if stated is None else axis_percentile(stated),
+    return Cap(tuple(layers), tuple(lower), tuple(upper), _percentile(stated_percentile(name), lower),
                "not said in the file", f"{path.name}: {name}", None if along_axis else torch.stack(directions),
                tuple(str(entry.get("vector")) for entry in entries))
+
+
+def _percentile(stated: float | None, lower: list[float | None]) -> float | None:
+    """On the axis: converted where the entries were turned round; none where only some of them were."""
+    turned = {bound is not None for bound in lower}
+    if stated is None or len(turned) > 1:
+        return None
+    return axis_percentile(stated) if turned == {True} else stated
 
 
 def _vector_of(name: Any, vectors: Mapping[Any, Any], found: AxisFile, path: Path) -> tuple[int, Tensor]:

@@ -104,7 +104,7 @@ class RowControl:
                              f"{n_blocks(model)}", remedy="An axis fits only the model it was extracted from.")
         self.axis, self.n_rows, self.device = axis, n_rows, device_of(model)
         self.watch = self._layers((axis.middle if watch is None else watch,))[0]
-        self._units = {layer: axis.unit(layer).to(self.device) for layer in range(axis.n_layers)}
+        self._units: dict[int, Tensor] = {}
         self._coef = torch.zeros(n_rows, axis.n_layers, device=self.device)
         self._where = torch.zeros(n_rows, dtype=torch.long, device=self.device)
         self._watched = torch.zeros(n_rows, dtype=torch.bool, device=self.device)
@@ -125,10 +125,14 @@ class RowControl:
         """Whether such settings can be had; what can be read from them alone.
 
         Raises:
-            ModelError: no such block, no such preset, a unit that the axis has no length for, or bounds without any.
+            ModelError: no such block, no such preset, a unit that the axis has no length for, bounds without any, or a
+                block at which the axis is zero.
         """
+        if settings.monitor:
+            self._unit(self.watch)
         if settings.steer is not None:
-            self._steps(settings.steer)
+            for layer in self._steps(settings.steer):
+                self._unit(layer)
         if settings.cap is not None:
             list(self._bounds(settings.cap))
 
@@ -185,20 +189,25 @@ class RowControl:
         if self._steered.get(layer) or lines:
             rows, chosen = columns.rows, self._chosen(columns)
             if self._steered.get(layer):
-                hidden = add(hidden, self._units[layer], torch.where(chosen, self._coef[rows, layer][:, None], 0.0))
+                hidden = add(hidden, self._unit(layer), torch.where(chosen, self._coef[rows, layer][:, None], 0.0))
             for line in lines:
                 lower = torch.where(chosen, line.lower[rows][:, None], -torch.inf)
                 upper = torch.where(chosen, line.upper[rows][:, None], torch.inf)
                 hidden, moved = bound(hidden, line.unit, lower=lower, upper=upper)
                 seen.bounded = seen.bounded | (moved != 0)
         if layer == self.watch and any(told.monitor for told in self._set.values()):
-            seen.projection = project(hidden, self._units[layer])
+            seen.projection = project(hidden, self._unit(layer))
         return None if hidden is before else hidden
 
     def _chosen(self, columns: Columns) -> Tensor:
         code = self._where[columns.rows][:, None]
         part = torch.where(code == WHERE.index("prompt"), ~columns.generated, columns.generated)
         return columns.real & (part | (code == WHERE.index("all")))
+
+    def _unit(self, layer: int) -> Tensor:
+        if layer not in self._units:
+            self._units[layer] = self.axis.unit(layer).to(self.device)
+        return self._units[layer]
 
     def _line(self, key: tuple[str, int, int], along: Tensor) -> _Line:
         if key not in self._lines:
@@ -223,14 +232,14 @@ class RowControl:
                 raise ModelError("bounds of a row without any number",
                                  remedy="Give lower, upper or both, or the name of a preset.")
             for layer in self._layers(cap.layers):
-                yield ("", layer, 0), self._units[layer], *_open(cap.lower, cap.upper)
+                yield ("", layer, 0), self._unit(layer), *_open(cap.lower, cap.upper)
             return
         if cap not in self.axis.caps:
             raise ModelError(f"no preset {cap!r} for this row: the axis does not have it",
-                             remedy=f"It has: {', '.join(self.axis.caps) or 'none; keel axis calibrate makes some'}.")
+                             remedy=self.axis.known_caps())
         told = self.axis.caps[cap]
         for i, layer in enumerate(told.layers):
-            along = self._units[layer] if told.vectors is None else unit(told.vectors[i])
+            along = self._unit(layer) if told.vectors is None else unit(told.vectors[i])
             own = told.vectors is None and told.layers.count(layer) == 1
             yield ("" if own else cap, layer, 0 if own else i), along, *_open(told.lower[i], told.upper[i])
 

@@ -19,6 +19,7 @@ from keel.persona.published import read_published, write_published
 __all__ = ["AxisConvertConfig", "run"]
 
 OWN = ".safetensors"
+GEMMA_BLOCKS = 46
 
 
 class AxisConvertConfig(Config):
@@ -56,6 +57,9 @@ def run(cfg: AxisConvertConfig) -> AxisFile:
     meta = dict(content.meta) | {name: said for name, said in told.items() if said is not None}
     content = replace(content, meta=meta)
     if cfg.out.suffix == OWN:
+        if len(content.vectors) == GEMMA_BLOCKS and "layer" not in meta:
+            notes.append("an axis of 46 blocks, as of Gemma 2 27B: the authors read that one at block 22, and the "
+                         "middle one is 23; --layer 22 reads as they do")
         write_axis(cfg.out, content)
     else:
         write_published(cfg.out, content, notes.append, dtype=getattr(torch, cfg.dtype))
