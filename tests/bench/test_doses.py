@@ -84,12 +84,15 @@ def test_the_trade_is_a_share_of_what_there_was() -> None:
     assert "harm_relative" not in none and "refusal" not in half
     assert half["harm_difference_low"] == found["axis +0.5"]["harm"]["difference"]["low"]
     lines = trade_table(rows).splitlines()
-    assert lines[0].startswith("none       harm 0.750 [") and "capability 2.250 [2.000, 2.500] (-25.0%)" in lines[1]
+    assert lines[0].startswith("none       harm 0.750 [") and "(" not in lines[0]
+    gap = found["axis +0.5"]["capability"]["difference"]
+    assert f"capability 2.250 [2.000, 2.500] (-25.0%, -0.750 [{gap['low']:+.3f}, {gap['high']:+.3f}])" in lines[1]
     # Of an ability below 0 no share can be taken.
     below = [way("none", [0, -1.0]), way("axis", [0, -2.0])]
     there = asked(("a", "harm", 1), ("b", "capability", 1))
     row = trade_off(below, measured(below, there, seed=0))[1]
     assert row["capability_difference"] == -1 and {"capability_relative", "harm_relative"}.isdisjoint(row)
+    assert "capability -2.000 (-1.000)" in trade_table([row])
 
 
 def test_ways_without_any_verdict_have_no_point() -> None:

@@ -6,7 +6,8 @@ import torch
 from keel.errors import ConfigError
 from keel.persona.axis import AssistantAxis
 from keel.persona.cap import Cap
-from keel.persona.interventions import Intervention, NamedAxis, grid
+from keel.persona.interventions import Intervention, NamedAxis, grid, remarks
+from keel.persona.settings import AxisConfig
 
 OFF = {"steer": (), "unit": "unit", "layers": (), "caps": (), "lower": (), "where": ("all",)}
 
@@ -52,3 +53,28 @@ def test_bounds_that_mean_nothing_are_refused(path):
     for bounds in ({"caps": ("wide",)}, {"lower": (0.0,)}):
         with pytest.raises(ConfigError, match="the bounds of 'axis' were measured on the axis, not on its"):
             grid([NamedAxis(path=path, control=1)], **OFF | bounds)
+
+
+def test_a_comparison_without_a_control_is_remarked_on(path, tmp_path):
+    axis, off = NamedAxis(path=path), {"caps": (), "where": ("all",)}
+    (said,) = remarks([axis], **off)
+    assert said.startswith("none of the axes is a random control")
+    AssistantAxis.load(path).random(1).save(tmp_path / "random.safetensors")
+    assert remarks([axis, NamedAxis(path=path, control=1)], **off) == []
+    assert remarks([axis, NamedAxis(path=tmp_path / "random.safetensors")], **off) == []
+    assert remarks([], **off) == []
+
+
+def test_presets_for_generation_on_other_tokens_are_remarked_on(path):
+    axes, caps = [NamedAxis(path=path, control=1)], ("layers_0:1-p0.25", "layers_0:1-p0.25-token-generation")
+    (said,) = remarks(axes, caps=caps, where=("generation", "all"))
+    assert said.startswith("layers_0:1-p0.25-token-generation: made for generation, and here where=all:")
+    assert remarks(axes, caps=caps, where=("generation",)) == [] == remarks(axes, caps=caps[:1], where=("all",))
+
+
+@pytest.mark.parametrize(("given", "place"), [
+    ({"cap": "layers_0:1-p0.25-generation"}, "generation"), ({"cap": "layers_0:1-p0.25"}, "all"), ({}, "all"),
+    ({"cap": "layers_0:1-p0.25-generation", "where": "all"}, "all"), ({"lower": 1.0, "where": "prompt"}, "prompt")])
+def test_a_preset_acts_on_the_tokens_that_it_was_made_for_unless_others_are_named(given, place):
+    assert AxisConfig.checked({"path": "a"} | given).where == place
+    assert AxisConfig.model_validate(AxisConfig.checked({"path": "a"} | given)).where == place

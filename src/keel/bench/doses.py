@@ -219,7 +219,16 @@ def trade_table(rows: Sequence[Row]) -> str:
         for key in TESTED:
             if key in row:
                 ends = "" if row[f"{key}_low"] is None else f" [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]"
-                change = row.get(f"{key}_relative")
-                cells.append(f"{key} {row[key]:.3f}{ends}" + ("" if change is None else f" ({100 * change:+.1f}%)"))
+                cells.append(f"{key} {row[key]:.3f}{ends}{_change(row, key)}")
         lines.append("  ".join(cells))
     return "\n".join(lines)
+
+
+def _change(row: Row, key: str) -> str:
+    """` (-12.0%, -0.060 [-0.100, 0.020])`: the share first, where there is one; the interval is the difference's."""
+    gap, low, high = (row.get(f"{key}_difference{end}") for end in ("", "_low", "_high"))
+    if gap is None:
+        return ""
+    share = row.get(f"{key}_relative")
+    ends = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    return f" ({'' if share is None else f'{100 * share:+.1f}%, '}{gap:+.3f}{ends})"

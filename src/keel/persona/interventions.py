@@ -11,9 +11,9 @@ from keel.config import Config
 from keel.errors import ConfigError
 from keel.persona.axis import AssistantAxis, Unit
 from keel.persona.handles import Handle
-from keel.persona.settings import AxisConfig
+from keel.persona.settings import AxisConfig, for_generation
 
-__all__ = ["NONE", "Intervention", "NamedAxis", "clamped_of", "grid"]
+__all__ = ["NONE", "Intervention", "NamedAxis", "clamped_of", "grid", "remarks"]
 
 NONE = "none"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$"
@@ -85,6 +85,19 @@ def grid(axes: Sequence[NamedAxis], *, steer: Sequence[float], unit: Unit, layer
             found.append(Intervention(f"{axis.name} above {floor:g}{tail}", axis.name, place, at, acts,
                                       {"lower": floor}))
     return found
+
+
+def remarks(axes: Sequence[NamedAxis], *, caps: Sequence[str], where: Sequence[str]) -> list[str]:
+    """What has to be known of a comparison before its numbers are believed."""
+    told = []
+    if axes and not any(axis.control is not None or "control" in AssistantAxis.load(axis.path).meta for axis in axes):
+        told.append("none of the axes is a random control, so no effect here is known to be one of the axis: add an "
+                    "axis with control, for presets a file of `keel axis calibrate --control`")
+    late, early = [name for name in caps if for_generation(name)], [place for place in where if place != "generation"]
+    if late and early:
+        told.append(f"{', '.join(late)}: made for generation, and here where={', '.join(early)}: its bounds were not "
+                    "measured on the tokens of the prompt")
+    return told
 
 
 def clamped_of(handles: Sequence[Handle]) -> dict[str, dict[str, dict[str, float]]]:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -12,7 +12,7 @@ from keel.config import Config
 from keel.persona.axis import AssistantAxis, Unit
 from keel.persona.handles import Handle, Monitor
 
-__all__ = ["AxisConfig", "acting", "applied", "watched"]
+__all__ = ["AxisConfig", "acting", "applied", "for_generation", "watched"]
 
 
 class AxisConfig(Config):
@@ -28,10 +28,19 @@ class AxisConfig(Config):
     cap: str | None = Field(None, description="name of a preset in the file whose bounds hold; none: none")
     lower: float | None = Field(None, description="bound below which the projection is not let; none: none")
     where: Literal["all", "prompt", "generation"] = Field("all", description="tokens acted on; generation begins at "
-                                                          "the last prompt token")
+                                                          "the last prompt token; left out: what `cap` was made for, "
+                                                          "or all")
     monitor: int | None = Field(None, ge=0, description="block whose projection is shown; none: the axis's own")
     control: int | None = Field(None, ge=0, description="seed of a random direction of the same length, which acts in "
                                 "the axis's place; none: the axis")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _where(cls, given: Any) -> Any:
+        """A preset that was made for generated tokens acts on them, unless somebody says otherwise."""
+        if isinstance(given, dict) and given.get("where") is None and for_generation(given.get("cap")):
+            return given | {"where": "generation"}
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> "AxisConfig":
@@ -48,6 +57,11 @@ class AxisConfig(Config):
         """The axis of the file, or its control. Raises: see `AssistantAxis.load`."""
         axis = AssistantAxis.load(self.path)
         return axis if self.control is None else axis.random(self.control)
+
+
+def for_generation(preset: Any) -> bool:
+    """Whether a preset's name says that its bounds were measured on what the model writes."""
+    return isinstance(preset, str) and preset.endswith("-generation")
 
 
 def acting(cfg: AxisConfig, axis: AssistantAxis, model: nn.Module) -> list[Handle]:

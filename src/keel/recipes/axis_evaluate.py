@@ -36,7 +36,7 @@ from keel.named import named_function
 from keel.persona.asking import keeps_system
 from keel.persona.attacks import attacks_on_code_words, attacks_with_questions, joined
 from keel.persona.axis import AssistantAxis, Unit
-from keel.persona.interventions import NONE, Intervention, NamedAxis, clamped_of, grid
+from keel.persona.interventions import NONE, Intervention, NamedAxis, clamped_of, grid, remarks
 from keel.persona.misfit import misfit
 from keel.persona.settings import applied
 from keel.persona.tables import write_table
@@ -148,6 +148,8 @@ def run(cfg: AxisEvaluateConfig, *, resume: bool = False) -> runs.RunResult:
         # What can be wrong should not show after hours of answers.
         acts = grid(cfg.axes, steer=cfg.steer, unit=cfg.unit, layers=cfg.layers, caps=cfg.caps, lower=cfg.lower,
                     where=cfg.where)
+        for text in remarks(cfg.axes, caps=cfg.caps, where=cfg.where):
+            log.note(text)
         judges = {one.name: HarmJudge(one.judge, JUDGED[one.kind], cfg.seed) for one in cfg.sets}
         for one in cfg.sets:
             if one.judge.function is not None:
