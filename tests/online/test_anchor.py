@@ -99,9 +99,10 @@ def test_projections_are_those_of_each_row_alone(home, model, words):
         torch.testing.assert_close(one, by_hand.detach(), **tol.FLOAT32)
 
 
-def test_what_is_heard_while_sampling_is_what_a_pass_over_it_reads(home, model, words):
-    """Prompts of one token and of several, more of them than slots; the last token of a response is never fed."""
-    prompts = [[4], [1, 4, 9, 11], [5], [1, 4, 7], [8, 9]]
+@pytest.mark.parametrize("prompts", [[[4], [1, 4, 9, 11], [5], [1, 4, 7], [8, 9]], [[4], [5], [7], [9]]])
+def test_what_is_heard_while_sampling_is_what_a_pass_over_it_reads(home, model, words, prompts):
+    """Prompts of one token and of several, more of them than slots, or of one alone, which are fed as a token of a
+    response is; the last token of a response is never fed."""
     gauge = Gauge(opened(home / "axis.safetensors", model, (2, 0)))
     heard = SampledMeans(gauge, len(prompts))
     streams = [torch.Generator().manual_seed(i) for i in range(len(prompts))]

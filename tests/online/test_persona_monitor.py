@@ -9,7 +9,8 @@ import pytest
 import tiny
 import tolerances as tol
 import torch
-from recipes.running import logged, moved, ppo_config
+from recipes.running import brief, logged, moved, ppo_config
+from recipes.running import watched as watched_run
 
 from keel.bench.role_judge import RoleJudgeConfig
 from keel.data.render import Row, template
@@ -165,6 +166,8 @@ def test_advantages_that_fall_towards_the_assistant_are_noted_before_training(ho
     correlate(watched, rows, p)
     assert watched.advantage["mean"] == pytest.approx(1.0) and not start.log.notes
     noise = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    correlate(watched, rows, noise)
+    assert watched.advantage["low"] < 0 < watched.advantage["high"] and not start.log.notes
     mixed = -p + 0.3 * noise
     correlate(watched, rows, mixed)
     expected = torch.corrcoef(torch.stack([p, mixed]))[0, 1]
@@ -243,13 +246,20 @@ def test_ppo_reads_policy_and_reference_on_the_same_tokens_and_changes_nothing(h
         seen.append(rollout)
         return real(rollout, *rest)
 
+    def watch_seen(own):
+        both.append((own.sampled, own.held))
+        return told_by(own)
+
+    both, told_by = [], Watch.seen
     monkeypatch.setattr(ppo, "monitors", watch_monitors)
+    monkeypatch.setattr(Watch, "seen", watch_seen)
     watched = ppo_config(home, out=tmp_path / "watched", persona=persona(home).model_dump(), **settings)
     result = ppo.run(watched).values["persona"]
     for one, other in zip(logged(tmp_path / "plain"), logged(tmp_path / "watched"), strict=True):
         assert one == {name: x for name, x in other.items() if not name.startswith("persona/")}
     for name in ("samples.jsonl", "model/model.safetensors"):
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "watched" / name).read_bytes()
+    torch.testing.assert_close(*both[0], equal_nan=True, **tol.FLOAT32)  # response by response, whatever the parts
     told, axis = logged(tmp_path / "watched"), AssistantAxis.load(home / "axis.safetensors").vectors
     base, tokens = causal_lm(watched.policy), seen[0].tokens
     rows = [Row(ids[real_].tolist()[:-1], int(mask.nonzero()[0]), "") for ids, real_, mask in zip(
@@ -259,6 +269,29 @@ def test_ppo_reads_policy_and_reference_on_the_same_tokens_and_changes_nothing(h
     assert told[0]["persona/delta"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
     assert abs(told[1]["persona/delta"]) > tol.GRADIENT32["rtol"]
     assert "persona/role/z" not in told[0] and result["last"]["persona/role/z"] == told[1]["persona/role/z"]
+
+
+@pytest.mark.parametrize("mode", ["in_policy", "rollout_only"])
+def test_beside_a_cap_the_bare_model_is_read(home, tmp_path, monkeypatch, mode):
+    """Nothing is learned, so nothing has moved: probes stand where they stood, and the responses that the cap wrote are
+    read as the bare start reads them, whichever blocks are capped."""
+    slow = {"lr": 1e-30, "schedule": "constant", "warmup_fraction": 0.0}
+    capped = {"path": home / "axis.safetensors", "lower": 3.0, "layers": (0, 1), "mode": mode}
+    seen = watched_run(monkeypatch)
+    result = ppo.run(brief(home, out=tmp_path / "run", policy_axis=capped, persona=persona(home).model_dump(),
+                           policy_optimizer=slow, critic_optimizer=slow, micro_tokens=60)).values
+    model, axis = causal_lm(ModelConfig(path=str(home / "base"))), AssistantAxis.load(home / "axis.safetensors").vectors
+    begun, row = json.loads((tmp_path / "run/persona.json").read_text()), logged(tmp_path / "run")[0]
+    neutral = torch.stack([projected(model, Row(**kept), axis, 1) for kept in begun["answers"]["neutral"]])
+    assert begun["mean"][0] == pytest.approx(float(neutral.mean()), rel=tol.GRADIENT32["rtol"])
+    tokens = seen.phases[0].rollout.tokens
+    rows = [Row(ids[real].tolist()[:-1], int(mask.nonzero()[0]), "") for ids, real, mask in zip(
+        tokens.ids, tokens.attention_mask, tokens.response_mask, strict=True)]
+    said = torch.stack([projected(model, one, axis, 1) for one in rows if len(one.ids) > one.n_prompt])
+    assert row["persona/projection"] == pytest.approx(float(said.mean()), rel=tol.GRADIENT32["rtol"])
+    for name in ("delta", "neutral/z", "neutral/delta", "role/delta"):
+        assert row[f"persona/{name}"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
+    assert result["persona"]["last"]["persona/neutral/z"] == row["persona/neutral/z"]
 
 
 # --- the alarm -------------------------------------------------------------------------------------------------------

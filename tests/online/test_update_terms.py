@@ -257,6 +257,14 @@ def test_ratios_have_the_gradient_of_the_variance_under_them(home, models, with_
     assert not torch.allclose(plain, found, **tol.GRADIENT32)
 
 
+def test_where_another_policy_sampled_no_ratio_is_taken_to_be_one(home, models, with_groups):
+    """First minibatch of the phase, whose responses were written under a cap."""
+    capped = {"policy_axis": {"path": "axis.safetensors", "lower": 1.0, "mode": "rollout_only"}}
+    found = ratio_gradient(home, models, with_groups, 1, **capped)
+    torch.testing.assert_close(found.double(), slow_ratio_gradient(models.policy, with_groups, 40.0, 0.2),
+                               **tol.GRADIENT32)
+
+
 @pytest.mark.parametrize("micro_tokens", MICRO)
 def test_on_a_fresh_minibatch_ratios_are_shaping_without_a_cap(home, models, with_groups, micro_tokens):
     """First minibatch of the phase: rho = 1, so A - coef w by hand has the same gradient."""

@@ -20,9 +20,10 @@ from recipes.running import (
     sft_config,
     watched,
 )
+from recipes.test_preference_labelled import labelled_file
 
 from keel.data.load import read_demonstrations
-from keel.data.render import Row, render_demonstrations, template
+from keel.data.render import render_demonstrations, template
 from keel.errors import ConfigError
 from keel.models.actors import Actors
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
@@ -35,7 +36,9 @@ from keel.recipes import group_ppo, offline_pg, ppo, preference, sft
 from keel.recipes.ppo import PPOConfig
 from keel.recipes.preference import PreferenceConfig
 from keel.recipes.sft import SFTConfig
+from keel.train.direct import Material
 from keel.train.inputs import split
+from keel.train.labelled import Singles
 from keel.train.step import Learner
 from keel.train.tally import Tally
 
@@ -162,6 +165,26 @@ def test_steering_is_there_in_training_and_gone_in_evaluation_and_in_what_is_sav
     torch.testing.assert_close(gradients[0], seen[0], **tol.FLOAT32)
 
 
+@pytest.mark.parametrize("of", [Material, Singles])
+def test_the_baseline_of_kto_is_of_the_steered_policy(home, tmp_path, monkeypatch, of):
+    """Of pairs and of labelled responses; in the evaluation before the step it is the bare policy's."""
+    how, real, seen = {"path": home / "axis.safetensors", "steer": -2.0, "unit": "unit"}, of.baseline, []
+    bare, steered = (causal_lm(ModelConfig(path=str(home / "base"))) for _ in range(2))
+    AssistantAxis.load(how["path"]).steer(steered, -2.0, unit="unit")
+    ids = torch.tensor([[1, 4, 8, 9, 10]])
+
+    def baseline(own, policy, picked):
+        seen.append([torch.equal(policy(ids).logits, model(ids).logits) for model in (bare, steered)])
+        return real(own, policy, picked)
+
+    monkeypatch.setattr(of, "baseline", baseline)
+    data = preference_config(home).data
+    if of is Singles:
+        data = data.model_copy(update={"path": str(labelled_file(tmp_path))})
+    run("kto", home, tmp_path / "run", steps=1, steered=how, data=data)
+    assert seen[:2] == [[True, False], [False, True]]
+
+
 def test_a_cap_in_training_says_what_it_did(home, tmp_path):
     result = run("sft", home, tmp_path / "run", steered={"path": home / "axis.safetensors", "lower": 3.0}).values
     told = result["steered"]["acted"]["1"]
@@ -262,41 +285,6 @@ def test_rollouts_under_a_cap_alone_have_explicit_ratios(home, tmp_path, monkeyp
     for name in ("kl/charged", "kl/reference_k1", "kl/reference_k3"):
         assert row[name] == pytest.approx(0.0, abs=tol.LOG_RATIO)
     assert result["policy_axis"]["mode"] == "rollout_only"
-
-
-@pytest.mark.parametrize("mode", ["in_policy", "rollout_only"])
-def test_a_watch_beside_a_cap_reads_the_bare_model(home, tmp_path, monkeypatch, mode):
-    """Nothing is learned, so nothing has moved: probes stand where they stood, and the responses that the cap wrote are
-    read as the bare start reads them, whichever blocks are capped."""
-    slow = {"lr": 1e-30, "schedule": "constant", "warmup_fraction": 0.0}
-    capped = under(home, mode=mode, layers=(0, 1))
-    rollout, row, result = phase(home, tmp_path / "run", monkeypatch, policy_axis=capped, persona=persona(home),
-                                 policy_optimizer=slow, critic_optimizer=slow, micro_tokens=60)
-    model, axis = causal_lm(ModelConfig(path=str(home / "base"))), AssistantAxis.load(home / "axis.safetensors")
-    begun = json.loads((tmp_path / "run/persona.json").read_text())
-    means = torch.stack([projected(model, Row(**kept), axis, kept["ids"][-1] == 2) for kept in
-                         begun["answers"]["neutral"]])
-    assert begun["mean"][0] == pytest.approx(float(means.mean()), rel=tol.GRADIENT32["rtol"])
-    assert row["persona/neutral/z"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
-    assert row["persona/neutral/delta"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
-    tokens = rollout.tokens
-    rows = [Row(ids[real].tolist(), int(mask.nonzero()[0]), "") for ids, real, mask in zip(
-        tokens.ids, tokens.attention_mask, tokens.response_mask, strict=True)]
-    said = torch.stack([projected(model, one, axis, True) for one in rows if len(one.ids) > one.n_prompt + 1])
-    assert row["persona/projection"] == pytest.approx(float(said.mean()), rel=tol.GRADIENT32["rtol"])
-    assert row["persona/delta"] == pytest.approx(0.0, abs=tol.SIX_DECIMALS)
-    assert result["persona"]["last"]["persona/neutral/z"] == row["persona/neutral/z"]
-
-
-def projected(model, row: Row, axis: AssistantAxis, without_last: bool) -> torch.Tensor:
-    """Mean projection at block 1 of a response's tokens, from a pass of its own."""
-    seen = []
-    hook = model.model.layers[1].register_forward_hook(
-        lambda _, __, out: seen.append(out if torch.is_tensor(out) else out[0]))
-    with torch.no_grad():
-        model(input_ids=torch.tensor([row.ids]))
-    hook.remove()
-    return (seen[0][0, row.n_prompt : len(row.ids) - without_last] @ axis.unit(1)).mean()
 
 
 def test_the_saved_model_is_the_bare_one(home, tmp_path, monkeypatch):
