@@ -28,7 +28,7 @@ from keel.recipes.preference import PreferenceConfig
 from keel.recipes.reward_model import RewardModelConfig
 from keel.recipes.sft import SFTConfig
 from keel.rollout.sample import SamplingConfig
-from keel.runs import Run
+from keel.runs import Run, saved_config
 from keel.train import checkpoint
 from keel.train.inputs import DataConfig
 from keel.train.step import Learner, OptimizerConfig
@@ -237,22 +237,28 @@ def killed_and_resumed(command: str, config, moments: list[float]) -> None:
     assert worker.returncode == 0, said
 
 
-def killed_here(config, moments: list[tuple[str, int]], run=ppo.run) -> None:
+def killed_here(config, moments: list[tuple[str, int]], run=ppo.run, saved: str | None = None) -> None:
     """Run in a child of this process; SIGKILL strikes it right after the n-th row of metrics since it began ("log"),
-    or inside the n-th checkpoint, when it is written but not yet in its place ("save"). Resume, and so on."""
+    or inside the n-th checkpoint, when it is written but not yet in its place ("save"). Resume, and so on.
+
+    With `saved`, the name of the recipe, it resumes with what its config.toml says, as the command does."""
     resume = False
     for where, n in moments:
         child = _fork()
         if child == 0:
             try:
                 _die(where, n)
-                run(config, resume=resume)
+                run(_read_back(config, saved) if resume and saved else config, resume=resume)
             finally:
                 os._exit(1)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"it was not killed at {where} {n}"
         resume = True
-    run(config, resume=True)
+    run(_read_back(config, saved) if saved else config, resume=True)
+
+
+def _read_back(config, recipe: str):
+    return type(config).checked(saved_config(config.out, recipe) | {"out": str(config.out)})
 
 
 def forked(arguments: list[str], said: Path) -> int:

@@ -159,7 +159,8 @@ def test_a_traits_pair_counts_where_the_judge_sees_it_apart(folder, tmp_path, mo
 def test_a_killed_run_goes_on_to_the_same_bytes(folder, finished, tmp_path):
     """kill -9 where sums have a batch that the note of where the run stands has not; then --resume, three times."""
     out = tmp_path / "killed"
-    killed_here(config(folder, out, traits=folder / "traits.jsonl"), [("log", 3), ("log", 1), ("log", 2)], run=run)
+    killed_here(config(folder, out, traits=folder / "traits.jsonl"), [("log", 3), ("log", 1), ("log", 2)], run=run,
+                saved="axis extract")
     for name in ("responses.jsonl", "metrics.jsonl", "space.json"):
         assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
     again = AssistantAxis.load(out / "axis.safetensors")
