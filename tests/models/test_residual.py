@@ -1,15 +1,18 @@
 """Taps on the residual stream: which list holds the blocks, which column is what, adapters, checkpointing, narrow and
 quantised weights, the passes of keel itself, and a model that comes back as it was."""
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 from accelerate import dispatch_model
 from persona import architectures
-from persona.architectures import PAD, blocks_of, built, columns, edited, greedy, padded, rows, stepping, written
+from persona.architectures import END, PAD, blocks_of, built, columns, edited, greedy, padded, rows, stepping, written
 from tolerances import EXACT, FLOAT32, GRADIENT32, INTERFACE32, LOG_RATIO
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
+from transformers import DynamicCache, LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from keel.data.collate import collate, join
 from keel.data.render import Row
@@ -260,17 +263,99 @@ def test_a_prompt_may_end_with_the_token_that_ends_rows():
     assert bool(known.real.all()) and known.generated[0].tolist() == [False, False, True]
 
 
-def test_a_second_turn_behind_a_kept_cache_is_a_prompt_again(model):
-    def turns():
-        out = model(torch.tensor(PROMPTS[:1]), use_cache=True)
-        for fed in ([9], [10, 11, 12], [13]):
-            model(torch.tensor([fed]), past_key_values=out.past_key_values, use_cache=True)
+def test_a_second_turn_behind_a_kept_cache_is_a_prompt_again_by_its_mask(model):
+    """Nothing else tells what the user wrote from drafted tokens; without a mask it is a generation going on."""
+    def turn(cache, *some):
+        for fed in some:
+            model(torch.tensor([fed]), past_key_values=cache, use_cache=True)
 
+    for mask, second in ((torch.ones(1, 7), [False, False, True]), (None, [True] * 3)):
+        cache, seen = DynamicCache(), list[Columns]()
+        tap = {1: lambda layer, hidden, known, seen=seen: seen.append(known)}
+        with torch.no_grad():
+            one = attach(model, tap)
+            turn(cache, PROMPTS[0], [9])
+            if mask is not None:
+                one.detach()
+                one = attach(model, tap, mask=mask)
+            turn(cache, [10, 11, 12], [13])
+            one.detach()
+        assert [known.generated[0].tolist() for known in seen] == [[False, False, True], [True], second, [True]]
+        assert [known.positions[0].tolist() for known in seen] == [[0, 1, 2], [3], [4, 5, 6], [7]]
+
+
+def test_a_prompt_in_pieces_behind_a_cache_is_one_prompt(model):
+    def pieces():
+        cache = DynamicCache()
+        for fed in ([5, 6], [7, 8], [9], [10, 11]):
+            model(torch.tensor([fed]), past_key_values=cache)
+
+    seen = known_columns(model, pieces)
+    assert [known.generated[0].tolist() for known in seen] == [[False, True], [False, True], [True], [True, True]]
+    assert {known.first for known in seen} == {0}
+
+
+@pytest.mark.parametrize("where", ["prompt", "generation"])
+def test_assisted_decoding_says_what_the_prompts_mask_says(model, where):
+    """Drafted from the prompt itself, checked several at once, and cut back where they were wrong."""
+    prompt, new = [5, 6, 7, 5, 6], 8
+    ids, mask = torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.long)
+    options = {"attention_mask": mask, "max_new_tokens": new, "do_sample": False, "prompt_lookup_num_tokens": 3}
+    wide = []
+    with attach(model, {1: adding(where=where)}, mask=mask), \
+            attach(model, {0: lambda layer, hidden, known: wide.append(known.real.shape[1] > 1)}, mask=mask):
+        found = model.generate(ids, **options)
+    assert any(wide)
+    assert found[0, len(prompt):].tolist() == greedy(model, prompt, new, 1, stepping(VECTOR), where)[0]
+    with attach(model, {1: adding(where=where)}), pytest.raises(ModelError, match="the cache was cut back"):
+        model.generate(ids, **options)
+
+
+def test_an_end_that_was_drafted_and_cut_off_ends_nothing():
+    ending = built("llama")
+    ending.generation_config.eos_token_id = END
+
+    def passes():
+        cache = DynamicCache()
+        for fed, back in (([5, 6], 0), ([7, END, 8], 2), ([9, 10], 0), ([END, 3], 0), ([4], 0)):
+            ending(torch.tensor([fed]), past_key_values=cache)
+            cache.crop(-back) if back else None
+
+    seen = known_columns(ending, passes, mask=torch.ones(1, 2))
+    assert [known.real[0].tolist() for known in seen] == [
+        [True, True], [True, False, False], [True, True], [False, False], [False]]
+
+
+def test_a_whole_pass_behind_a_cached_generation_is_a_prompt(model):
+    """Over its output, which is one column wider than what was fed; and the same again says the same."""
+    ids = torch.tensor(PROMPTS[:1])
     with torch.no_grad():
-        seen = known_columns(model, turns)
-    assert [known.generated[0].tolist() for known in seen] == [
-        [False, False, True], [True], [False, False, True], [True]]
-    assert [known.positions[0].tolist() for known in seen] == [[0, 1, 2], [3], [4, 5, 6], [7]]
+        out = model.generate(ids, max_new_tokens=2, do_sample=False)
+        seen = known_columns(model, lambda: [model.generate(ids, max_new_tokens=2, do_sample=False), model(out),
+                                             model(out)])[2:]
+    assert [known.generated[0].tolist() for known in seen] == [[False] * 4 + [True]] * 2
+    assert all(known.fresh is None for known in seen) and [known.first for known in seen] == [1, 2]
+
+
+def test_repeated_columns_are_said_to_be_and_rows_are_numbered_on(model):
+    ids, mask = padded(PROMPTS)
+    seen = known_columns(model, lambda: [model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False,
+                                                        use_cache=False) for _ in range(2)])
+    for prompt, *rest in (seen[:3], seen[3:]):
+        assert prompt.fresh is None and [known.told.sum(1).tolist() for known in rest] == [[1] * 3] * 2
+        assert all(known.told[:, -1].all() and known.real[:, -2].all() for known in rest)
+    assert [known.first for known in seen] == [0] * 3 + [3] * 3
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_what_was_found_of_a_model_does_not_keep_it(bare):
+    model = built("llama")
+    asked = model.model if bare else model
+    assert n_blocks(asked) == n_blocks(asked) == architectures.LAYERS
+    kept = ref(asked)
+    del model, asked
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_second_generation_begins_anew(model):

@@ -6,6 +6,7 @@ import torch
 from persona import architectures
 from persona.architectures import built, columns, edited, greedy, lifting, padded, rows, stepping, written
 from tolerances import EXACT, GRADIENT32, INTERFACE32
+from transformers import DynamicCache
 
 from keel.persona.axis import AssistantAxis
 
@@ -135,6 +136,36 @@ def test_callbacks_and_turns_follow_a_generation(eager):
         alone = written(eager, LAYER, torch.tensor([whole[i]]))[0] @ UNIT
         expected = torch.stack([alone[: len(row)].mean(), alone[len(row) : -1].mean()])
         torch.testing.assert_close(torch.tensor(own), expected, **INTERFACE32)
+
+
+def test_without_a_cache_every_token_is_counted_and_read_once_and_rows_are_numbered_on(eager):
+    heard, n_tokens = [], sum(map(len, PROMPTS)) + len(PROMPTS) * (NEW - 1)
+    with AXIS.floor(eager, middle(eager), layers=[LAYER]) as handle, AXIS.monitor(eager, layers=[LAYER]) as monitor:
+        generated(eager)
+        cached = monitor.per_token
+        told = handle.stats()[LAYER]
+        monitor.clear()
+        monitor.on_token(heard.append)
+        generated(eager, use_cache=False)
+        generated(eager)
+    assert len(cached) == n_tokens and heard == monitor.per_token and len(heard) == 2 * n_tokens
+    keys = [[(row["row"], row["position"], row["generated"]) for row in some] for some in (
+        cached, heard[:n_tokens], heard[n_tokens:])]
+    assert keys[1] == keys[0] and keys[2] == [(row + len(PROMPTS), *rest) for row, *rest in keys[0]]
+    for part, n in told.items():
+        assert handle.stats()[LAYER][part]["n_tokens"] == 3 * n["n_tokens"]
+    torch.testing.assert_close(torch.tensor([row["projection"] for row in heard[:n_tokens]]),
+                               torch.tensor([row["projection"] for row in cached]), **INTERFACE32)
+
+
+def test_of_a_drafted_place_the_token_that_stayed_is_read():
+    llama, cache = built("llama", "eager"), DynamicCache()
+    with torch.no_grad(), AXIS.monitor(llama, layers=[LAYER], mask=torch.ones(1, 2)) as monitor:
+        for fed, back in (([5, 6], 0), ([7, 8], 1), ([9], 0)):
+            llama(torch.tensor([fed]), past_key_values=cache)
+            cache.crop(-back) if back else None
+    found = written(llama, LAYER, torch.tensor([[5, 6, 7, 9]]))[0] @ UNIT
+    torch.testing.assert_close(torch.tensor(monitor.traces(part="all")[0]), found, **INTERFACE32)
 
 
 def test_gradients_pass_through_as_through_a_plain_hook(eager):

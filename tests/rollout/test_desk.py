@@ -65,3 +65,16 @@ def test_a_dropped_draft_leaves_at_once_and_what_is_left_goes_on(model):
     while place.running:
         place.step()
     assert all(d.ended or len(d.written) == 6 for d in drafts[1:])
+
+
+@torch.no_grad()
+def test_who_joins_is_not_penalised_for_what_others_have_written(model):
+    """The same prompt twice, the second time beside a running draft and another way of drawing."""
+    place, careful = desk(model), Draws(temperature=0.0, repetition_penalty=100.0)
+    first, second = (Draft(PROMPTS[0], careful, 5, [0.5] * 5, number) for number in range(2))
+    place.join([first])
+    place.step()
+    place.join([second, draft(2, Draws())])
+    while place.running:
+        place.step()
+    assert first.written and second.written == first.written

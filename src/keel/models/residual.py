@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Bool, Int
@@ -35,6 +35,8 @@ class Columns:
         offset: column of the first one, counted from the start of the rows; none where rows have no common columns.
         named: True where whoever runs the pass gave `rows` a meaning; else they are simply numbered.
         again: True where a pass is computed once more for its gradients, so that statistics must not count it.
+        fresh: False where a pass without cache repeats a token: it is changed again, but not counted; none: nowhere.
+        first: how many rows the prompts before had; 0 where rows are named.
     """
 
     real: Bool[Tensor, "B T"]
@@ -44,12 +46,20 @@ class Columns:
     offset: int | None = None
     named: bool = False
     again: bool = False
+    fresh: Bool[Tensor, "B T"] | None = None
+    first: int = 0
+
+    @property
+    def told(self) -> Bool[Tensor, "B T"]:
+        """Real tokens that this pass is the first to see."""
+        return self.real if self.fresh is None else self.real & self.fresh
 
     def to(self, device: torch.device) -> "Columns":
         if self.real.device == device:
             return self
         return replace(self, real=self.real.to(device), generated=self.generated.to(device),
-                       rows=self.rows.to(device), positions=self.positions.to(device))
+                       rows=self.rows.to(device), positions=self.positions.to(device),
+                       fresh=None if self.fresh is None else self.fresh.to(device))
 
     def row_of(self, n: int) -> Int[Tensor, "*B"]:
         """Which of `n` settings each row follows; rows that beams or several samples made follow their prompt's.
@@ -69,7 +79,8 @@ class Columns:
 Tap = Callable[[int, Tensor, Columns], Tensor | None]
 """Block number, its output [B T D], its columns -> what to put in its place, or none where it only looked."""
 
-_BLOCKS: WeakKeyDictionary[nn.Module, tuple[nn.Module, nn.ModuleList]] = WeakKeyDictionary()
+# Weak on both sides: of a bare trunk the owner is the key itself, which a value must not keep alive.
+_BLOCKS: WeakKeyDictionary[nn.Module, tuple[ReferenceType[Any], ReferenceType[Any]]] = WeakKeyDictionary()
 _DECLARED: WeakKeyDictionary[nn.Module, list[Callable[[], Columns]]] = WeakKeyDictionary()
 _TAPPED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _REMEMBERED = 8
@@ -90,9 +101,11 @@ def n_blocks(model: nn.Module) -> int:
 
 
 def _owner_and_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    if model not in _BLOCKS:
-        _BLOCKS[model] = _search(model)
-    return _BLOCKS[model]
+    owner, blocks = (one() for one in _BLOCKS[model]) if model in _BLOCKS else (None, None)
+    if owner is None or blocks is None:
+        owner, blocks = _search(model)
+        _BLOCKS[model] = ref(owner), ref(blocks)
+    return owner, blocks
 
 
 def _search(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
@@ -137,7 +150,9 @@ class Attachment:
         model: a decoder, with or without a head, adapters or wrappers.
         taps: by block number; a negative number counts from the last block.
         mask: attention mask of the prompts, [B, T]; columns behind it count as generated. Without it, everything that
-            is fed in one pass at the start is prompt, and what is fed token by token after it is generated.
+            is fed in one pass at the start is prompt, and what is fed behind it, once single tokens have been, is
+            generated. Assisted decoding, which drafts several tokens at once, needs it; so does a second turn of the
+            user behind a kept cache: attach anew for it, with the mask of the whole conversation so far.
 
     Raises:
         ModelError: the model has no such block. Nothing is attached then.
@@ -189,7 +204,7 @@ class Attachment:
 
     def _begin(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         told = _DECLARED.get(owner)
-        self._columns = told[-1]() if told else self._finder(args, kwargs)
+        self._columns = self._finder.numbered(told[-1]()) if told else self._finder(args, kwargs)
         if torch.is_grad_enabled() and owner.training:
             self._seen.append(self._columns)
 
@@ -272,6 +287,7 @@ class _Finder:
     def __init__(self, owner: nn.Module, mask: Tensor | None, end_ids: tuple[int, ...]) -> None:
         self.signature = inspect.signature(owner.forward)
         self.mask, self.end_ids = None if mask is None else mask.bool(), end_ids
+        self.first, self.n_rows = 0, 0  # rows of the prompts before this one, and its own
         self.forget()
 
     def forget(self) -> None:
@@ -279,7 +295,19 @@ class _Finder:
         self.ids: Tensor | None = None
         self.last: Tensor | None = None  # column of each row's last prompt token
         self.width = 0
-        self.done: Tensor | None = None
+        self.cache: ReferenceType[Any] | None = None  # what the last pass was given
+        self.grown = False  # whether anything has been generated since the prompt
+        self.ended: Tensor | None = None  # column of the token that ended each row
+
+    def numbered(self, columns: Columns) -> Columns:
+        """Columns that somebody else told, with their rows numbered on."""
+        if columns.named:
+            return columns
+        self._begin(len(columns.real))
+        return replace(columns, first=self.first)
+
+    def _begin(self, n_rows: int) -> None:
+        self.first, self.n_rows = self.first + self.n_rows, n_rows
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         given = self.signature.bind_partial(*args, **kwargs).arguments
@@ -292,24 +320,40 @@ class _Finder:
         real = self._real(given.get("attention_mask"), n_rows, offset, width, fed.device)
         now = real[:, offset:]
         column = torch.arange(offset, offset + width, device=fed.device)[None]
-        if offset == 0 and not self._goes_on(ids, width):
-            self.ids, self.done = ids, None
+        fresh = None
+        if self._goes_on(ids, width, cache, offset):
+            fresh, self.grown = (column >= self.width).expand(n_rows, -1), True
+        elif self._is_prompt(width, cache, offset):
             self.last = torch.where(now, column, -1).max(1).values
-        elif offset and width > 1 and self.mask is None:  # a prompt in several pieces, or one behind a kept cache
-            self.last, self.done = torch.where(now, column, -1).max(1).values, None
-        self.width = offset + width
+            self.ids, self.ended, self.grown = ids if cache is None else None, None, False
+            if offset != self.width or offset == 0:  # else one in several pieces
+                self._begin(n_rows)
+        else:
+            self.grown = True
+        self.width, self.n_rows, self.cache = offset + width, n_rows, None if cache is None else ref(cache)
         last = self._last(n_rows, fed.device)
-        behind = column > last[:, None]
-        now = now & ~self._ended(ids, behind)
+        now = now & (column < self._ends(ids, column, column > last[:, None])[:, None])
         positions = (real.long().cumsum(1) - 1).clamp_min(0)[:, offset:]
-        return Columns(now, (column >= last[:, None]) & now, torch.arange(n_rows, device=fed.device), positions, offset)
+        return Columns(now, (column >= last[:, None]) & now, torch.arange(n_rows, device=fed.device), positions, offset,
+                       fresh=fresh, first=self.first)
 
-    def _goes_on(self, ids: Tensor | None, width: int) -> bool:
-        """True where a pass without cache repeats the rows so far with one more token each."""
-        if ids is None or self.ids is None or width != self.width + 1 or len(ids) != len(self.ids):
+    def _goes_on(self, ids: Tensor | None, width: int, cache: Any, offset: int) -> bool:
+        """True where a pass without cache repeats the rows so far, which had none either, with one more token each."""
+        if ids is None or self.ids is None or cache is not None or offset or self.cache is not None:
             return False
-        n = self.ids.shape[1]
-        return torch.equal(ids[:, :n], self.ids.to(ids.device))
+        known = self.ids.to(ids.device)
+        return width == self.width + 1 and len(ids) == len(known) and torch.equal(ids[:, : known.shape[1]], known)
+
+    def _is_prompt(self, width: int, cache: Any, offset: int) -> bool:
+        """True at the start, and of several tokens behind a cache that nothing has been generated in."""
+        if offset == 0:
+            return True
+        if self.mask is not None:
+            return False
+        if self.cache is not None and self.cache() is cache and offset < self.width:
+            raise ModelError("the cache was cut back, so it cannot be told what is prompt and what was drafted",
+                             remedy="Give mask=, the attention mask of the prompts, as with assisted decoding.")
+        return width > 1 and not (self.grown and offset == self.width)
 
     def _last(self, n_rows: int, device: torch.device) -> Tensor:
         if self.mask is not None:
@@ -342,13 +386,15 @@ class _Finder:
             real[:, : known.shape[1]] &= known
         return real
 
-    def _ended(self, ids: Tensor | None, behind: Tensor) -> Tensor:
-        """From the token on that ended its row: `generate()` fills such rows up until the others have ended too."""
+    def _ends(self, ids: Tensor | None, column: Tensor, behind: Tensor) -> Tensor:
+        """Column of the token that ended each row: `generate()` fills such rows up until the others have ended too."""
+        never = torch.full((len(behind),), torch.iinfo(torch.long).max, device=behind.device)
         if ids is None or not self.end_ids:
-            return torch.zeros_like(behind)
-        ends = torch.isin(ids, torch.tensor(self.end_ids, device=ids.device)) & behind
-        ended = ends.long().cumsum(1) > 0
-        if self.done is not None and len(self.done) == len(ended) and behind.shape[1] == 1:
-            ended = ended | self.done.to(ids.device)[:, None]
-        self.done = ended[:, -1]
-        return ended
+            return never
+        found = torch.isin(ids, torch.tensor(self.end_ids, device=ids.device)) & behind
+        ends = torch.where(found, column, never[:, None]).amin(1)
+        if self.ended is not None and len(self.ended) == len(ends):
+            known = self.ended.to(ends.device)  # what was drafted and cut off again has ended nothing
+            ends = torch.minimum(ends, torch.where(known < column[0, 0], known, never))
+        self.ended = ends
+        return ends

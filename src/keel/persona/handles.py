@@ -113,9 +113,9 @@ class Handle:
     def stats(self) -> dict[int, dict[str, dict[str, float]]]:
         """What caps have done at each block, for `prompt` and `generation` tokens apart.
 
-        Of each: `n_tokens` seen, `clamped` (the share whose projection was moved) and `correction` (by how much the
-        moved ones were on average, signed, towards the Assistant up; of bounds that hold jointly, the largest of the
-        shifts without its sign).
+        A token that passes without a cache compute again counts once. Of each part: `n_tokens` seen, `clamped` (the
+        share whose projection was moved) and `correction` (by how much the moved ones were on average, signed, towards
+        the Assistant up; of bounds that hold jointly, the largest of the shifts without its sign).
         """
         return {layer: {part: _counted(*row) for part, row in zip(("prompt", "generation"), counts.tolist(),
                                                                    strict=True)}
@@ -157,7 +157,8 @@ class Handle:
     def _count(self, layer: int, moved: Tensor, chosen: Tensor, columns: Columns) -> None:
         if columns.again:
             return
-        parts = torch.stack([chosen & ~columns.generated, chosen & columns.generated])[..., None].flatten(1)
+        seen = chosen & columns.told
+        parts = torch.stack([seen & ~columns.generated, seen & columns.generated])[..., None].flatten(1)
         told = torch.stack([torch.ones_like(moved), (moved != 0).float(), moved], -1).flatten(0, 1)
         counts = torch.stack([torch.where(part[:, None], told, 0.0).sum(0).double() for part in parts]).cpu()
         self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
@@ -165,6 +166,9 @@ class Handle:
 
 class Monitor:
     """Projections as the model runs. Padding is never read, and what follows the end of a row neither.
+
+    Rows are numbered on: those of a second prompt, or batch, follow those of the first, until `clear`. Where whoever
+    runs the model names its rows, as keel's sampler does, they keep these names.
 
     Args:
         model: the model.
@@ -180,6 +184,7 @@ class Monitor:
                  mask: Tensor | None) -> None:
         self._units, self._centres = dict(units), dict(centres)
         self._read: list[tuple[int, Tensor, Columns]] = []
+        self._first: int | None = None  # rows before those that count from 0
         self._callbacks: list[Callable[[dict[str, Any]], Any]] = []
         self._attachment = Attachment(model, dict.fromkeys(units, self._tap), mask=mask)
 
@@ -205,8 +210,9 @@ class Monitor:
         return list(self._units)
 
     def clear(self) -> None:
-        """Forget what was read."""
+        """Forget what was read; the next row is 0 again."""
         self._read.clear()
+        self._first = None
 
     def on_token(self, callback: Callable[[dict[str, Any]], Any]) -> None:
         """Call it with each row of `per_token` as it is read. It costs a transfer from the device for each pass."""
@@ -214,8 +220,16 @@ class Monitor:
 
     @property
     def per_token(self) -> list[dict[str, Any]]:
-        """One row for each real token and block, as read: `row`, `layer`, `position`, `projection`, `generated`."""
-        return [row for layer, found, columns in self._read for row in _rows(layer, found, columns)]
+        """One row for each real token and block, as read: `row`, `layer`, `position`, `projection`, `generated`.
+
+        Of a place where assisted decoding put another token later, the later one. What it drafted last may stay.
+        """
+        kept: dict[tuple[int, ...], dict[str, Any]] = {}
+        for number, (layer, found, columns) in enumerate(self._read):
+            for row in _rows(layer, found, columns):
+                # Of rows with names nothing is known: the same name may come again for another text.
+                kept[row["row"], layer, row["position"], number if columns.named else -1] = row
+        return list(kept.values())
 
     def per_turn(self, spans: Sequence[Sequence[tuple[int, int]]], *, layer: int | None = None) -> list[list[float]]:
         """Mean projection over the tokens [start, end) of each span of each row; NaN where none of them was read.
@@ -264,6 +278,9 @@ class Monitor:
             return
         unit = self._units[layer] = self._units[layer].to(hidden.device)
         found = project(hidden.detach(), unit) - self._centres[layer]
+        if not columns.named:
+            self._first = columns.first if self._first is None else self._first
+            columns = replace(columns, first=columns.first - self._first)
         self._read.append((layer, found, columns))
         if self._callbacks:
             for row in _rows(layer, found, columns):
@@ -303,7 +320,7 @@ def _counted(n: float, moved: float, total: float) -> dict[str, float]:
 
 def _rows(layer: int, found: Tensor, columns: Columns) -> Iterator[dict[str, Any]]:
     rows = columns.rows if columns.rows.ndim == 2 else columns.rows[:, None].expand_as(columns.real)
-    picked = columns.real
+    rows, picked = columns.first + rows, columns.told
     for row, position, value, generated in zip(rows[picked].tolist(), columns.positions[picked].tolist(),
                                                found[picked].tolist(), columns.generated[picked].tolist(),
                                                strict=True):
