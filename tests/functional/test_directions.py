@@ -17,7 +17,6 @@ from tolerances import (
     FLOAT32,
     FLOAT64,
     RELATIVE32,
-    RELATIVE64,
     SIX_FIGURES,
     STANDARD_ERRORS,
 )
@@ -34,8 +33,6 @@ from keel.functional.directions import (
     principal_components,
     project,
     random_directions,
-    raw_coefficient,
-    replace_mean,
     slope,
     token_means,
     unit,
@@ -104,24 +101,6 @@ def test_a_cosine_does_not_know_lengths(seed: int, size: float) -> None:
     pairs = zip(a.tolist(), b.tolist(), strict=True)
     expected = [truth.dot(x, y) / truth.length(x) / truth.length(y) for x, y in pairs]
     assert_close(cosine(a, size * b), float64(expected), **FLOAT64)
-
-
-def test_strengths_by_hand() -> None:
-    v = float64([3, 4])  # |v| = 5; states of mean length 20
-    assert raw_coefficient(-10, v, how="raw") == -10
-    assert raw_coefficient(-10, v, how="unit") == pytest.approx(-2, rel=RELATIVE64)
-    # A quarter of 20 is a step of 5: once v.
-    assert raw_coefficient(0.25, v, how="norm_fraction", token_norm=20.0) == pytest.approx(1, rel=RELATIVE64)
-
-
-def test_strengths_that_mean_nothing_are_refused() -> None:
-    v = float64([3, 4])
-    with pytest.raises(ValueError, match="how='sigma' is none of raw, unit, norm_fraction"):
-        raw_coefficient(1, v, how="sigma")
-    with pytest.raises(ValueError, match="norm_fraction needs token_norm, the mean norm of a token's state at this"):
-        raw_coefficient(1, v, how="norm_fraction")
-    with pytest.raises(ValueError, match="the direction is zero: no coefficient makes a step of a given length of it"):
-        raw_coefficient(1, 0 * v, how="unit")
 
 
 # --- changing
@@ -345,8 +324,6 @@ def test_ablation_by_hand() -> None:
     assert_close(ablate(hidden, u), float64([[-0.32, 0.24], [-2.4, 1.8]]), **FLOAT64)
     assert_close(project(ablate(hidden, u, target=3), u), float64([3, 3]), **FLOAT64)
     assert_close(project(ablate(hidden, u, target=float64([1, -1])), u), float64([1, -1]), **FLOAT64)
-    # The whole mean: what is across u comes on top.
-    assert_close(replace_mean(hidden, u, float64([1, 1])), float64([[0.68, 1.24], [-1.4, 2.8]]), **FLOAT64)
 
 
 @given(seeds, st.floats(-2, 2))
@@ -356,8 +333,7 @@ def test_ablation_leaves_what_is_across(seed: int, target: float) -> None:
     assert_close(project(set_to, u), torch.full((3,), target, dtype=torch.float64), **FLOAT64)
     across = hidden - project(hidden, u)[:, None] * u
     assert_close(set_to - project(set_to, u)[:, None] * u, across, **FLOAT64)
-    narrow = ablate(hidden.bfloat16(), u.float(), target=target)
-    assert narrow.dtype == torch.bfloat16 == replace_mean(hidden.bfloat16(), u.float(), u.float()).dtype
+    assert ablate(hidden.bfloat16(), u.float(), target=target).dtype == torch.bfloat16
 
 
 def test_random_directions_are_as_long_and_come_from_the_generator() -> None:

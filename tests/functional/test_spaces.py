@@ -15,14 +15,12 @@ from torch.testing import assert_close
 from keel.functional.directions import cosine, mean_difference, principal_components
 from keel.functional.spaces import (
     Sums,
-    axis_cosine_bound,
     components_needed,
     coordinates_of,
     explained_share,
     mean_of,
     merge_sums,
     no_sums,
-    noise_of,
     quantile_with_error,
     split_half_cosine,
     sum_rows,
@@ -43,8 +41,6 @@ def test_sums_by_hand() -> None:
     sums = sum_rows(float64([[[1, 2], [0, 3]], [[3, 0], [0, 5]]]))
     assert_close(parts(sums), (float64(2), float64([[4, 2], [0, 8]]), float64([14, 34])), **EXACT)
     assert_close(mean_of(sums), torch.tensor([[2.0, 1], [0, 4]]), **EXACT)
-    # About the mean: 1 + 1 + 1 + 1 = 4 over one degree of freedom and two coordinates; 1 + 1 = 2.
-    assert_close(noise_of(sums), float64([2, 1]), **FLOAT64)
 
 
 @given(seeds, st.lists(st.integers(0, 4), min_size=1, max_size=5))
@@ -56,20 +52,16 @@ def test_merged_parts_are_the_whole(seed: int, sizes: list[int]) -> None:
         start += size
     assert_close(parts(merged), parts(sum_rows(rows)), **FLOAT64)
     assert_close(mean_of(merged), rows.mean(0), **STREAMED)
-    assert_close(noise_of(merged), rows.double().var(0).mean(-1), **FLOAT64)
+    noise_found = [truth.noise_of(float(merged.count), *part) for part in zip(
+        merged.total.tolist(), merged.squares.tolist(), strict=True)]
+    assert_close(float64(noise_found), rows.double().var(0).mean(-1), **FLOAT64)
     assert {x.dtype for x in parts(merged)} == {torch.float64}
     assert mean_of(merged).dtype == torch.float32
-
-
-def test_vectors_that_are_all_the_same_have_no_noise() -> None:
-    assert bool((noise_of(sum_rows(torch.full((3, 1, 7), 0.1))) >= 0).all())
 
 
 def test_too_few_vectors_are_refused() -> None:
     with pytest.raises(ValueError, match="no vectors were added: a mean over nothing points nowhere"):
         mean_of(no_sums(1, 2))
-    with pytest.raises(ValueError, match="1 vectors: how much they vary needs two of them"):
-        noise_of(sum_rows(noise(0, 1, 1, 2)))
 
 
 def test_halves_by_hand() -> None:
@@ -81,10 +73,8 @@ def test_halves_by_hand() -> None:
 
 def test_the_bound_by_hand() -> None:
     # 4 (9 (1/3 + 1/6) + 1/2) / 25 = 20 / 25.
-    bound = axis_cosine_bound(width=4, n_role=3, n_default=6, n_roles=2, noise=3.0, spread=1.0, step=5.0)
+    bound = truth.axis_cosine_bound(width=4, n_role=3, n_default=6, n_roles=2, noise=3.0, spread=1.0, step=5.0)
     assert bound == pytest.approx(1 / math.sqrt(1.8), rel=RELATIVE64)
-    with pytest.raises(ValueError, match="step=0 is not above 0: nothing was planted that could be found"):
-        axis_cosine_bound(width=4, n_role=3, n_default=6, n_roles=2, noise=3.0, spread=1.0, step=0)
 
 
 @pytest.mark.parametrize(("seed", "step"), [(0, 3.0), (1, 4.0), (2, 12.0)])
@@ -98,8 +88,8 @@ def test_the_axis_finds_a_planted_direction_as_well_as_it_can(seed: int, step: f
     default = step * u + sigma * noise(seed + 30, 200, width)
     sums = [sum_rows(role[:, None]) for role in roles]
     axis = mean_difference(mean_of(sum_rows(default[:, None])), torch.stack([mean_of(part) for part in sums]))
-    expected = axis_cosine_bound(width=width, n_role=n_roles * each, n_default=200, n_roles=n_roles, noise=sigma,
-                                 spread=tau, step=step)
+    expected = truth.axis_cosine_bound(width=width, n_role=n_roles * each, n_default=200, n_roles=n_roles,
+                                       noise=sigma, spread=tau, step=step)
     found = float(cosine(axis[0].double(), u))
     assert found >= (1 - PLANTED_COSINE) * expected
     assert found <= (1 + PLANTED_COSINE) * expected

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from references.directions import axis_cosine_bound
 from tolerances import FLOAT32, HEARD
 
 from keel.errors import DataError
-from keel.functional.spaces import axis_cosine_bound
 from keel.persona.axis import AssistantAxis
 from keel.persona.extract import Heard, RoleSums
 from keel.persona.outcome import axis_of, summary_of, write_outcome
@@ -65,6 +65,12 @@ def test_axis_and_vectors_by_hand():
     assert table["default"]["projection"] == pytest.approx(5.0) and table["role_mean_projection"] == pytest.approx(0.0)
     # The two vectors differ by (2, 2): one component, at 45 degrees to the axis, turned towards it.
     assert table["variance"] == [pytest.approx(1.0)] and table["cosine_pc1"] == [pytest.approx(0.5**0.5)]
+    # The default's responses differ by (2, 2) as well; with (2, 1) in place of (2, 2), by 9/2 of 5 along (1, 1).
+    assert table["default_explained"] == pytest.approx(1.0)
+    found.kept = torch.tensor([[4.0, 0.0], [6.0, 1.0]])
+    assert space_of(found, 0, rows="fully", scale="as_is").table["default_explained"] == pytest.approx(0.9)
+    found.kept = torch.ones(2, 2)
+    assert space_of(found, 0, rows="fully", scale="as_is").table["default_explained"] is None
     assert table["vectors"][0]["coordinates"] == [pytest.approx(2**0.5)]
     assert table["components_for"] == {"0.7": 1, "0.8": 1, "0.9": 1, "0.95": 1}
     assert table["traits"] == [{"name": "calm", "cosine": pytest.approx(1.0), "n": 1}]
@@ -73,6 +79,29 @@ def test_axis_and_vectors_by_hand():
     lengths = torch.tensor([row for one in BY_HAND for row in [float(one.lengths)]]).sum() / sum(
         one.n_tokens for one in BY_HAND)
     assert table["token_norm"] == [pytest.approx(float(lengths))]
+
+
+def test_projections_are_told_from_the_mean_of_the_roles():
+    """Everything moved by (3, 0): the axis is the same, and only what is raw has moved with it."""
+    moved = [role(one.name, one.kind, labels, one_block(rows)) for one, labels, rows in (
+        (BY_HAND[0], ["all/even", "all/odd"], [[7.0, 0.0], [9.0, 2.0]]),
+        (BY_HAND[1], ["3/even", "3/odd"], [[4.0, 1.0], [4.0, 3.0]]),
+        (BY_HAND[2], ["3/even", "3/odd"], [[2.0, 0.0], [2.0, 0.0]]))]
+    table = space_of(gathered(moved, min_count=1), 0, rows="fully", scale="as_is").table
+    assert table["role_mean_projection"] == pytest.approx(3.0)
+    assert [one["projection"] for one in table["vectors"]] == [pytest.approx(1.0), pytest.approx(-1.0)]
+    assert table["default"]["projection"] == pytest.approx(5.0)
+    assert table["default_range"]["low"] == pytest.approx(7.1)
+
+
+def test_roles_weigh_the_same_and_a_vector_may_have_just_enough():
+    sums = [role("default", "default", ["all/even", "0/odd"], one_block([[4.0, 0.0], [8.0, 0.0]])),
+            role("poet", "role", ["3/even"] * 3, one_block([[0.0, 3.0]] * 3)),
+            role("ghost", "role", ["3/even"] * 2, one_block([[0.0, 0.0]] * 2))]
+    found = gathered(sums, min_count=2)
+    torch.testing.assert_close(found.role_mean, torch.tensor([[0.0, 1.5]]), **FLOAT32)
+    # Whatever a judge said of the default's responses, all count.
+    torch.testing.assert_close(found.axis, torch.tensor([[6.0, -1.5]]), **FLOAT32)
 
 
 def test_somewhat_vectors_span_the_space_but_do_not_move_the_axis():
@@ -139,6 +168,7 @@ def test_halves_are_left_open_where_they_cannot_be_told():
     assert space.table["split_half"] == [None] and space.table["variance"] == [] and space.table["cosine_pc1"] == [None]
     told = summary_of(found, space)
     assert told["reliability"] is None and told["whole_cosine"] is None and told["pc1_share"] is None
+    assert told["default_explained"] is None
 
 
 def test_without_a_judge_all_responses_make_the_vectors():

@@ -68,7 +68,7 @@ def test_the_authors_folder_is_read_with_its_scores(tmp_path):
         ("default_poet", "role", None, True), ("default_poet", "role", 2, True)]
     assert found[0].prompt.messages == (Message("user", "Rhyme.\n\nWhy?"),) and found[0].text == "Sky."
     (tmp_path / "scores" / "default_poet.json").write_text(json.dumps({"pos_p0_q1": 57}))
-    with pytest.raises(DataError, match="default_poet.jsonl:2: the score 57 is no whole number from 0 to 3"):
+    with pytest.raises(DataError, match=r"default_poet.jsonl:2: the score 57 is no whole number from 0 to 3"):
         read(folder)
     (tmp_path / "scores" / "default_poet.json").write_text("{")
     with pytest.raises(DataError, match=r"default_poet.json: these scores cannot be read"):

@@ -57,6 +57,26 @@ def principal_components(rows: Rows, centre: bool, unit_rows: bool) -> tuple[lis
     return (values[order] / values.sum()).tolist(), vectors.T[order].tolist()
 
 
+def noise_of(count: float, total: Row, squares: float) -> float:
+    """Unbiased variance of a coordinate about the mean, averaged over coordinates, from sums."""
+    return (squares - dot(total, total) / count) / ((count - 1) * len(total))
+
+
+def axis_cosine_bound(*, width: int, n_role: int, n_default: int, n_roles: int, noise: float, spread: float,
+                      step: float) -> float:
+    """Cosine to expect of the estimated axis and the planted one; spec, section 16 A.
+
+    Args:
+        width: coordinates of a state.
+        n_role, n_default: responses in roles, all roles together, and by default.
+        n_roles: how many roles.
+        noise, spread: standard deviation of a coordinate over responses, and of a role's own offset over roles.
+        step: length of the planted difference.
+    """
+    variance = noise**2 * (1 / n_role + 1 / n_default) + spread**2 / n_roles
+    return float((1 + width * variance / step**2) ** -0.5)
+
+
 def slope(turns: Row, values: Row) -> float:
     """(n sum xy - sum x sum y) / (n sum xx - (sum x)^2) over the values that are numbers."""
     pairs = [(x, y) for x, y in zip(turns, values, strict=True) if not math.isnan(y)]

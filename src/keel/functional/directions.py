@@ -15,8 +15,7 @@ from keel.functional.masked import Stats, wide
 
 __all__ = [
     "Components", "ablate", "add", "anchor_loss", "bound", "bound_jointly", "cosine", "mean_difference",
-    "principal_components", "project", "random_directions", "raw_coefficient", "replace_mean", "slope", "token_means",
-    "unit",
+    "principal_components", "project", "random_directions", "slope", "token_means", "unit",
 ]
 
 MOST_JOINT = 4
@@ -58,37 +57,6 @@ def cosine(a: Float[Tensor, "*#S D"], b: Float[Tensor, "*#S D"]) -> Float[Tensor
     x, y = a.detach().double(), b.detach().double()
     lengths = x.norm(dim=-1) * y.norm(dim=-1)
     return torch.where(lengths > 0, (x * y).sum(-1) / lengths, 0.0).clamp(-1.0, 1.0)
-
-
-def raw_coefficient(
-    strength: float, direction: Float[Tensor, " D"], *, how: str, token_norm: float | None = None,
-) -> float:
-    """c of h + c v for a strength in one of three units.
-
-        raw: c = strength;   unit: c = strength / |v|;   norm_fraction: c = strength mean|h| / |v|
-
-    Source: arXiv:2601.10387, section 7 of our spec (fractions of the mean norm of a token's state).
-
-    Args:
-        strength: positive points to where v points.
-        direction: v, as stored.
-        how: "raw", "unit" or "norm_fraction".
-        token_norm: mean |h| over tokens at this layer; "norm_fraction" needs it.
-    Raises:
-        ValueError: another unit, a norm_fraction without token_norm, or a zero direction.
-    """
-    if how not in ("raw", "unit", "norm_fraction"):
-        raise ValueError(f"how={how!r} is none of raw, unit, norm_fraction")
-    if how == "raw":
-        return strength
-    length = float(direction.double().norm())
-    if length == 0:
-        raise ValueError("the direction is zero: no coefficient makes a step of a given length of it")
-    if how == "unit":
-        return strength / length
-    if token_norm is None:
-        raise ValueError("norm_fraction needs token_norm, the mean norm of a token's state at this layer")
-    return strength * token_norm / length
 
 
 # --- changing
@@ -204,17 +172,6 @@ def ablate(
     """
     p = project(hidden, unit)
     return (wide(hidden) + (target - p)[..., None] * unit).to(hidden.dtype)
-
-
-def replace_mean(
-    hidden: Float[Tensor, "*S D"], unit: Float[Tensor, " D"], mean: Float[Tensor, " D"],
-) -> Float[Tensor, "*S D"]:
-    """h - <h, u> u + m: what lies along u makes way for a whole mean state m, all its coordinates included.
-
-    Source: arXiv:2601.10387, section 7 of our spec (mean ablation as the authors' package has it). To set only the
-        projection to that of m, use `ablate` with it as the target.
-    """
-    return (wide(hidden) - project(hidden, unit)[..., None] * unit + wide(mean)).to(hidden.dtype)
 
 
 def random_directions(like: Float[Tensor, "*S D"], generator: torch.Generator) -> Float[Tensor, "*S D"]:

@@ -11,8 +11,8 @@ from keel.functional.directions import Components, cosine, mean_difference
 from keel.functional.masked import wide
 
 __all__ = [
-    "Sums", "axis_cosine_bound", "components_needed", "coordinates_of", "explained_share", "mean_of", "merge_sums",
-    "no_sums", "noise_of", "quantile_with_error", "split_half_cosine", "sum_rows", "whole_cosine",
+    "Sums", "components_needed", "coordinates_of", "explained_share", "mean_of", "merge_sums", "no_sums",
+    "quantile_with_error", "split_half_cosine", "sum_rows", "whole_cosine",
 ]
 
 
@@ -63,19 +63,6 @@ def mean_of(sums: Sums) -> Float[Tensor, "L D"]:
     return (sums.total / sums.count).float()
 
 
-def noise_of(sums: Sums) -> Float[Tensor, " L"]:
-    """Unbiased variance of one coordinate about the mean, averaged over the coordinates of a layer.
-
-    Source: arXiv:2601.10387, section 16 of our spec, A (sigma^2 of the estimator's bound).
-    Raises:
-        ValueError: fewer than two vectors.
-    """
-    if float(sums.count) < 2:
-        raise ValueError(f"{int(sums.count)} vectors: how much they vary needs two of them")
-    about = sums.squares - sums.total.square().sum(-1) / sums.count
-    return about.clamp_min(0.0) / ((sums.count - 1) * sums.total.shape[-1])
-
-
 # --- reliability
 
 
@@ -110,31 +97,6 @@ def whole_cosine(split_half: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     """
     r = split_half.clamp_min(0.0)
     return (2 * r / (1 + r)).sqrt()
-
-
-def axis_cosine_bound(
-    *, width: int, n_role: int, n_default: int, n_roles: int, noise: float, spread: float, step: float,
-) -> float:
-    """Cosine that the estimated axis is expected to have with the planted one, for noise that is alike everywhere.
-
-        1 / sqrt(1 + H (sigma^2 (1 / n_role + 1 / n_default) + tau^2 / R) / s^2)
-
-    Source: arXiv:2601.10387, section 16 of our spec, A (h = b_role + s u default + noise).
-
-    Args:
-        width: H, coordinates of a state.
-        n_role, n_default: responses in roles, all roles together, and by default.
-        n_roles: R.
-        noise: sigma, standard deviation of one coordinate of a response.
-        spread: tau, standard deviation of one coordinate of b_role over roles.
-        step: s, length of the planted difference; > 0.
-    Raises:
-        ValueError: step is not above 0.
-    """
-    if step <= 0:
-        raise ValueError(f"step={step} is not above 0: nothing was planted that could be found")
-    variance = noise**2 * (1 / n_role + 1 / n_default) + spread**2 / n_roles
-    return float((1 + width * variance / step**2) ** -0.5)
 
 
 # --- the space of personas

@@ -59,6 +59,7 @@ def summary_of(found: Found, space: Space) -> dict[str, Any]:
         "layer": layer, "reliability": halves[layer], "reliability_lowest": min(halves, key=lambda x: (x is None, x)),
         "whole_cosine": table["whole_cosine"][layer], "cosine_pc1": table["cosine_pc1"][layer],
         "pc1_share": table["variance"][0] if table["variance"] else None, "components_for": table["components_for"],
+        "default_explained": table["default_explained"],
         "axis_norm": table["axis_norm"][layer], "token_norm": table["token_norm"][layer],
         "default_range": table["default_range"], "n_fully": len(found.chosen("fully")),
         "n_somewhat": len(found.chosen("somewhat")), "n_all": len(found.chosen("all")), "n_traits": len(found.traits),

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from keel.errors import DataError
 from keel.functional.directions import Components, cosine, mean_difference, principal_components, project, unit
-from keel.functional.spaces import Sums, components_needed, coordinates_of, mean_of, split_half_cosine, whole_cosine
+from keel.functional.spaces import (
+    Sums,
+    components_needed,
+    coordinates_of,
+    explained_share,
+    mean_of,
+    split_half_cosine,
+    whole_cosine,
+)
 from keel.persona.extract import RoleSums, kept_alike
 
 __all__ = ["SHARES", "SHOWN", "Found", "Rows", "Scale", "Space", "gathered", "space_of"]
@@ -196,7 +204,7 @@ def space_of(found: Found, layer: int, *, rows: Rows, scale: Scale) -> Space:
         "whole_cosine": whole_cosine(torch.tensor(halves)).tolist() if halves is not None else [None] * len(axis),
         "token_norm": found.token_norm.tolist(), "variance": variance,
         "components_for": {f"{share:g}": components_needed(at.variance_share, share) for share in SHARES}
-        if at is not None else {},
+        if at is not None else {}, "default_explained": _explained(found.kept, at),
         "vectors": [{"name": one.name, "kind": one.kind, "n": one.n, "projection": p, **where}
                     for one, p, where in zip(found.vectors, projections, placed, strict=False)],
         "default": {"n": found.n_default, "projection": projections[-1], **placed[-1]},
@@ -229,6 +237,13 @@ def _placed(means: Float[Tensor, "N D"], at: Components | None) -> list[dict[str
     coordinates = coordinates_of(at, means)[:, :SHOWN]
     cosines = cosine((means - at.mean)[:, None], shown[None])
     return [{"coordinates": a, "cosines": b} for a, b in zip(coordinates.tolist(), cosines.tolist(), strict=True)]
+
+
+def _explained(kept: Float[Tensor, "N D"], at: Components | None) -> float | None:
+    """Share of the variance of the default's responses within the space; none of a single one, or of equal ones."""
+    if at is None or not len(kept) or bool((kept == kept[0]).all()):
+        return None
+    return explained_share(kept, at.directions)
 
 
 def _range(projections: Float[Tensor, " N"]) -> dict[str, float] | None:
