@@ -117,3 +117,30 @@ def test_models_are_listed_and_health_needs_no_token(served):
         assert served.http.get("/healthz").json() == {"status": "ready", "running": 0, "waiting": 0}
     finally:
         served.http.headers["authorization"] = f"Bearer {TOKEN}"
+
+
+def test_fields_with_nothing_in_them_change_nothing(served):
+    empty = {name: None for name in ("tools", "tool_choice", "functions", "logit_bias", "metadata", "stream", "audio",
+                                     "stop", "service_tier", "reasoning_effort", "response_format")}
+    said = served.chat().choices[0].message.content
+    answer = served.chat(extra=empty | {"store": False, "parallel_tool_calls": False, "frequency_penalty": 0.0})
+    assert answer.choices[0].message.content == said
+    body = {"model": "tiny", "prompt": "hello cat", "seed": 1, "echo": False, "best_of": None, "suffix": None}
+    assert served.post(body, "/v1/completions").status_code == 200
+
+
+@pytest.mark.parametrize("content", [None, "", " "])
+def test_an_empty_answer_may_be_sent_back(served, expected, content):
+    talk = [*USER, {"role": "assistant", "content": content, "refusal": None, "tool_calls": None}, *USER]
+    messages = tuple(Message(turn["role"], turn["content"] or "") for turn in talk)
+    texts, _ = expected(Prompt("a", messages))
+    choice = served.chat(talk, axis={"monitor": True}).choices[0]
+    assert choice.message.content == texts[0]
+    turns = choice.axis["turns"]
+    assert [turn["n_tokens"] > 0 for turn in turns] == [True, False, True] and turns[1]["projection"] is None
+
+
+def test_an_answer_as_it_came_may_be_sent_back(served):
+    message = served.chat().choices[0].message
+    assert served.chat([*USER, message, *USER]).choices[0].finish_reason
+    assert served.chat([*USER, message.model_dump(), *USER]).choices[0].finish_reason

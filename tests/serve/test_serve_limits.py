@@ -48,14 +48,25 @@ WRONG = [
     (chat(messages=[]), 400, "messages is not as it has to be"),
     (chat(messages=TALK * 3), 400, "12 messages; this server takes at most 8"),
     (chat(messages=[{"role": "tool", "content": "x"}]), 400, "messages.0.role is not as it has to be"),
-    (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages.0.content"),
-    (chat(messages=[{"role": "user", "content": " "}]), 400, "turn 1 (user) is empty"),
-    (chat(messages=TALK[:3]), 400, "the last turn of the prompt is the assistant's"),
+    (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages.0.content.0.type is not"),
+    (chat(messages=[{"role": "user", "content": " "}]), 400, "messages.0.content is empty; only the assistant's may"),
+    (chat(messages=[{"role": "user"}]), 400, "messages.0.content is empty; only the assistant's may be"),
+    (chat(messages=TALK[:3]), 400, "the last turn of the prompt is the assistant's. A prompt ends with"),
+    (chat(messages=[{"role": "assistant", "tool_calls": [{}]}, *USER]), 400, "no field messages.0.tool_calls"),
     (chat(messages=[{"role": "user", "content": "a\0b"}]), 400, "holds a NUL character"),
-    (chat(stop=[""]), 400, "stop"), (chat(stop=["a"] * 17), 400, "stop"), (chat(top_logprobs=3), 400, "top_logprobs"),
+    (chat(stop=[""]), 400, "stop"),
+    (chat(stop=["a"] * 17), 400, "stop is not as it has to be: List should have at most 16"),
+    (chat(stop=5), 400, "stop is not as it has to be: Input should be a valid string or input should be a valid arr"),
+    (chat(store=True), 400, "no field store"), (chat(presence_penalty=0.5), 400, "presence_penalty is not"),
+    (b'{"model":"tiny","messages":[{"role":"user","content":"a"}],"temperature":NaN}', 400, "be a finite number"),
+    (chat(top_logprobs=3), 400, "top_logprobs"),
     (chat(seed=2**63), 400, "seed is not"), (chat(response_format={"type": "json_object"}), 400, "response_format"),
-    (chat(axis={"cap": "none such"}), 400, "no preset 'none such' for this row"),
+    (chat(axis={"cap": "none such"}), 400, "does not have it. It has: floor, beside"),
     (chat(axis={"cap": {}}), 400, "bounds of a row without any number"),
+    (chat(axis={"cap": {"lower": "x"}}), 400, "axis.cap.lower is not as it has to be: Input should be a valid number"),
+    (chat(axis={"steer": {"strength": 1, "layers": [-1]}}), 400, "axis.steer.layers.0 is not as it has to be"),
+    (chat(axis={"cap": {"lower": 1, "layers": [1, 1]}}), 400,
+     "axis.cap.layers is not as it has to be: a block may be named once only"),
     (chat(axis={"cap": {"lower": 2, "upper": 1}}), 400, "axis.cap leaves no room: lower=2.0 is above upper=1.0"),
     (chat(axis={"steer": {"strength": 1, "layers": [7]}}), 400, "a row cannot be acted on behind block 7"),
     (chat(axis={"steer": 1e9}), 400, "axis.steer is not as it has to be"),
@@ -83,9 +94,12 @@ def test_the_official_client_knows_the_errors(served):
 def test_completions_are_checked_too(served):
     for prompt, what in (([], "a list of prompts without any prompt"), (["a"] * 5, "5 responses to one request"),
                          (["cat " * 90], "prompt and response together"), ("a\0", "holds a NUL character"),
-                         ([[1, 2]], "prompt is not as it has to be")):
+                         ([[1, 2]], "prompt.0 is not as it has to be")):
         answer = served.post({"model": "tiny", "prompt": prompt}, "/v1/completions")
         assert answer.status_code == 400 and what in answer.json()["error"]["message"]
+    for asked, param in (({"prompt": ["a"] * 5}, "prompt"), ({"prompt": ["a"], "n": 5}, "n")):
+        assert served.post({"model": "tiny"} | asked, "/v1/completions").json()["error"]["param"] == param
+    assert "no field echo" in served.post({"model": "tiny", "prompt": "a", "echo": True}, "/v1/completions").text
 
 
 def sent(served, *parts):
@@ -135,6 +149,13 @@ def test_other_addresses_and_methods_are_told_so(served):
     assert served.http.get("/nothing").json()["error"]["message"] == "there is nothing at this address"
     assert served.http.get("/v1/completions").json()["error"]["message"] == "this address takes another method"
     assert served.http.get("/docs").status_code == served.http.get("/openapi.json").status_code == 404
+
+
+def test_pages_answer_head_as_get_without_a_body(served):
+    for path in ("/", "/chat.js", "/healthz"):
+        got, head = served.http.get(path), served.http.head(path)
+        assert head.status_code == got.status_code == 200 and head.content == b"" and got.content
+        assert head.headers["content-length"] == got.headers["content-length"]
 
 
 def test_no_other_page_may_read_answers_unless_the_operator_names_it(served, folder):

@@ -74,7 +74,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def broken(_: Request, problem: Exception) -> Response:
         return _refused(Refused(500, f"the server failed: {type(problem).__name__}", code="server_failed"))
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def health() -> Response:
         ready = service.engine.alive and not service.engine.closing
         running, waiting = service.engine.counts
@@ -82,7 +82,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
                      200 if ready else 503)
 
     def add(path: str, name: str, kind: str) -> None:
-        @app.get(path)
+        @app.api_route(path, methods=["GET", "HEAD"])
         async def page() -> Response:
             return FileResponse(HERE / name, media_type=kind)
 

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from keel.data.records import Message
 from keel.persona.rows import Bounds, RowSettings, Steering
@@ -13,9 +13,19 @@ __all__ = ["Asked", "AxisAsked", "ChatAsked", "CompletionAsked", "Refused", "as_
 
 Short = Annotated[str, Field(min_length=1, max_length=256)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Layers = Annotated[list[int], Field(max_length=1024)]
+Nothing = Literal[False] | None
+"""Of a field that clients send without asking for anything by it; any other value of it is refused."""
 MOST_STOPS = 16
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def _different(layers: list[int]) -> list[int]:
+    if len(set(layers)) < len(layers):
+        raise ValueError("a block may be named once only")
+    return layers
+
+
+Layers = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1024), AfterValidator(_different)]
 
 
 class Refused(Exception):
@@ -56,13 +66,18 @@ class Turn(_Strict):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[Part] | None = None
     name: Short | None = None
+    refusal: Nothing = None
+    tool_calls: Nothing = None
+    function_call: Nothing = None
+    audio: Nothing = None
+    annotations: Nothing = None
 
     @property
     def message(self) -> Message:
-        """As keel's templates read it; developers are the system, and parts one text. The name goes unread."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """As keel's templates read it; developers are the system, parts one text, null is empty. Names go unread."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
         return Message("system" if self.role == "developer" else self.role, text)
 
 
@@ -107,20 +122,24 @@ class Asked(_Strict):
     """What both endpoints take."""
 
     model: Short
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=1, le=10)] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: Short | Annotated[list[Short], Field(max_length=MOST_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     user: str | None = None
     axis: AxisAsked | None = None
+    logit_bias: Nothing = None
+    store: Nothing = None
+    metadata: Nothing = None
+    service_tier: Nothing = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -139,6 +158,17 @@ class ChatAsked(Asked):
     logprobs: bool | None = None
     top_logprobs: Literal[0] | None = None
     response_format: TextFormat | None = None
+    tools: Nothing = None
+    tool_choice: Nothing = None
+    parallel_tool_calls: Nothing = None
+    functions: Nothing = None
+    function_call: Nothing = None
+    modalities: Nothing = None
+    audio: Nothing = None
+    prediction: Nothing = None
+    reasoning_effort: Nothing = None
+    verbosity: Nothing = None
+    web_search_options: Nothing = None
 
 
 class CompletionAsked(Asked):
@@ -146,6 +176,9 @@ class CompletionAsked(Asked):
 
     prompt: str | list[str]
     logprobs: Literal[0] | None = None
+    best_of: Nothing = None
+    echo: Nothing = None
+    suffix: Nothing = None
 
 
 def parsed(kind: type[Asked], body: bytes) -> Any:
@@ -157,15 +190,35 @@ def parsed(kind: type[Asked], body: bytes) -> Any:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+    # Of a value that may be of several kinds, each kind has a problem; the nearest is the one that got furthest.
+    problem = max(problems, key=lambda one: (not one["type"].endswith("_type"), len(_names(one["loc"]))))
     if problem["type"] == "json_invalid":
         raise Refused(400, f"the body is not JSON: {problem['msg'].removeprefix('Invalid JSON: ')}", code="not_json")
-    names = [str(part) for part in problem["loc"] if not _of_a_union(part)]
-    if problem["type"] == "extra_forbidden":
-        raise Refused(400, f"this server has no field {'.'.join(names)[:200]}", param=".".join(names)[:200],
-                      code="unknown_field")
-    raise Refused(400, f"{'.'.join(names) or 'the body'} is not as it has to be: {problem['msg']}",
-                  param=".".join(names) or None, code="invalid_value")
+    names = _names(problem["loc"])
+    name = ".".join(names)[:200]
+    if problem["type"] == "extra_forbidden" or _unused(kind, names):
+        raise Refused(400, f"this server has no field {name}", param=name, code="unknown_field")
+    alike = [one["msg"] for one in problems if _names(one["loc"]) == names
+             and one["type"].endswith("_type") == problem["type"].endswith("_type")]
+    what = " or ".join([alike[0], *(_uncapitalised(text) for text in alike[1:])]).removeprefix("Value error, ")
+    raise Refused(400, f"{name or 'the body'} is not as it has to be: {what}", param=name or None,
+                  code="invalid_value")
+
+
+def _names(place: tuple[int | str, ...]) -> list[str]:
+    return [str(part) for part in place if not _of_a_union(part)]
+
+
+def _uncapitalised(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _unused(kind: type[Asked], names: list[str]) -> bool:
+    """Whether it is one of OpenAI's fields that may only be sent with nothing in it."""
+    fields: Any = Turn.model_fields if names[:1] == ["messages"] else kind.model_fields
+    found = fields.get(names[2] if names[:1] == ["messages"] and len(names) > 2 else names[0] if names else "")
+    return found is not None and found.annotation == Nothing
 
 
 def _of_a_union(part: int | str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from keel.data.records import Prompt, check_prompt
+from keel.data.records import Message, Prompt, check_prompt
 from keel.data.render import Template
 from keel.data.spans import render_conversation
 from keel.errors import KeelError, ModelError
@@ -87,7 +87,7 @@ class Service:
         n_choices = len(prompts) * (asked.n or 1)
         if n_choices > limits.max_choices:
             raise Refused(400, f"{n_choices} responses to one request; this server gives at most {limits.max_choices}",
-                          param="n", code="too_many_choices")
+                          param="prompt" if len(prompts) > limits.max_choices else "n", code="too_many_choices")
         limit = self._limit(asked, max(map(len, prompts)))
         return Plan(asked, number, prompts, settings, limit, turns)
 
@@ -137,7 +137,7 @@ class Service:
         try:
             self.control.check(settings)
         except ModelError as error:
-            raise Refused(400, str(error).replace("\n    ", " "), param="axis", code="invalid_axis") from error
+            raise Refused(400, _said(error), param="axis", code="invalid_axis") from error
         if isinstance(settings.cap, str) or settings.cap is None:
             return settings
         low, high = settings.cap.lower, settings.cap.upper
@@ -158,8 +158,7 @@ class Service:
                 check_prompt(Prompt("request", (), text))
             return tuple(self.words.prompt_ids(Prompt("request", (), text)) for text in texts), ()
         except KeelError as error:
-            what = f"{error.what}. {error.remedy}" if error.remedy else error.what
-            raise Refused(400, what, param="messages" if isinstance(asked, ChatAsked) else "prompt",
+            raise Refused(400, _said(error), param="messages" if isinstance(asked, ChatAsked) else "prompt",
                           code="invalid_prompt") from error
 
     def _conversation(self, asked: ChatAsked, settings: RowSettings) -> tuple[tuple[list[int], ...], Turns]:
@@ -167,7 +166,7 @@ class Service:
             raise Refused(400, f"{len(asked.messages)} messages; this server takes at most "
                           f"{self.cfg.limits.max_messages}", param="messages", code="too_many_messages")
         messages = tuple(turn.message for turn in asked.messages)
-        check_prompt(Prompt("request", messages))
+        _check_messages(messages)
         ids = self.words.prompt_ids(Prompt("request", messages))
         if not settings.monitor or len(ids) >= self.engine.capacity:
             return (ids,), ()
@@ -193,3 +192,22 @@ class Service:
             raise Refused(400, f"{wanted} tokens are asked for; this server writes at most {limits.max_new_tokens}",
                           param="max_tokens", code="too_many_tokens")
         return min(room, limits.max_new_tokens) if wanted is None else wanted
+
+
+def _said(error: KeelError) -> str:
+    return f"{error.what}. {error.remedy}" if error.remedy else error.what
+
+
+def _check_messages(messages: tuple[Message, ...]) -> None:
+    """As for every prompt, but that the assistant may have said nothing: clients send such turns back.
+
+    Raises:
+        Refused: another message is empty.
+        RowError: see `check_prompt`.
+    """
+    for index, message in enumerate(messages):
+        if not message.content.strip() and message.role != "assistant":
+            raise Refused(400, f"messages.{index}.content is empty; only the assistant's may be",
+                          param=f"messages.{index}.content", code="empty_message")
+    check_prompt(Prompt("request", tuple(message if message.content.strip() else Message(message.role, "nothing")
+                                         for message in messages)))
