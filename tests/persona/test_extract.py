@@ -1,5 +1,7 @@
 """Running sums: which tokens count, that nothing depends on batches or parts, and that what is planted is found."""
 
+import dataclasses
+
 import pytest
 import tiny
 import torch
@@ -86,6 +88,19 @@ def test_a_second_pass_hears_the_same_of_responses_that_ended(spoken, asked):
         assert int(again.n_tokens[i]) == int(heard.n_tokens[i])
         torch.testing.assert_close(again.means[i], heard.means[i], **HEARD)
         torch.testing.assert_close(again.lengths[i], heard.lengths[i], **HEARD)
+
+
+def test_what_the_template_writes_before_a_response_is_no_content(spoken, asked):
+    """With a lead of one token the first token of the row is not counted; a lead elsewhere in the text is."""
+    model, words = spoken
+    lead = dataclasses.replace(words, lead="red ")
+    prompt = asked[0]
+    row = lead.response_ids("the red cat", True)
+    content = row[1:-1]
+    heard = read_again(model, lead, [(prompt, "the red cat", True)], micro_tokens=60)
+    assert len(content) == 3 == int(heard.n_tokens[0])
+    own = states(spoken, prompt + row)[:, len(prompt) + 1 : len(prompt) + 4]
+    torch.testing.assert_close(heard.means[0], own.mean(1), **FLOAT32)
 
 
 def test_of_a_cut_response_only_a_second_pass_hears_the_last_token(spoken, asked):
