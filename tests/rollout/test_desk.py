@@ -78,3 +78,19 @@ def test_who_joins_is_not_penalised_for_what_others_have_written(model):
     while place.running:
         place.step()
     assert first.written and second.written == first.written
+
+
+def test_the_memory_of_a_finished_batch_is_free_at_once():
+    import gc
+    import weakref
+
+    from keel.rollout.cache import SlotCache
+
+    gc.disable()  # the collector of cycles would come some time later, many batches on
+    try:
+        cache = SlotCache(2, 3, 5, torch.device("cpu"))
+        seen = weakref.ref(cache)
+        del cache
+        assert seen() is None
+    finally:
+        gc.enable()

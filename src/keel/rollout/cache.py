@@ -1,5 +1,7 @@
 """A key-value cache of slots: every row has its own length, and a slot is used again when its row has finished."""
 
+import weakref
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -12,7 +14,8 @@ class _Slots(CacheLayerMixin):
 
     def __init__(self, owner: "SlotCache") -> None:
         super().__init__()
-        self.owner = owner
+        # Not the cache itself: a cycle would keep the memory of every finished batch until Python looks for cycles.
+        self.owner = weakref.proxy(owner)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.owner.n_slots, key_states.shape[1], self.owner.capacity)
