@@ -27,6 +27,8 @@ from keel.rollout.sample import SamplingConfig, sample
 VECTOR = torch.linspace(-2.0, 2.0, architectures.WIDTH)
 PROMPTS = rows()
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -613,7 +615,7 @@ def test_whoever_runs_a_pass_may_say_what_its_columns_are(model):
     assert seen[1].rows.tolist() == [0] and seen[1].real.all()
 
 
-@pytest.mark.parametrize("other", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("other", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NEEDS_CUDA])])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_model_in_parts_is_tapped_where_each_part_is(name, other):
     """Some blocks on the processor and the rest on another device, moved between by accelerate, against the whole."""
