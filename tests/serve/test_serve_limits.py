@@ -198,7 +198,7 @@ def test_a_client_that_hangs_up_frees_its_rows_while_others_go_on(served, stream
         assert until(lambda: served.engine.counts in ((1, 3), (4, 0)))
         if served.engine.counts == (1, 3):
             gate.let(1)  # who waits joins between two steps
-        assert until(lambda: served.engine.counts == (4, 0))
+        assert until(lambda: served.engine.counts in ((4, 0), (3, 0)))  # the first one may have ended with that step
     assert until(lambda: (gate.let(1), served.engine.counts[0] <= 1)[1])
     gate.off()
     other.join(20)
