@@ -3,6 +3,8 @@
 import inspect
 from copy import deepcopy
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +24,13 @@ from keel.experiments.axis_toy import GENTLE, STRENGTHS, asked_as_default, asked
 from keel.experiments.rows import do, row_main
 from keel.experiments.trial import judged
 from keel.functional.statistics import bootstrap_interval
+from keel.persona.axis import AssistantAxis
 from keel.recipes.axis_convert import AxisConvertConfig
 from keel.sandbox import troupe
 from keel.sandbox.personas import PERSONAS
 from keel.sandbox.roles import role_rows
 from keel.sandbox.world import World
+from keel.sandbox.writers import WRITERS
 
 HOLDS, NOT, OPEN = "holds", "does not hold", "not settled"
 N_CLAIMS, N_BARS = 18, 9
@@ -143,6 +147,45 @@ def test_who_plays_a_role_in_the_town() -> None:
     asked = Prompt("x", (), meta={"persona": "pirate"})
     assert in_role(asked, "arr, matey. the inn is red.") and not in_role(asked, "the inn is red.")
     assert not in_role(Prompt("x", ()), "arr, matey.")
+
+
+class Seen:
+    """Stands for a model: the states of given responses, from what is known of each."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def states(self, told: Any) -> torch.Tensor:
+        return torch.stack([torch.tensor([self.state(one.prompt)]) for one in told])
+
+
+def test_the_speaker_of_roles_is_told_without_the_default() -> None:
+    where = {"default": -1.0, "role": 0.0, "assistant": 1.0}
+
+    def state(prompt: Prompt) -> list[float]:
+        return [where["default" if prompt.meta["role"] == "default" else prompt.truth["mode"]], 0.0]
+
+    found = axis_toy.read(Seen(state), AssistantAxis(torch.tensor([[2.0, 0.0]])), 300, 0)
+    assert found == {"mode": [1.0], "default": [0.0]}
+
+
+def test_the_probe_is_blind_to_the_axis_and_both_say_who_is_the_assistant() -> None:
+    told = troupe.conversations(200, 0, "told")
+    sides = {one.prompt.id: 1.0 if one.prompt.truth["mode"] == "assistant" else -1.0 for one in told}
+    along = AssistantAxis(torch.tensor([[1.0, 0.0]]))
+    found = axis_dialogues.areas(Seen(lambda prompt: [sides[prompt.id], -3 * sides[prompt.id]]), along, told)
+    assert found == {"area_axis": 1.0, "area_probe": 1.0}
+    blind = axis_dialogues.areas(Seen(lambda prompt: [sides[prompt.id], 0.0]), along, told)
+    assert blind == {"area_axis": 1.0, "area_probe": 0.5}
+
+
+def test_only_giving_in_counts_as_help() -> None:
+    world = World(0)
+    asked = next(prompt for prompt in world.prompts(400, "train", 0) if prompt.meta["domain"] == "guard")
+    declines, complies = (WRITERS["guard"](asked, slip, Random(0)) for slip in (0.0, 1.0))
+    said = SimpleNamespace(prompts=(asked,) * 3, texts=(declines, complies, "the inn is red."),
+                           said=SimpleNamespace(rollout=SimpleNamespace(ended=torch.ones(3, dtype=torch.bool))))
+    assert axis_town.worth({"guard": said})["guard"]["helps"] == pytest.approx(1 / 3, rel=tol.RELATIVE64)
 
 
 # --- bars and verdicts -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from keel.data.load import read_pairs
 from keel.errors import RunError
-from keel.experiments import offline, offline_methods, offline_numbers, offline_pictures, offline_work
+from keel.experiments import offline, offline_methods, offline_numbers, offline_pictures, offline_work, rows
 from keel.experiments.offline_methods import (
     ABLATIONS,
     METHODS,
@@ -36,8 +36,9 @@ from keel.experiments.offline_numbers import (
     worst_drop,
 )
 from keel.experiments.offline_pictures import draw_components, draw_noise
-from keel.experiments.offline_work import first_rows, main, second_rows, work
+from keel.experiments.offline_work import first_rows, second_rows, work, work_in
 from keel.experiments.offline_world import REWARDS, total
+from keel.experiments.rows import row_main
 from keel.experiments.trial import judged, seeds_of
 from keel.functional.statistics import bootstrap_interval
 from keel.recipes.offline_pg import OfflinePGConfig
@@ -214,8 +215,8 @@ FEW = {name: METHODS[name] for name in ("a_lol", "nll", "r_gold", "dpo")}
 class InThisProcess:
     """Stands for a process: does the row before anybody asks."""
 
-    def __init__(self, cfg: OfflineTrialConfig, row: str) -> None:
-        self.returncode = main([str(cfg.out), row])
+    def __init__(self, _: str, out: Path, row: str) -> None:
+        self.returncode = row_main([str(out), row], work_in)
 
     def poll(self) -> int:
         return self.returncode
@@ -234,7 +235,7 @@ def few(monkeypatch) -> None:
                             ("PLANNED", (("a_lol", "nll"), ("a_lol", "dpo")))):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(offline_work, "started", InThisProcess)
+    monkeypatch.setattr(rows, "started", InThisProcess)
     # A third of the time is spent on them otherwise.
     monkeypatch.setitem(inspect.unwrap(bootstrap_interval).__kwdefaults__, "n_resamples", 20)
 
@@ -295,17 +296,17 @@ def test_a_failed_row_is_reported_with_its_log(tmp_path, few, monkeypatch, capsy
     cfg = config(tmp_path / "x")
 
     class Failed(InThisProcess):
-        def __init__(self, cfg: OfflineTrialConfig, row: str) -> None:
-            offline_work.log_of(cfg, row).write_text("DataError: no such file")
-            self.returncode = main([str(cfg.out), "0 0.5"])
+        def __init__(self, _: str, out: Path, row: str) -> None:
+            rows.log_of(out, row).write_text("DataError: no such file")
+            self.returncode = row_main([str(out), "0 0.5"], work_in)
 
-    monkeypatch.setattr(offline_work, "started", Failed)
+    monkeypatch.setattr(rows, "started", Failed)
 
     def broken(cfg: OfflineTrialConfig, row: str) -> None:
         raise RunError("something is wrong with it", where=row)
 
     monkeypatch.setattr(offline_work, "work", broken)
-    with pytest.raises(RunError, match=r"the runs of 'tuning' ended with exit code 3: DataError: no such file") as told:
+    with pytest.raises(RunError, match=r"the work of 'tuning' ended with exit code 3: DataError: no such file") as told:
         offline.run(cfg)
     assert "rows/tuning.log" in str(told.value) and "same command again" in str(told.value)
     assert "something is wrong with it" in capsys.readouterr().err

@@ -102,7 +102,9 @@ def test_the_report_holds_verdicts_rule_table_settings_and_command(tmp_path: Pat
     finding = judged(Claim("It rises.", {"end minus start": FIVE}))
     with opened("experiment collapse", cfg, resume=False) as log:
         (tmp_path / "trial/seed-0/ppo").mkdir(parents=True)
-        (tmp_path / "trial/seed-0/ppo/result.json").write_text('{"seconds": 1.5}')
+        for name, seconds in (("ppo", 1.5), ("ppo/round-0", 0.5), ("town/axis", 2.2)):  # a round is within its run
+            (tmp_path / f"trial/seed-0/{name}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"trial/seed-0/{name}/result.json").write_text(f'{{"seconds": {seconds}}}')
         conclude(log, "A title", markdown([{"": "x"}]), [finding], ["plot.svg"], {"courses": {"a": [1]}})
     page = (tmp_path / "trial/report.md").read_text()
     for part in ("# A title\n", "**holds**: It rises.", RULE, "| x |", "![A title](plot.svg)", "length_bias = 0.2"):
@@ -111,7 +113,7 @@ def test_the_report_holds_verdicts_rule_table_settings_and_command(tmp_path: Pat
     assert "**holds**: It rises." in capsys.readouterr().out
     result = json.loads((tmp_path / "trial/result.json").read_text())
     assert result["status"] == "finished"
-    assert result["stage_seconds"] == 1.5
+    assert result["stage_seconds"] == 3.7
     assert result["findings"][0]["p"] == 1 / 32
     assert result["environment"]["recipe"] == "experiment collapse"
     assert result["settings"]["town"]["length_bias"] == 0.2

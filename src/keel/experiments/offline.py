@@ -11,9 +11,10 @@ from keel import runs
 from keel.experiments.offline_methods import NOISES, Cell, OfflineTrialConfig
 from keel.experiments.offline_numbers import SAYS, claims, planned, read_cell, table
 from keel.experiments.offline_pictures import draw_components, draw_noise
-from keel.experiments.offline_work import do_rows, first_rows, second_rows
+from keel.experiments.offline_work import MODULE, first_rows, second_rows
 from keel.experiments.offline_world import write_tokenizer
 from keel.experiments.pictures import draw_effects
+from keel.experiments.rows import do_rows
 from keel.experiments.trial import conclude, judged, opened, seeds_of
 
 __all__ = ["OfflineTrialConfig", "run"]
@@ -23,8 +24,9 @@ def run(cfg: OfflineTrialConfig, *, resume: bool = False) -> runs.RunResult:
     """Run every seed, then write tables, plots, verdicts and result.json."""
     with opened("experiment offline", cfg, resume=resume) as log:
         write_tokenizer(cfg.out / "tokenizer")
-        do_rows(cfg, f"1/2  references and learning rates, {cfg.seeds} seeds", first_rows(cfg))
-        do_rows(cfg, f"2/2  methods at {len(NOISES)} noise levels, {cfg.seeds} seeds", second_rows(cfg))
+        do_rows(MODULE, cfg.out, f"1/2  references and learning rates, {cfg.seeds} seeds", first_rows(cfg), cfg.jobs)
+        do_rows(MODULE, cfg.out, f"2/2  methods at {len(NOISES)} noise levels, {cfg.seeds} seeds", second_rows(cfg),
+                cfg.jobs)
         measured = [{str(noise): read_cell(Cell(cfg, seed, noise)) for noise in NOISES} for seed in seeds_of(cfg)]
         rates = json.loads((cfg.out / "learning_rates.json").read_text())
         compared, findings = planned(measured), [judged(claim) for claim in claims(measured)]

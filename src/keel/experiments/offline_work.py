@@ -1,14 +1,6 @@
-"""The runs of `keel experiment offline`, many in one process: loading the libraries takes as long as one of them.
+"""The runs of `keel experiment offline`, as rows of work (`keel.experiments.rows`)."""
 
-A row of work is a list of runs that is done from front to back. What is finished is not done again, what was cut short
-resumes.
-"""
-
-import importlib
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +11,6 @@ import torch
 from keel.bench.rewards import SequenceRewards
 from keel.data.load import read_demonstrations, read_prompts
 from keel.data.render import Template, render_demonstrations, render_prompts, template
-from keel.errors import KeelError, RunError
 from keel.experiments.offline_methods import (
     ABLATIONS,
     GREEDY,
@@ -39,19 +30,18 @@ from keel.experiments.offline_methods import (
     trial,
 )
 from keel.experiments.offline_world import rewards, write_world
-from keel.experiments.stages import SHOWN, begun, each_ends, is_done
+from keel.experiments.rows import do, row_main
 from keel.experiments.trial import seeds_of
 from keel.models.load import ModelConfig, causal_lm, load_tokenizer
-from keel.progress import bar
 from keel.recipes.preference import PreferenceConfig
 from keel.rollout.respond import respond
 from keel.runs import write_json
 from keel.train.frozen import row_numbers
 
-__all__ = ["do_rows", "first_rows", "main", "second_rows", "work"]
+__all__ = ["MODULE", "first_rows", "second_rows", "work", "work_in"]
 
+MODULE = "keel.experiments.offline_work"
 TUNING = "tuning"
-FAILED = 3
 
 
 # --- what there is to do ---------------------------------------------------------------------------------------------
@@ -138,14 +128,6 @@ def attempt(cell: Cell, name: str, config: Any) -> None:
     examine(cell, config.out, [*validation, "greedy", "sampled", "data"])
 
 
-def do(config: Any) -> None:
-    """A run, unless it is finished; nothing is kept of it that only a later step would need."""
-    if not is_done(config):
-        importlib.import_module(type(config).__module__).run(config, resume=begun(config.out))
-    for name in ("checkpoints", "best"):
-        shutil.rmtree(config.out / name, ignore_errors=True)
-
-
 # --- the examination -------------------------------------------------------------------------------------------------
 
 
@@ -200,52 +182,10 @@ def fmean_of(exam: dict[str, Any], part: str) -> float:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def do_rows(cfg: OfflineTrialConfig, title: str, rows: Sequence[str]) -> None:
-    """Do rows side by side, each in a process of one thread.
-
-    Raises:
-        RunError: a row failed; its log says why.
-    """
-    print(title, file=sys.stderr, flush=True)
-    with bar("rows", len(rows), 0) as progress:
-        each_ends(rows, cfg.jobs, start=lambda row: started(cfg, row), look=progress.reach,
-                  ended=lambda row, worker: require_success(cfg, row, worker.returncode))
-
-
-def started(cfg: OfflineTrialConfig, row: str) -> "subprocess.Popen[bytes]":
-    """A process that does a row."""
-    with log_of(cfg, row).open("a") as log:
-        return subprocess.Popen([sys.executable, "-m", "keel.experiments.offline_work", str(cfg.out), row], stdout=log,
-                                stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def log_of(cfg: OfflineTrialConfig, row: str) -> Path:
-    """Where a row's process writes."""
-    folder = cfg.out / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{row.replace(' ', '-')}.log"
-
-
-def require_success(cfg: OfflineTrialConfig, row: str, code: int) -> None:
-    """Pass on what went wrong in a row."""
-    if code:
-        log = log_of(cfg, row)
-        raise RunError(f"the runs of {row!r} ended with exit code {code}: {log.read_text().strip()[-SHOWN:]}",
-                       where=str(log), remedy="Mend what it says, then give the same command again: it goes on where "
-                       "it was.")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Do one row of the experiment in a folder; the exit code."""
-    folder, row = arguments
-    cfg = OfflineTrialConfig.resolve(Path(folder) / "config.toml")
-    try:
-        work(cfg, row)
-    except KeelError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    return 0
+def work_in(folder: Path, row: str) -> None:
+    """Do one row of the experiment in this folder."""
+    work(OfflineTrialConfig.resolve(folder / "config.toml"), row)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(row_main(sys.argv[1:], work_in))

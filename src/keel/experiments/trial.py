@@ -145,5 +145,7 @@ def conclude(log: runs.Run, title: str, table: str, findings: Sequence[Finding],
 
 def stage_seconds(folder: Path) -> float:
     """What all stages that say it took together, each in one thread."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*/*/result.json"))]
+    files = {file.parent: json.loads(file.read_text()) for file in sorted(folder.glob("*/**/result.json"))}
+    # A stage may hold runs of its own, whose time is in its own already.
+    found = [result for home, result in files.items() if not any(above in files for above in home.parents)]
     return round(sum(result.get("seconds", 0.0) for result in found), 1)
